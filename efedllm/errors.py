@@ -1,0 +1,35 @@
+"""Errors a person sees: one line that says what is wrong, one that says what to do next."""
+
+from __future__ import annotations
+
+
+class EfedError(Exception):
+    """Base of every expected failure.
+
+    `code` is stable and machine readable (it travels in ERROR frames and in `--json` output); `hint` says what to do next.
+    """
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class ProtocolError(EfedError):
+    """A peer sent something malformed, oversized, unsigned or out of order."""
+
+
+class ChainError(EfedError):
+    """The chain refused a call, is the wrong one, or cannot be reached."""
+
+
+class ModelError(EfedError):
+    """A published model is missing, incomplete or does not match its hashes."""
+
+
+class ConfigError(EfedError):
+    """Settings or arguments do not fit together."""
