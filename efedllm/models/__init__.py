@@ -1,0 +1,1 @@
+"""Published models: manifest, weight leaves and root, fetching by hash, reading checkpoints."""

@@ -1,0 +1,303 @@
+"""The manifest of a published model: which tensors it has, what they hash to, and the Merkle roots nodes stake on.
+
+Needs neither torch nor transformers: clients, the chain tools and the fetcher read it too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from eth_utils.crypto import keccak
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from efedllm.commitments.merkle import WeightsTree, verify_weights
+from efedllm.errors import ModelError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+EMBED_FILE = "embed.safetensors"
+HEAD_FILE = "head.safetensors"
+
+# Pseudo layers: sort after every transformer layer.
+LAYER_FILES = 0xFFFD
+LAYER_HEAD = 0xFFFE
+LAYER_EMBED = 0xFFFF
+MAX_LAYERS = LAYER_FILES - 1
+
+DTYPE_CODES = {"": 0, "float32": 1, "bfloat16": 2, "float16": 3, "int8": 4}
+QUANT_CODES = {"none": 0, "int8": 1}
+
+TensorDtype = Literal["float32", "bfloat16", "float16", "int8"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Hash32 = Annotated[str, Field(pattern=r"^0x[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}$")]
+U16 = Annotated[int, Field(ge=0, lt=1 << 16)]
+U32 = Annotated[int, Field(ge=0, lt=1 << 32)]
+
+
+def layer_file(layer: int) -> str:
+    """Name of the file that holds transformer layer `layer`."""
+    return f"layer-{layer:04d}.safetensors"
+
+
+def tensor_id(name: str) -> bytes:
+    """bytes32 id of a tensor or plain file: keccak256 of its UTF-8 name."""
+    return keccak(text=name)
+
+
+def weight_leaf(layer: int, name: str, rows: int, cols: int, rank: int, dtype: str, sha256: str) -> bytes:
+    """Leaf of one tensor: keccak(keccak(abi.encode(uint16,bytes32,uint32,uint32,uint32,uint8,bytes32))).
+
+    Double hashing is OpenZeppelin's StandardMerkleTree rule: a leaf can never be mistaken for an inner node.
+    """
+    words = (layer, int.from_bytes(tensor_id(name)), rows, cols, rank, DTYPE_CODES[dtype], int(sha256, 16))
+    return keccak(keccak(b"".join(word.to_bytes(32, "big") for word in words)))
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FileInfo(_Strict):
+    """One file of the published directory, other than the manifest itself. `size` in bytes."""
+
+    name: FileName
+    size: Annotated[int, Field(ge=0, lt=1 << 48)]
+    sha256: Sha256
+
+    @property
+    def is_plain(self) -> bool:
+        """True for config and tokenizer files, which have a leaf of their own; weight files are covered per tensor."""
+        return not self.name.endswith(".safetensors")
+
+
+class TensorInfo(_Strict):
+    """One logical tensor. A matrix is [rows, cols] = [out, in]; a vector has cols 1 and form "dense".
+
+    `sha256` is over the canonical bytes of `parts` in order (little endian, row-major): dense `[name]`, low rank
+    `[name.u, name.v]` with u [rows, rank] and v [rank, cols]; int8 adds float32 scales, one per row of each int8 part.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=300)]
+    layer: U16
+    tensor_id: Hash32
+    form: Literal["dense", "lowrank"]
+    rows: Annotated[int, Field(gt=0, lt=1 << 32)]
+    cols: Annotated[int, Field(gt=0, lt=1 << 32)]
+    rank: U32
+    dtype: TensorDtype
+    parts: tuple[str, ...]
+    file: FileName
+    sha256: Sha256
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.tensor_id != "0x" + tensor_id(self.name).hex():
+            raise ValueError(f"tensor_id of {self.name} is not the hash of its name")
+        if self.parts != part_names(self.name, self.form, self.dtype):
+            raise ValueError(f"parts of {self.name} do not fit its form")
+        if (self.form == "lowrank") != (self.rank > 0) or self.rank > min(self.rows, self.cols):
+            raise ValueError(f"rank of {self.name} does not fit its form")
+        if self.file != _file_of_layer(self.layer):
+            raise ValueError(f"{self.name} is in {self.file}, not in the file of its layer")
+        return self
+
+    @property
+    def leaf(self) -> bytes:
+        return weight_leaf(self.layer, self.name, self.rows, self.cols, self.rank, self.dtype, self.sha256)
+
+    @property
+    def nbytes(self) -> int:
+        """Published bytes of all parts."""
+        item = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}[self.dtype]
+        scale = 4 if self.dtype == "int8" else 0
+        if self.form == "lowrank":
+            return self.rank * (self.rows + self.cols) * item + (self.rows + self.rank) * scale
+        return self.rows * (self.cols * item + scale)
+
+
+def part_names(name: str, form: str, dtype: str) -> tuple[str, ...]:
+    """Names inside the safetensors file of the parts of tensor `name`, in hashing order."""
+    parts = (f"{name}.u", f"{name}.v") if form == "lowrank" else (name,)
+    return parts + tuple(f"{part}.scale" for part in parts) if dtype == "int8" else parts
+
+
+def _file_of_layer(layer: int) -> str:
+    if layer == LAYER_EMBED:
+        return EMBED_FILE
+    return HEAD_FILE if layer == LAYER_HEAD else layer_file(layer)
+
+
+class Manifest(_Strict):
+    """Everything a reader must know about a published model, and what its bytes must hash to.
+
+    `keep` is the fraction of the parameters of each matrix kept by the low-rank factors (1.0: untouched); `dtype` that
+    of the source weights.
+    """
+
+    format_version: Literal[1] = 1
+    architecture: str
+    model_type: str
+    layers: Annotated[int, Field(gt=0, le=MAX_LAYERS)]
+    hidden: Annotated[int, Field(gt=0, lt=1 << 16)]
+    vocab: Annotated[int, Field(gt=0, lt=1 << 31)]
+    tied: bool
+    dtype: TensorDtype
+    method: Literal["truncate", "whiten"]
+    keep: Annotated[float, Field(gt=0.0, le=1.0)]
+    quant: Literal["none", "int8"]
+    tensors: tuple[TensorInfo, ...]
+    files: tuple[FileInfo, ...]
+    weights_root: Hash32
+    created_by: str
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len({t.name for t in self.tensors}) != len(self.tensors):
+            raise ValueError("a tensor is listed twice")
+        if len({f.name for f in self.files}) != len(self.files):
+            raise ValueError("a file is listed twice")
+        missing = {t.file for t in self.tensors} - {f.name for f in self.files}
+        if missing:
+            raise ValueError(f"tensors refer to files that are not listed: {sorted(missing)}")
+        absent = set(range(self.layers)) ^ {t.layer for t in self.tensors if t.layer <= MAX_LAYERS}
+        if absent:
+            raise ValueError(f"layers without tensors, or beyond the last: {sorted(absent)[:5]}")
+        if self.weights_root != "0x" + weights_root(self.tensors, self.files).hex():
+            raise ValueError("weights_root is not the root of the listed tensors")
+        return self
+
+    @classmethod
+    def parse(cls, data: bytes | str) -> Manifest:
+        """Read a manifest. Raises ModelError "bad-manifest"."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ModelError(
+                "bad-manifest",
+                f"The model's manifest is not valid: {where}: {first['msg']}.".replace(": :", ":"),
+                "Fetch the model again from its publisher.",
+            ) from error
+
+    @classmethod
+    def load(cls, directory: Path) -> Manifest:
+        """Read `directory/manifest.json`. Raises ModelError "not-published" or "bad-manifest"."""
+        path = directory / MANIFEST_NAME
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ModelError(
+                "not-published",
+                f"{directory} is not a published model: {MANIFEST_NAME} cannot be read.",
+                "Make one with `efedllm model compress`.",
+            ) from error
+        return cls.parse(data)
+
+    def canonical_json(self) -> bytes:
+        """The bytes of manifest.json: sorted keys, no spaces, ASCII."""
+        document = self.model_dump(mode="json")
+        return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+    def hash(self) -> bytes:
+        """sha256 of the canonical JSON; also the sha256 of manifest.json as `compress` writes it."""
+        return hashlib.sha256(self.canonical_json()).digest()
+
+    def save(self, directory: Path) -> Path:
+        path = directory / MANIFEST_NAME
+        path.write_bytes(self.canonical_json())
+        return path
+
+    @property
+    def root(self) -> bytes:
+        """weights_root as 32 bytes."""
+        return bytes.fromhex(self.weights_root[2:])
+
+    @property
+    def rank_bps(self) -> int:
+        """`keep` in basis points, as registered on chain."""
+        return round(self.keep * 10_000)
+
+    @property
+    def quant_code(self) -> int:
+        """0 none, 1 int8, as registered on chain."""
+        return QUANT_CODES[self.quant]
+
+    @cached_property
+    def _entries(self) -> dict[tuple[int, str], bytes]:
+        return dict(_sorted_leaves(self.tensors, self.files))
+
+    @cached_property
+    def tree(self) -> WeightsTree:
+        """The tree under `weights_root`: every leaf, sorted by (layer, name)."""
+        return WeightsTree(list(self._entries.values()))
+
+    def tensor(self, name: str) -> TensorInfo:
+        """The entry of one tensor. Raises ModelError "no-such-tensor"."""
+        for tensor in self.tensors:
+            if tensor.name == name:
+                return tensor
+        raise ModelError("no-such-tensor", f"The model has no tensor named {name}.", "See `efedllm model inspect`.")
+
+    def proof(self, tensor: TensorInfo) -> list[bytes]:
+        """Merkle proof of one tensor's leaf, for `ModelRegistry.verifyTensor`."""
+        return self.tree.proof(list(self._entries).index((tensor.layer, tensor.name)))
+
+    def verify_tensor(self, tensor: TensorInfo, proof: list[bytes]) -> bool:
+        return verify_weights(self.root, tensor.leaf, proof)
+
+    def check_range(self, lo: int, hi: int) -> None:
+        """Raises ModelError "bad-range" unless 0 <= lo < hi <= layers."""
+        if not 0 <= lo < hi <= self.layers:
+            raise ModelError(
+                "bad-range",
+                f"Layers {lo}:{hi} are not a range of this model, which has {self.layers} layers.",
+                f"Use LO:HI with 0 <= LO < HI <= {self.layers}.",
+            )
+
+    def needs_layer(self, layer: int, lo: int, hi: int) -> bool:
+        """Whether a node of layers [lo, hi) needs the tensors of `layer` (embed and head included)."""
+        if layer == LAYER_EMBED:
+            return lo == 0 or (hi == self.layers and self.tied)
+        return hi == self.layers if layer == LAYER_HEAD else lo <= layer < hi
+
+    def tensors_for(self, lo: int, hi: int) -> list[TensorInfo]:
+        """Tensors a node of layers [lo, hi) holds, sorted by (layer, name)."""
+        self.check_range(lo, hi)
+        chosen = [t for t in self.tensors if self.needs_layer(t.layer, lo, hi)]
+        return sorted(chosen, key=lambda t: (t.layer, t.name))
+
+    def files_for(self, lo: int, hi: int) -> list[str]:
+        """Names of the files a node of layers [lo, hi) needs: its weights, and config and tokenizer."""
+        wanted = {t.file for t in self.tensors_for(lo, hi)}
+        return [f.name for f in self.files if f.is_plain or f.name in wanted]
+
+    def shard_root(self, lo: int, hi: int) -> bytes:
+        """Root over the leaves of layers [lo, hi), plus embed if lo == 0, head (and embed if tied) if hi == layers."""
+        return WeightsTree([t.leaf for t in self.tensors_for(lo, hi)]).root
+
+    def file(self, name: str) -> FileInfo:
+        """The entry of one file. Raises ModelError "no-such-file"."""
+        for info in self.files:
+            if info.name == name:
+                return info
+        raise ModelError("no-such-file", f"The model has no file named {name}.", "See `efedllm model inspect`.")
+
+
+def _sorted_leaves(tensors: Iterable[TensorInfo], files: Iterable[FileInfo]) -> list[tuple[tuple[int, str], bytes]]:
+    leaves = {(t.layer, t.name): t.leaf for t in tensors}
+    leaves |= {
+        (LAYER_FILES, f.name): weight_leaf(LAYER_FILES, f.name, f.size, 0, 0, "", f.sha256) for f in files if f.is_plain
+    }
+    return sorted(leaves.items())
+
+
+def weights_root(tensors: Iterable[TensorInfo], files: Iterable[FileInfo]) -> bytes:
+    """Merkle root over all tensors and plain files, sorted by (layer, name)."""
+    return WeightsTree([leaf for _, leaf in _sorted_leaves(tensors, files)]).root
