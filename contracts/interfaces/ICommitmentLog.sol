@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.30;
+
+/// @title ICommitmentLogErrors
+interface ICommitmentLogErrors {
+    /// @notice The caller never registered as a node.
+    error NotANode(address caller);
+    /// @notice Batches are numbered 0, 1, 2, ... for each node.
+    error WrongSequence(uint256 expected, uint256 given);
+    /// @notice A batch needs a root and at least one leaf.
+    error EmptyBatch();
+    /// @notice The ring is full of batches that can still be challenged.
+    error RingFull(uint256 freeAt);
+    /// @notice The challenge window is outside its bounds, seconds.
+    error WindowOutOfBounds(uint256 window, uint256 min, uint256 max);
+}
+
+/// @title ICommitmentLogEvents
+interface ICommitmentLogEvents {
+    event BatchPosted(address indexed node, uint64 indexed epoch, uint64 seq, bytes32 root, uint32 count);
+}
+
+/// @title ICommitmentLog
+/// @notice Merkle roots of the nodes' batches of receipts: one slot write per batch of any size.
+interface ICommitmentLog is ICommitmentLogErrors, ICommitmentLogEvents {
+    /// @notice Posts batch number `seq` of the caller for the current epoch.
+    function post(uint64 seq, bytes32 root, uint32 count) external;
+
+    /// @notice Number of the next batch of `node`.
+    function nextSeq(address node) external view returns (uint64);
+
+    /// @notice Whether `node` posted this batch in `epoch` and it is still in the ring.
+    function isCommitted(address node, uint64 seq, bytes32 root, uint32 count, uint64 epoch)
+        external
+        view
+        returns (bool);
+
+    /// @notice How long a batch stays provable for sure, seconds.
+    function challengeWindow() external view returns (uint40);
+}

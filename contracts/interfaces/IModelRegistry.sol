@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.30;
+
+/// @title IModelRegistryTypes
+interface IModelRegistryTypes {
+    /// @notice What a publisher registers.
+    /// @param weightsRoot Root of the sorted-pair Merkle tree over the tensors.
+    /// @param layers Transformer layers.
+    /// @param hidden Width of the hidden state.
+    /// @param rankBps Kept share of the singular values, basis points; 10000 is dense.
+    /// @param quant 0 none, 1 int8.
+    /// @param profile 0 float, 1 exact.
+    struct ModelParams {
+        bytes32 weightsRoot;
+        uint16 layers;
+        uint16 hidden;
+        uint16 rankBps;
+        uint8 quant;
+        uint8 profile;
+    }
+
+    /// @notice A registered model, in two slots. Immutable but for `status`: 0 none, 1 active, 2 deprecated.
+    struct Model {
+        bytes32 weightsRoot;
+        address owner;
+        uint16 layers;
+        uint16 hidden;
+        uint16 rankBps;
+        uint8 quant;
+        uint8 profile;
+        uint8 status;
+    }
+}
+
+/// @title IModelRegistryErrors
+interface IModelRegistryErrors {
+    /// @notice The owner has used this salt already.
+    error ModelExists(bytes32 modelId);
+    /// @notice No such model.
+    error UnknownModel(bytes32 modelId);
+    /// @notice The model was deprecated before.
+    error ModelDeprecatedAlready(bytes32 modelId);
+    /// @notice Only the owner may do this.
+    error NotModelOwner(address owner, address caller);
+    /// @notice A model needs a weights root.
+    error EmptyWeightsRoot();
+    /// @notice The number of layers is out of bounds.
+    error LayersOutOfBounds(uint256 layers, uint256 min, uint256 max);
+    /// @notice The hidden width cannot be 0.
+    error ZeroHidden();
+    /// @notice More than all singular values cannot be kept.
+    error RankOutOfBounds(uint256 rankBps, uint256 max);
+    /// @notice The URI is too long for an event.
+    error UriTooLong(uint256 length, uint256 max);
+}
+
+/// @title IModelRegistryEvents
+interface IModelRegistryEvents {
+    event ModelRegistered(
+        bytes32 indexed modelId,
+        address indexed owner,
+        bytes32 weightsRoot,
+        bytes32 manifestHash,
+        uint16 layers,
+        uint16 hidden,
+        uint16 rankBps,
+        uint8 quant,
+        uint8 profile,
+        string uri
+    );
+    event ModelDeprecated(bytes32 indexed modelId);
+}
+
+/// @title IModelRegistry
+/// @notice Published models by content. New weights are a new id, so that vouchers and receipts bind to exact weights.
+interface IModelRegistry is IModelRegistryTypes, IModelRegistryErrors, IModelRegistryEvents {
+    /// @notice Registers a model under keccak256(abi.encode(msg.sender, salt)).
+    function register(bytes32 salt, ModelParams calldata params, bytes32 manifestHash, string calldata uri)
+        external
+        returns (bytes32 modelId);
+
+    /// @notice Ends a model: no new registrations and no new sessions. Owner only.
+    function deprecate(bytes32 modelId) external;
+
+    /// @notice A model; all zero when unknown.
+    function modelOf(bytes32 modelId) external view returns (Model memory);
+
+    /// @notice Layers and status of a model, from one slot.
+    function shapeOf(bytes32 modelId) external view returns (uint16 layers, uint8 status);
+
+    /// @notice Whether `leaf` (double hashed) is a tensor of the model.
+    function verifyTensor(bytes32 modelId, bytes32 leaf, bytes32[] calldata proof) external view returns (bool);
+}

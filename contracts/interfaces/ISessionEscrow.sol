@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.30;
+
+/// @title ISessionEscrowTypes
+interface ISessionEscrowTypes {
+    /// @notice Terms of a session. Only their hash is stored; callers bring them along.
+    /// @param client Pays. @param signer Hot key that signs vouchers.
+    /// @param expiry From expiry + grace on anyone may close, unix seconds.
+    /// @param maxPricePerKTok Highest route price accepted, gwei of EFED per 1000 tokens.
+    /// @param nodes The route, in layer order. @param shares Split of the payments, basis points, sum 10000.
+    struct SessionKey {
+        address client;
+        address signer;
+        bytes32 modelId;
+        uint64 nonce;
+        uint40 expiry;
+        uint64 maxPricePerKTok;
+        address[] nodes;
+        uint16[] shares;
+    }
+
+    /// @notice State of a session, in one slot; `status`: 0 none, 1 open, 2 closing, 3 closed.
+    struct Session {
+        uint96 deposit;
+        uint96 settled;
+        uint40 closesAt;
+        uint16 feeBps;
+        uint8 status;
+    }
+
+    /// @notice A promise to pay `cumulative` wei in all. Only the newest matters.
+    /// @param tokens Tokens served so far. @param receiptsRoot Root over the receipts it pays for.
+    struct Voucher {
+        bytes32 sessionId;
+        uint128 cumulative;
+        uint64 tokens;
+        bytes32 receiptsRoot;
+    }
+}
+
+/// @title ISessionEscrowErrors
+interface ISessionEscrowErrors {
+    /// @notice Nothing to move.
+    error ZeroAmount();
+    /// @notice The balance is too small.
+    error InsufficientBalance(uint256 needed, uint256 available);
+    /// @notice Only the client of the session may do this.
+    error NotClient(address client, address caller);
+    /// @notice The session was opened before.
+    error SessionExists(bytes32 sessionId);
+    /// @notice The session is in a state that does not allow this.
+    error WrongSessionStatus(bytes32 sessionId, uint8 status);
+    /// @notice Every node needs a share.
+    error SharesLengthMismatch(uint256 nodes, uint256 shares);
+    /// @notice The shares have to sum to 10000.
+    error SharesSumMismatch(uint256 sum);
+    /// @notice The session would be over already.
+    error SessionExpired(uint256 expiry, uint256 timestamp);
+    /// @notice The route costs more than the key allows, gwei of EFED per 1000 tokens.
+    error RouteTooExpensive(uint256 price, uint256 max);
+    /// @notice The authorisation is too old.
+    error DeadlinePassed(uint256 deadline, uint256 timestamp);
+    /// @notice The signature is not by this account.
+    error InvalidSignature(address expected);
+    /// @notice The voucher belongs to another session.
+    error WrongSession(bytes32 expected, bytes32 actual);
+    /// @notice The voucher pays no more than was settled.
+    error StaleVoucher(uint256 cumulative, uint256 settled);
+    /// @notice The voucher promises more than the session holds.
+    error VoucherExceedsDeposit(uint256 cumulative, uint256 deposit);
+    /// @notice Parallel lists differ in length.
+    error LengthMismatch(uint256 keys, uint256 vouchers, uint256 signatures);
+    /// @notice One signature per node is needed.
+    error NodeSignaturesMismatch(uint256 nodes, uint256 signatures);
+    /// @notice The session cannot be closed before this time.
+    error TooEarlyToClose(uint256 closesAt, uint256 timestamp);
+    /// @notice Payouts need a receiver.
+    error InvalidReceiver();
+    /// @notice The fee is above its bound.
+    error FeeTooHigh(uint256 feeBps, uint256 max);
+    /// @notice The grace period is outside its bounds, seconds.
+    error GraceOutOfBounds(uint256 grace, uint256 min, uint256 max);
+}
+
+/// @title ISessionEscrowEvents
+interface ISessionEscrowEvents {
+    event Deposited(address indexed client, uint256 amount);
+    event Withdrawn(address indexed client, uint256 amount);
+    event SessionOpened(
+        bytes32 indexed sessionId, address indexed client, bytes32 indexed modelId, uint256 deposit, uint40 expiry
+    );
+    event ToppedUp(bytes32 indexed sessionId, uint256 amount, uint256 deposit);
+    event Settled(
+        bytes32 indexed sessionId, uint256 cumulative, uint256 paid, uint256 fee, uint64 tokens, bytes32 receiptsRoot
+    );
+    event CloseRequested(bytes32 indexed sessionId, uint256 closesAt);
+    event SessionClosed(bytes32 indexed sessionId, uint256 refund);
+    event FeesWithdrawn(address indexed node, address to, uint256 amount);
+    event ProtocolFeesBurned(uint256 amount);
+    event FeeScheduled(uint16 oldFeeBps, uint16 newFeeBps, uint64 fromEpoch);
+}
+
+/// @title ISessionEscrow
+/// @notice Clients' balances, sessions and their settlement by cumulative EIP-712 vouchers.
+interface ISessionEscrow is ISessionEscrowTypes, ISessionEscrowErrors, ISessionEscrowEvents {
+    /// @notice Adds to the caller's balance.
+    function deposit(uint256 amount) external;
+
+    /// @notice `deposit` after a permit; a permit that somebody else submitted first does no harm.
+    function depositWithPermit(uint256 amount, uint256 deadline, uint8 v, bytes32 r, bytes32 s) external;
+
+    /// @notice Adds the caller's tokens to the balance of `client`.
+    function depositFor(address client, uint256 amount) external;
+
+    /// @notice Pays out of the caller's balance.
+    function withdraw(uint256 amount) external;
+
+    /// @notice Opens a session and moves `amount` of the caller's balance into it.
+    function open(SessionKey calldata key, uint256 amount) external returns (bytes32 sessionId);
+
+    /// @notice `open` by anyone, authorised by the client:
+    /// EIP-712 Open(bytes32 sessionId,uint256 amount,uint256 deadline) signed by key.client.
+    function openWithSig(SessionKey calldata key, uint256 amount, uint256 deadline, bytes calldata sig)
+        external
+        returns (bytes32 sessionId);
+
+    /// @notice Moves more of the client's balance into an open session. Client only.
+    function topUp(SessionKey calldata key, uint256 amount) external;
+
+    /// @notice Credits what a newer voucher adds to the nodes of the route. Anyone, until the session is closed.
+    function settle(SessionKey calldata key, Voucher calldata voucher, bytes calldata sig) external;
+
+    /// @notice Settles many; skips vouchers that have nothing to add, so that nobody can spoil the batch.
+    function settleMany(SessionKey[] calldata keys, Voucher[] calldata vouchers, bytes[] calldata sigs) external;
+
+    /// @notice Settles a voucher (unless it is settled) and ends the session in one call. Client only.
+    /// @dev Closes at once when nothing is left to refund. Otherwise the grace period runs first, because only the nodes
+    /// can tell whether a newer voucher exists.
+    function settleAndClose(SessionKey calldata key, Voucher calldata voucher, bytes calldata sig) external;
+
+    /// @notice Closes at once at a final amount that the client and every node signed:
+    /// EIP-712 CooperativeClose(bytes32 sessionId,uint128 cumulative,uint64 tokens,bytes32 receiptsRoot), by key.client and by
+    /// the registered signer of each node, in route order. Anyone may submit it.
+    function closeCooperative(
+        SessionKey calldata key,
+        Voucher calldata voucher,
+        bytes calldata clientSig,
+        bytes[] calldata nodeSigs
+    ) external;
+
+    /// @notice Starts the grace period in which nodes may settle. Client only.
+    function requestClose(SessionKey calldata key) external;
+
+    /// @notice Refunds the rest to the client's balance, after the grace period or after expiry + grace. Anyone.
+    function finalizeClose(SessionKey calldata key) external;
+
+    /// @notice Pays the caller's credits as a node to `to`.
+    function withdrawFees(address to) external;
+
+    /// @notice Burns the protocol fees. Anyone.
+    function sweepProtocolFees() external;
+
+    /// @notice Schedules the fee of sessions opened from the next epoch on. DEFAULT_ADMIN_ROLE only.
+    function setFeeBps(uint16 next) external;
+
+    /// @notice Fee of a session opened now, basis points.
+    function feeBps() external view returns (uint16);
+
+    /// @notice How long nodes may settle after a close was requested or a session expired, seconds.
+    function grace() external view returns (uint40);
+
+    /// @notice Balance of a client outside sessions, wei.
+    function balanceOf(address client) external view returns (uint256);
+
+    /// @notice A session; all zero when unknown.
+    function sessionOf(bytes32 sessionId) external view returns (Session memory);
+
+    /// @notice keccak256(abi.encode(block.chainid, address(this), key))
+    function sessionIdOf(SessionKey calldata key) external view returns (bytes32);
+
+    /// @notice EIP-712 digest that the signer of a session signs.
+    function voucherDigest(Voucher calldata voucher) external view returns (bytes32);
+
+    /// @notice EIP-712 digest for openWithSig.
+    function openDigest(bytes32 sessionId, uint256 amount, uint256 deadline) external view returns (bytes32);
+
+    /// @notice EIP-712 digest for closeCooperative.
+    function cooperativeCloseDigest(Voucher calldata voucher) external view returns (bytes32);
+
+    /// @notice Credits a node can withdraw, wei.
+    function owedOf(address node) external view returns (uint256);
+
+    /// @notice Credits of a node in epoch `e`, rounded down to gwei, wei. Kept for the last epoch with credits and the one
+    /// before it; 0 for older ones.
+    function workOf(uint64 e, address node) external view returns (uint256);
+
+    /// @notice Everything settled in epoch `e`, wei.
+    function volumeOf(uint64 e) external view returns (uint256);
+
+    /// @notice Fees waiting to be burned, wei.
+    function protocolFees() external view returns (uint256);
+}

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: MIT
+pragma solidity 0.8.30;
+
+/// @title IVerifierCommitteeTypes
+interface IVerifierCommitteeTypes {
+    /// @notice Parameters; ppm are parts per million, bps are parts per ten thousand.
+    /// @param committeeSize Verifiers drawn for a node and epoch.
+    /// @param theta Trust at which a node is active, ppm.
+    /// @param reentry Trust at which a node is active again after an exclusion, ppm.
+    /// @param priorMass Weight of the prior in the trust score; 1e6 is the weight of one full audit.
+    /// @param pMin Audit rate at full trust, ppm. @param pMax Audit rate at no trust, ppm.
+    /// @param slashFirstBps Share of the stake slashed for a first severe failure.
+    /// @param slashRepeatBps The same for every later one.
+    /// @param noRevealBps Share of a verifier's stake slashed for not doing its duty.
+    /// @param deviationBps Share of a verifier's stake slashed for a verdict opposite to the final one.
+    /// @param probationCapBps Most a session may hold on a node without trust, as a share of the node's stake.
+    /// @param exclusionEpochs How long a failed node is kept out.
+    /// @param seatStake Active stake a seat needs, wei.
+    struct Params {
+        uint8 committeeSize;
+        uint32 theta;
+        uint32 reentry;
+        uint64 priorMass;
+        uint32 pMin;
+        uint32 pMax;
+        uint16 slashFirstBps;
+        uint16 slashRepeatBps;
+        uint16 noRevealBps;
+        uint16 deviationBps;
+        uint16 probationCapBps;
+        uint32 exclusionEpochs;
+        uint96 seatStake;
+    }
+
+    /// @notice A verifier's place, held in the epochs [activeFrom, exitAt); exitAt 0 is no end.
+    struct Seat {
+        address verifier;
+        uint32 activeFrom;
+        uint32 exitAt;
+    }
+
+    /// @notice Trust of a node as stored, in one slot.
+    /// @param alpha Weight of passed audits at `epoch`, 1e6 for one full audit.
+    /// @param beta Weight of failed audits at `epoch`.
+    /// @param epoch Work epoch of the last final verdict; decay since then is not applied yet.
+    /// @param offences Severe failures so far.
+    /// @param jailedUntil Epoch in which the exclusion ends; 0 when there is none to recover from.
+    struct TrustState {
+        uint64 alpha;
+        uint64 beta;
+        uint32 epoch;
+        uint16 offences;
+        uint32 jailedUntil;
+    }
+
+    /// @notice Verdicts about a node in an epoch.
+    /// @param reveals How many members revealed.
+    /// @param drawn How many members were drawn.
+    /// @param finalized Whether the tally is closed.
+    /// @param quorum Whether there were enough reveals.
+    /// @param severe Whether two thirds of the drawn members said severe.
+    /// @param passed Lower median of the passed units. @param failed Lower median of the failed units.
+    struct Tally {
+        uint8 reveals;
+        uint8 drawn;
+        bool finalized;
+        bool quorum;
+        bool severe;
+        uint16 passed;
+        uint16 failed;
+    }
+}
+
+/// @title IVerifierCommitteeErrors
+interface IVerifierCommitteeErrors {
+    /// @notice A parameter is outside its bounds.
+    error ParamOutOfBounds(bytes32 name, uint256 value, uint256 min, uint256 max);
+    /// @notice A seat needs more active stake.
+    error SeatStakeTooLow(uint256 needed, uint256 available);
+    /// @notice The verifier has a seat.
+    error SeatTakenAlready(address verifier);
+    /// @notice The verifier has no seat that can be left.
+    error NoSeat(address verifier);
+    /// @notice A seat that was left can be taken again from this epoch on.
+    error SeatCooling(uint256 fromEpoch);
+    /// @notice Every seat is taken.
+    error SeatsFull(uint256 max);
+    /// @notice The verifier's stake still supports its seat.
+    error SeatSupported(address verifier, uint256 needed, uint256 available);
+    /// @notice The epoch has not ended.
+    error EpochNotOver(uint256 epoch, uint256 currentEpoch);
+    /// @notice The seed waits for a block that is not final yet or was not read in time.
+    error SeedAlreadyArmed(uint256 targetBlock);
+    /// @notice armSeed was not called.
+    error SeedNotArmed(uint256 epoch);
+    /// @notice The target block is not in the past yet.
+    error SeedNotReady(uint256 targetBlock, uint256 blockNumber);
+    /// @notice The target block is more than 256 blocks old; arm again.
+    error SeedExpired(uint256 targetBlock, uint256 blockNumber);
+    /// @notice The seed of the epoch is fixed for ever.
+    error SeedAlreadyFixed(uint256 epoch);
+    /// @notice There is no seed, hence no committee, for the epoch.
+    error SeedNotFixed(uint256 epoch);
+    /// @notice Work of `epoch` goes through phase `wanted` in epoch + 1; now it is `phase` of `currentEpoch`.
+    error WrongPhase(uint256 epoch, uint256 wanted, uint256 currentEpoch, uint256 phase);
+    /// @notice The verifier had no seat in the epoch.
+    error NotSeated(uint256 epoch, address verifier);
+    /// @notice A commitment cannot be 0.
+    error EmptyCommitment();
+    /// @notice The verifier has committed for the epoch.
+    error AlreadyCommitted(uint256 epoch, address verifier);
+    /// @notice There is no open commitment to reveal.
+    error NothingToReveal(uint256 epoch, address verifier);
+    /// @notice The revealed values do not hash to the commitment.
+    error CommitmentMismatch(bytes32 committed, bytes32 revealed);
+    /// @notice nodes, verdicts and evidence need the same length.
+    error LengthMismatch(uint256 nodes, uint256 verdicts, uint256 evidence);
+    /// @notice The address never registered as a node.
+    error UnknownNode(address node);
+    /// @notice The verifier was not drawn for the node.
+    error NotDrawn(uint256 epoch, address node, address verifier);
+    /// @notice A node stands twice in a list.
+    error DuplicateNode(address node);
+    /// @notice A severe verdict needs failed units.
+    error InvalidVerdict(address node, uint256 verdict);
+    /// @notice finalize has not run for the node.
+    error NotFinalized(uint256 epoch, address node);
+    /// @notice The verifier was judged for this.
+    error AlreadyJudged(uint256 epoch, address verifier);
+    /// @notice The list holds no duty that the verifier missed.
+    error NothingToJudge(uint256 epoch, address verifier);
+    /// @notice The node failed an audit and takes no sessions before epoch `until`.
+    error NodeExcluded(address node, uint256 until);
+    /// @notice A node without trust may back sessions up to `cap` only.
+    error ProbationCapExceeded(address node, uint256 cap, uint256 value);
+}
+
+/// @title IVerifierCommitteeEvents
+interface IVerifierCommitteeEvents is IVerifierCommitteeTypes {
+    event ParamsScheduled(Params oldParams, Params newParams, uint64 fromEpoch);
+    event SeatTaken(address indexed verifier, uint64 activeFrom);
+    event SeatLeft(address indexed verifier, uint64 exitAt);
+    event SeedArmed(uint64 indexed epoch, uint256 targetBlock);
+    event SeedFixed(uint64 indexed epoch, bytes32 seed);
+    event Committed(uint64 indexed epoch, address indexed verifier);
+    event Revealed(
+        uint64 indexed epoch, address indexed verifier, address[] nodes, uint16[] verdicts, bytes32[] evidence
+    );
+    event TrustUpdated(
+        address indexed node,
+        uint64 indexed epoch,
+        uint16 passed,
+        uint16 failed,
+        uint256 trustBefore,
+        uint256 trustAfter
+    );
+    event NodeFailed(
+        address indexed node, uint64 indexed epoch, bool severe, uint256 slashed, uint32 jailedUntil
+    );
+    event NoQuorum(uint64 indexed epoch, address indexed node, uint256 reveals, uint256 needed);
+    event VerifierJudged(
+        uint64 indexed epoch, address indexed verifier, uint8 outcome, uint256 slashed, uint256 points
+    );
+}
+
+/// @title IVerifierCommittee
+/// @notice Seats, seeds, draws, commit-reveal verdicts, trust and slashing of nodes and verifiers.
+/// @dev A verdict is severe << 15 | failedUnits (7 bits) << 8 | passedUnits (8 bits); a unit is a tenth of a full audit.
+interface IVerifierCommittee is IVerifierCommitteeErrors, IVerifierCommitteeEvents {
+    /// @notice Takes a seat from the next epoch on.
+    function takeSeat() external;
+
+    /// @notice Leaves the seat from the next epoch on; the duties of this epoch stay.
+    function leaveSeat() external;
+
+    /// @notice Ends the seat of a verifier whose active stake no longer supports it. Anyone.
+    function evictSeat(address verifier) external;
+
+    /// @notice Binds the seed of an ended epoch to the block two after this one. Anyone.
+    function armSeed(uint64 e) external;
+
+    /// @notice Fixes the seed from the target block. Anyone.
+    function fixSeed(uint64 e) external;
+
+    /// @notice Commits to verdicts on the work of epoch `e`; phase 0 of epoch e+1.
+    /// @param h keccak256(abi.encode(block.chainid, address(this), e, verifier, nodes, verdicts, evidence, salt))
+    function commit(uint64 e, bytes32 h) external;
+
+    /// @notice Opens the commitment; phase 1 of epoch e+1.
+    function reveal(
+        uint64 e,
+        address[] calldata nodes,
+        uint16[] calldata verdicts,
+        bytes32[] calldata evidence,
+        bytes32 salt
+    ) external;
+
+    /// @notice Closes the tally of each node and moves its trust; phase 2 of epoch e+1. Skips what is closed. Anyone.
+    function finalize(uint64 e, address[] calldata nodes) external;
+
+    /// @notice Rewards or slashes a verifier for epoch `e`; phase 2 of epoch e+1. Anyone.
+    /// @dev With exactly the revealed list: points, or a slash when a verdict is opposite to the final one. With a list
+    /// of nodes it was drawn for, that reached a quorum without it: a slash. Committed and not revealed: a slash.
+    function judgeVerifier(uint64 e, address verifier, address[] calldata nodes) external;
+
+    /// @notice Schedules parameters for the next epoch. DEFAULT_ADMIN_ROLE only.
+    function setParams(Params calldata next) external;
+
+    /// @notice Parameters in force.
+    function params() external view returns (Params memory);
+
+    /// @notice Seats active in epoch `e`.
+    function seatCount(uint64 e) external view returns (uint256);
+
+    /// @notice Verifiers with a seat in epoch `e`. Exact for the current epoch and the two before it.
+    function seatsOf(uint64 e) external view returns (address[] memory);
+
+    /// @notice Seed of epoch `e`; 0 when not fixed.
+    function seedOf(uint64 e) external view returns (bytes32);
+
+    /// @notice Block whose hash fixes the seed of epoch `e`; 0 when not armed.
+    function armedBlock(uint64 e) external view returns (uint256);
+
+    /// @notice Committee of a node for epoch `e`, distinct, without the node itself; empty before the seed is fixed.
+    function drawn(uint64 e, address node) external view returns (address[] memory);
+
+    /// @notice Whether `verifier` is in the committee of `node` for epoch `e`.
+    function isDrawn(uint64 e, address node, address verifier) external view returns (bool);
+
+    /// @notice Commitment of a verifier; keccak256(abi.encode(nodes)) once revealed; 0 when there is none.
+    function commitmentOf(uint64 e, address verifier) external view returns (bytes32);
+
+    /// @notice Whether a verifier has revealed for epoch `e`.
+    function hasRevealed(uint64 e, address verifier) external view returns (bool);
+
+    /// @notice Tally of a node for epoch `e`.
+    function tallyOf(uint64 e, address node) external view returns (Tally memory);
+
+    /// @notice Whether reveals about a node wait for finalize.
+    function isPending(uint64 e, address node) external view returns (bool);
+
+    /// @notice Whether the tally of a node is closed.
+    function isFinalized(uint64 e, address node) external view returns (bool);
+
+    /// @notice Trust of a node now, ppm: 1e6 * alpha / (alpha + beta + priorMass), decayed up to the last ended epoch.
+    function trustOf(address node) external view returns (uint256);
+
+    /// @notice Trust of a node as stored.
+    function trustState(address node)
+        external
+        view
+        returns (uint64 alpha, uint64 beta, uint32 epoch, uint16 offences, uint32 jailedUntil);
+
+    /// @notice 0 excluded, 1 probation, 2 active.
+    function standingOf(address node) external view returns (uint8);
+
+    /// @notice Share of a node's leaves to audit, ppm: pMin + (pMax - pMin) * (1e6 - trust) / 1e6.
+    function auditRate(address node) external view returns (uint256);
+
+    /// @notice Reverts unless every node may take part in a session that holds `value` wei.
+    function checkStanding(address[] calldata nodes, uint256 value) external view;
+
+    /// @notice Audited units credited to a verifier for epoch `e`.
+    function pointsOf(uint64 e, address verifier) external view returns (uint256);
+
+    /// @notice Sum of the points of epoch `e`.
+    function totalPoints(uint64 e) external view returns (uint256);
+}
