@@ -1,0 +1,1 @@
+"""What is hashed, signed and proven: canonical bytes, Merkle trees, typed messages, link checks."""

@@ -1,0 +1,391 @@
+"""The signed messages: what each party promises, and the digest its signature covers.
+
+JobSpec, HopCommit, Envelope and Hello live in the domain {EFL, 1, chain, CommitmentLog}; SessionKey and Voucher in
+{EfedSession, 1, chain, SessionEscrow}, where the contract checks them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from efedllm.commitments.canonical import WireDtype
+from efedllm.commitments.eip712 import Domain, TypedMessage, as_object, parse_hex, to_hex, word
+from efedllm.commitments.hashing import ZERO32, as_address, as_h32, as_uint, keccak, sha256
+from efedllm.commitments.leaves import job_id
+from efedllm.errors import ProtocolError
+
+NO_EOS = 0xFFFFFFFF
+PPM = 1_000_000
+BPS = 10_000
+MAX_HOPS = 64
+MAX_ENDPOINT = 256
+
+__all__ = [
+    "BPS",
+    "MAX_HOPS",
+    "NO_EOS",
+    "PPM",
+    "ZERO32",
+    "Domain",
+    "Envelope",
+    "Hello",
+    "HopCommit",
+    "JobSpec",
+    "RouteHop",
+    "SessionKey",
+    "SignedCommit",
+    "Voucher",
+    "escrow_domain",
+    "ids_bytes",
+    "ids_hash",
+]
+
+
+def ids_bytes(ids: npt.ArrayLike) -> bytes:
+    """Token ids as little-endian int32. ProtocolError("bad-message") for an id outside [0, 2**31)."""
+    array = np.asarray(ids, dtype=np.int64).reshape(-1)
+    if array.size and (array.min() < 0 or array.max() > 0x7FFFFFFF):
+        raise ProtocolError("bad-message", "A token id must be in [0, 2**31).")
+    return array.astype("<i4").tobytes()
+
+
+def ids_hash(ids: npt.ArrayLike) -> bytes:
+    """SHA-256 of the little-endian int32 ids: `promptHash` of a prompt, `tokensHash` of emitted tokens."""
+    return sha256(ids_bytes(ids))
+
+
+def _refuse(condition: bool, message: str) -> None:
+    if condition:
+        raise ProtocolError("bad-message", message)
+
+
+@dataclass(frozen=True)
+class JobSpec(TypedMessage):
+    """What the client asks for; signed by SessionKey.signer. temperature_milli 0 is greedy, top_k 0 and top_p_ppm
+    1000000 are off.
+    """
+
+    NAME: ClassVar[str] = "JobSpec"
+    SOLIDITY: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("bytes32", "sessionId"),
+        ("uint64", "jobSeq"),
+        ("bytes32", "promptHash"),
+        ("uint32", "promptTokens"),
+        ("uint32", "maxNewTokens"),
+        ("uint32", "temperatureMilli"),
+        ("uint32", "topK"),
+        ("uint32", "topPPpm"),
+        ("bytes32", "seed"),
+        ("uint8", "wireDtype"),
+        ("uint32", "eosToken"),
+    )
+    session_id: bytes
+    job_seq: int
+    prompt_hash: bytes
+    prompt_tokens: int
+    max_new_tokens: int
+    temperature_milli: int
+    top_k: int
+    top_p_ppm: int
+    seed: bytes
+    wire_dtype: int
+    eos_token: int = NO_EOS
+
+    def _check(self) -> None:
+        _refuse(self.prompt_tokens < 1, "A prompt must hold at least one token.")
+        _refuse(self.max_new_tokens < 1, "A job must ask for at least one new token.")
+        _refuse(not 1 <= self.top_p_ppm <= PPM, "top_p must be above 0 and at most 1 (1000000 ppm).")
+        _refuse(self.wire_dtype not in (WireDtype.F32, WireDtype.BF16), "The wire dtype must be 1 (f32) or 2 (bf16).")
+
+    @property
+    def job_id(self) -> bytes:
+        """Identifier of the job this spec describes."""
+        return job_id(self.session_id, self.job_seq)
+
+    def digest(self, domain: Domain) -> bytes:
+        """What the client's session key signs."""
+        return domain.digest(self.struct_hash())
+
+
+JobSpec.seal()
+
+
+@dataclass(frozen=True)
+class HopCommit(TypedMessage):
+    """What a hop says it did for a job: hidden states in, hidden states out; signed by the node's signer. 1 per job
+    and hop.
+
+    profile 0 float, 1 exact; `tokens` = positions T of both boundaries; `tokens_hash` only on the last hop;
+    `prev_commit` = digest of hop i-1's commit, zero for hop 0; `aux_root` is zero in this version.
+    """
+
+    NAME: ClassVar[str] = "HopCommit"
+    SOLIDITY: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("bytes32", "jobId"),
+        ("uint16", "hop"),
+        ("uint16", "lo"),
+        ("uint16", "hi"),
+        ("uint8", "profile"),
+        ("uint8", "wireDtype"),
+        ("uint32", "tokens"),
+        ("bytes32", "modelId"),
+        ("bytes32", "shardRoot"),
+        ("bytes32", "inRoot"),
+        ("bytes32", "outRoot"),
+        ("bytes32", "tokensHash"),
+        ("bytes32", "auxRoot"),
+        ("bytes32", "prevCommit"),
+        ("uint64", "epoch"),
+    )
+    job_id: bytes
+    hop: int
+    lo: int
+    hi: int
+    profile: int
+    wire_dtype: int
+    tokens: int
+    model_id: bytes
+    shard_root: bytes
+    in_root: bytes
+    out_root: bytes
+    tokens_hash: bytes
+    aux_root: bytes
+    prev_commit: bytes
+    epoch: int
+
+    def _check(self) -> None:
+        _refuse(self.lo >= self.hi, "A hop must serve at least one layer.")
+        _refuse(self.profile > 1, "The profile must be 0 (float) or 1 (exact).")
+        _refuse(self.wire_dtype not in (WireDtype.F32, WireDtype.BF16), "The wire dtype must be 1 (f32) or 2 (bf16).")
+
+    def digest(self, domain: Domain) -> bytes:
+        """What the node's signer signs, what the next hop repeats as prev_commit and what the hop leaf holds."""
+        return domain.digest(self.struct_hash())
+
+
+HopCommit.seal()
+
+
+@dataclass(frozen=True)
+class Envelope(TypedMessage):
+    """Consecutive rows of one boundary; signed by the sender, acknowledged by the receiver's signature over the same
+    digest.
+    """
+
+    NAME: ClassVar[str] = "Envelope"
+    SOLIDITY: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("bytes32", "jobId"),
+        ("uint16", "boundary"),
+        ("uint32", "fromPos"),
+        ("uint32", "n"),
+        ("bytes32", "chunkHash"),
+        ("bytes32", "prev"),
+    )
+    job_id: bytes
+    boundary: int
+    from_pos: int
+    n: int
+    chunk_hash: bytes
+    prev: bytes
+
+    def _check(self) -> None:
+        _refuse(self.n < 1, "An envelope must hold at least one row.")
+
+    def digest(self, domain: Domain) -> bytes:
+        """What both sides sign, and `prev` of the boundary's next envelope."""
+        return domain.digest(self.struct_hash())
+
+
+Envelope.seal()
+
+
+@dataclass(frozen=True)
+class Hello(TypedMessage):
+    """A node's signer proves itself to whoever chose `challenge`."""
+
+    NAME: ClassVar[str] = "Hello"
+    SOLIDITY: ClassVar[tuple[tuple[str, str], ...]] = (("address", "node"), ("bytes32", "challenge"))
+    node: str
+    challenge: bytes
+
+    def digest(self, domain: Domain) -> bytes:
+        """What the node's signer signs."""
+        return domain.digest(self.struct_hash())
+
+
+Hello.seal()
+
+
+def escrow_domain(chain_id: int, escrow: str) -> Domain:
+    """The EIP-712 domain of SessionEscrow."""
+    return Domain(chain_id, escrow, "EfedSession", "1")
+
+
+@dataclass(frozen=True)
+class Voucher(TypedMessage):
+    """A running total the session pays, in wei of EFED, for `tokens` billed tokens; signed by SessionKey.signer."""
+
+    NAME: ClassVar[str] = "Voucher"
+    SOLIDITY: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("bytes32", "sessionId"),
+        ("uint128", "cumulative"),
+        ("uint64", "tokens"),
+        ("bytes32", "receiptsRoot"),
+    )
+    session_id: bytes
+    cumulative: int
+    tokens: int
+    receipts_root: bytes
+
+    def digest(self, chain_id: int, escrow: str) -> bytes:
+        """What SessionEscrow checks."""
+        return escrow_domain(chain_id, escrow).digest(self.struct_hash())
+
+
+Voucher.seal()
+
+
+_SESSION_FIELDS: tuple[tuple[str, str], ...] = (
+    ("client", "address"),
+    ("signer", "address"),
+    ("model_id", "bytes32"),
+    ("nonce", "uint64"),
+    ("expiry", "uint40"),
+    ("max_price_per_ktok", "uint64"),
+)
+_SESSION_KEYS = frozenset([name for name, _ in _SESSION_FIELDS] + ["nodes", "shares"])
+
+
+@dataclass(frozen=True)
+class SessionKey:
+    """The terms of a payment channel between a client and a route. `shares` in basis points, one a node, sum 10000.
+
+    expiry: unix seconds of the chain; max_price_per_ktok: gwei of EFED for 1000 tokens, whole route. Raises
+    ProtocolError("bad-message").
+    """
+
+    client: str
+    signer: str
+    model_id: bytes
+    nonce: int
+    expiry: int
+    max_price_per_ktok: int
+    nodes: tuple[str, ...]
+    shares: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "client", as_address(self.client, "client"))
+        put(self, "signer", as_address(self.signer, "signer"))
+        as_h32(self.model_id, "model_id")
+        as_uint(self.nonce, 64, "nonce")
+        as_uint(self.expiry, 40, "expiry")
+        as_uint(self.max_price_per_ktok, 64, "max_price_per_ktok")
+        _refuse(
+            not isinstance(self.nodes, list | tuple) or not isinstance(self.shares, list | tuple),
+            "nodes and shares must be lists.",
+        )
+        _refuse(not 1 <= len(self.nodes) <= MAX_HOPS, f"A route has 1 to {MAX_HOPS} nodes.")
+        put(self, "nodes", tuple(as_address(node, "nodes") for node in self.nodes))
+        put(self, "shares", tuple(as_uint(share, 16, "shares") for share in self.shares))
+        _refuse(len(self.shares) != len(self.nodes), "Every node of a route needs one share.")
+        _refuse(len(set(self.nodes)) != len(self.nodes), "A node stands only once in a route.")
+        _refuse(sum(self.shares) != BPS, "The shares must add up to 10000 basis points.")
+
+    def abi(self) -> bytes:
+        """`abi.encode(key)` without its leading offset: eight head words, then nodes, then shares."""
+        head = b"".join([word(kind, getattr(self, name)) for name, kind in _SESSION_FIELDS])
+        nodes = word("uint256", len(self.nodes)) + b"".join([word("address", node) for node in self.nodes])
+        shares = word("uint256", len(self.shares)) + b"".join([word("uint16", share) for share in self.shares])
+        first = 8 * 32
+        return head + word("uint256", first) + word("uint256", first + len(nodes)) + nodes + shares
+
+    def session_id(self, chain_id: int, escrow: str) -> bytes:
+        """`keccak256(abi.encode(block.chainid, address(escrow), key))`."""
+        escrow = as_address(escrow, "escrow")
+        return keccak(word("uint256", chain_id) + word("address", escrow) + word("uint256", 3 * 32) + self.abi())
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form: bytes and addresses as 0x hex, integers as numbers."""
+        out: dict[str, Any] = {
+            name: to_hex(getattr(self, name)) if kind == "bytes32" else getattr(self, name)
+            for name, kind in _SESSION_FIELDS
+        }
+        return {**out, "nodes": list(self.nodes), "shares": list(self.shares)}
+
+    @classmethod
+    def from_json(cls, value: object) -> Self:
+        """The key behind `to_json`; ProtocolError("bad-message") on anything else."""
+        data = dict(as_object(value, _SESSION_KEYS, "SessionKey"))
+        data["model_id"] = parse_hex(data["model_id"], "model_id", 32)
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class RouteHop:
+    """One node of a route as its client sees it. `shard_root` is checked against commits where it is known."""
+
+    node: str
+    signer: str
+    endpoint: str
+    lo: int
+    hi: int
+    shard_root: bytes | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "node", as_address(self.node, "node"))
+        object.__setattr__(self, "signer", as_address(self.signer, "signer"))
+        _refuse(not isinstance(self.endpoint, str) or len(self.endpoint) > MAX_ENDPOINT, "An endpoint is a short URL.")
+        as_uint(self.lo, 16, "lo")
+        as_uint(self.hi, 16, "hi")
+        _refuse(self.lo >= self.hi, "A hop must serve at least one layer.")
+        if self.shard_root is not None:
+            as_h32(self.shard_root, "shard_root")
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form; `shard_root` only where known."""
+        out: dict[str, Any] = {
+            "node": self.node,
+            "signer": self.signer,
+            "endpoint": self.endpoint,
+            "lo": self.lo,
+            "hi": self.hi,
+        }
+        if self.shard_root is not None:
+            out["shard_root"] = to_hex(self.shard_root)
+        return out
+
+    @classmethod
+    def from_json(cls, value: object) -> Self:
+        """The hop behind `to_json`; ProtocolError("bad-message") on anything else."""
+        keys = frozenset({"node", "signer", "endpoint", "lo", "hi"})
+        if isinstance(value, dict) and "shard_root" in value:
+            data = dict(as_object(value, keys | {"shard_root"}, "RouteHop"))
+            data["shard_root"] = parse_hex(data["shard_root"], "shard_root", 32)
+            return cls(**data)
+        return cls(**as_object(value, keys, "RouteHop"))
+
+
+@dataclass(frozen=True)
+class SignedCommit:
+    """A HopCommit with its 65-byte signature (not checked here)."""
+
+    commit: HopCommit
+    signature: bytes
+
+    def __post_init__(self) -> None:
+        _refuse(not isinstance(self.signature, bytes) or len(self.signature) != 65, "A signature must be 65 bytes.")
+
+    def to_json(self) -> dict[str, Any]:
+        """{commit, signature}."""
+        return {"commit": self.commit.to_json(), "signature": to_hex(self.signature)}
+
+    @classmethod
+    def from_json(cls, value: object) -> Self:
+        """The pair behind `to_json`; ProtocolError("bad-message") on anything else."""
+        data = as_object(value, frozenset({"commit", "signature"}), "SignedCommit")
+        return cls(HopCommit.from_json(data["commit"]), parse_hex(data["signature"], "signature", 65))
