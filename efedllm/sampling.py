@@ -1,0 +1,202 @@
+"""Choosing the next token from logits, reproducibly, and judging someone else's choice.
+
+All arithmetic is float64 on CPU; the only randomness is a hash of the job's seed and the position, so a verifier that
+holds the same logits gets the same token.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from efedllm.commitments.hashing import as_h32, as_uint, keccak
+from efedllm.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from efedllm.commitments.messages import JobSpec
+
+PPM = 1_000_000
+# Float64 sums over a vocabulary differ by about 1e-13 between machines; far below any probability that matters.
+_SLACK = 1e-9
+Logits = npt.NDArray[Any]
+Weights = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class SamplingSpec:
+    """How tokens are chosen. temperature_milli 0 is greedy; top_k 0 and top_p_ppm 1000000 switch those filters off."""
+
+    temperature_milli: int
+    top_k: int
+    top_p_ppm: int
+    seed: bytes
+
+    def __post_init__(self) -> None:
+        as_uint(self.temperature_milli, 32, "temperature_milli")
+        as_uint(self.top_k, 32, "top_k")
+        as_h32(self.seed, "seed")
+        if as_uint(self.top_p_ppm, 32, "top_p_ppm") < 1 or self.top_p_ppm > PPM:
+            raise ProtocolError("bad-message", "top_p must be above 0 and at most 1 (1000000 ppm).")
+
+    @classmethod
+    def from_job(cls, spec: JobSpec) -> Self:
+        """The sampling part of a signed job."""
+        return cls(spec.temperature_milli, spec.top_k, spec.top_p_ppm, spec.seed)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the highest logit always wins."""
+        return self.temperature_milli == 0
+
+
+def uniform(seed: bytes, position: int) -> float:
+    """The draw in [0, 1) for the token at absolute `position`: first 8 bytes of K(seed | u32 position) over 2**64."""
+    word = keccak(seed + as_uint(position, 32, "position").to_bytes(4, "big"))[:8]
+    # Rounds to 53 bits: the largest words would become 1.0.
+    return min(int.from_bytes(word, "big") / 2.0**64, 1.0 - 2.0**-53)
+
+
+def _checked(logits: Logits) -> Logits:
+    if logits.ndim != 1 or logits.size == 0:
+        raise ProtocolError("bad-shape", "Logits must be one row over the vocabulary.")
+    if not np.isfinite(logits).all():
+        raise ProtocolError("nonfinite", "The logits hold NaN or infinity.")
+    return logits
+
+
+def _scaled(logits: Logits, spec: SamplingSpec) -> Weights:
+    """Logits over temperature, shifted so that the highest is 0."""
+    values = logits.astype(np.float64) * (1000.0 / spec.temperature_milli)
+    return np.asarray(values - values.max(), dtype=np.float64)
+
+
+def _top_k(scaled: Weights, k: int) -> Mask:
+    """The k highest, ties to the lower id."""
+    n = scaled.size
+    if k == 0 or k >= n:
+        return np.ones(n, dtype=np.bool_)
+    threshold = np.partition(scaled, n - k)[n - k]
+    keep: Mask = scaled > threshold
+    ties = np.flatnonzero(scaled == threshold)
+    keep[ties[: k - int(keep.sum())]] = True
+    return keep
+
+
+def _top_p(scaled: Weights, weights: Weights, keep: Mask, top_p_ppm: int) -> Mask:
+    """Of `keep`, the shortest run in order (weight descending, id ascending) whose share reaches top_p."""
+    if top_p_ppm >= PPM:
+        return keep
+    ids = np.flatnonzero(keep)
+    order = ids[np.argsort(-scaled[ids], kind="stable")]
+    sums = np.cumsum(weights[order])
+    # A token stays when what stands before it has not yet reached the share: the one that crosses it is included.
+    ahead = np.concatenate(([0.0], sums[:-1]))
+    chosen = np.zeros_like(keep)
+    chosen[order[ahead < top_p_ppm / PPM * sums[-1]]] = True
+    return chosen
+
+
+def sample(logits: Logits, spec: SamplingSpec, position: int) -> int:
+    """The token at absolute `position` (the prompt's length for the first) given float32 logits [V].
+
+    Greedy: highest logit, lowest id on ties. Else softmax at the temperature, top-k, then top-p over the renormalised
+    rest, then the first id, in ascending order, whose cumulative probability exceeds `uniform(seed, position)`.
+    Raises ProtocolError "nonfinite" or "bad-shape".
+    """
+    _checked(logits)
+    if spec.greedy:
+        return int(np.argmax(logits))
+    scaled = _scaled(logits, spec)
+    weights: Weights = np.exp(scaled)
+    keep = _top_p(scaled, weights, _top_k(scaled, spec.top_k), spec.top_p_ppm)
+    ids = np.flatnonzero(keep)
+    sums = np.cumsum(weights[ids])
+    index = int(np.searchsorted(sums, uniform(spec.seed, position) * sums[-1], side="right"))
+    return int(ids[min(index, ids.size - 1)])
+
+
+def is_consistent(logits: Logits, spec: SamplingSpec, position: int, token: int, tolerance: float) -> bool:
+    """Whether some logits within `tolerance` (absolute, per logit) of these make `sample` return `token`.
+
+    Never False for such a token: an honest node whose logits are within the tolerance is never accused. Greedy and
+    plain sampling are exact. With top-k or top-p a token near the cut may or may not have been kept; it then counts
+    on whichever side widens the interval of draws that give `token`, so a few tokens right at a cut are accepted
+    needlessly. Raises ProtocolError "nonfinite" or "bad-shape", ValueError for a negative tolerance.
+    """
+    _checked(logits)
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise ValueError("tolerance must be a finite number of at least 0")
+    if not 0 <= token < logits.size:
+        return False
+    if spec.greedy:
+        # The winner may have lost, and the rival gained, one tolerance each.
+        return float(logits[token]) >= float(logits.max()) - 2.0 * tolerance
+    scaled = _scaled(logits, spec)
+    shift = tolerance * 1000.0 / spec.temperature_milli
+    sure, possible = _kept_under(scaled, spec, shift)
+    if not possible[token]:
+        return False
+    weights: Weights = np.exp(scaled)
+    # e**shift on one side and e**-shift on the other, divided by their larger factor so that nothing overflows.
+    low = math.exp(-2.0 * shift)
+    below = float(weights[:token][sure[:token]].sum()) * low
+    from_token = float(weights[token:][possible[token:]].sum())
+    upto_token = float(weights[: token + 1][possible[: token + 1]].sum())
+    above = float(weights[token + 1 :][sure[token + 1 :]].sum()) * low
+    u = uniform(spec.seed, position)
+    lowest_start = below / (below + from_token) if below + from_token > 0.0 else 0.0
+    highest_end = upto_token / (upto_token + above) if upto_token + above > 0.0 else 1.0
+    return lowest_start <= u + _SLACK and u <= highest_end + _SLACK
+
+
+def _kept_under(scaled: Weights, spec: SamplingSpec, shift: float) -> tuple[Mask, Mask]:
+    """(kept by the filters under every perturbation of at most `shift`, kept under at least one); the second may be
+    too wide.
+    """
+    n = scaled.size
+    sure = np.ones(n, dtype=np.bool_)
+    possible = np.ones(n, dtype=np.bool_)
+    reach = 2.0 * shift + 1e-12 * (1.0 + abs(float(scaled.min())))
+    ascending = np.sort(scaled)
+    if 0 < spec.top_k < n:
+        # May rank before j: at least x_j - reach, j itself not counted. Must rank before j: above x_j + reach.
+        may = n - np.searchsorted(ascending, scaled - reach, side="left") - 1
+        must = n - np.searchsorted(ascending, scaled + reach, side="right")
+        sure &= may < spec.top_k
+        possible &= must < spec.top_k
+    if spec.top_p_ppm < PPM:
+        share = spec.top_p_ppm / PPM
+        weights: Weights = np.exp(scaled)
+        low = math.exp(-2.0 * shift)
+        sure_sum, possible_sum = _Tail(scaled, weights, sure), _Tail(scaled, weights, possible)
+        # Most that can stand before j, against the least of the rest (j included), and the other way round.
+        ahead_max = np.maximum(possible_sum.at_least(scaled - reach) - weights * possible, 0.0)
+        rest_min = (np.maximum(sure_sum.total - sure_sum.at_least(scaled - reach), 0.0) + weights) * low
+        ahead_min = sure_sum.above(scaled + reach) * low
+        rest_max = np.maximum(possible_sum.total - possible_sum.above(scaled + reach), 0.0)
+        sure &= ahead_max < (share - _SLACK) * (ahead_max + rest_min)
+        possible &= ahead_min <= (share + _SLACK) * (ahead_min + rest_max)
+    return sure, possible
+
+
+class _Tail:
+    """Sums of the weights of masked tokens at or above a score."""
+
+    def __init__(self, scaled: Weights, weights: Weights, mask: Mask) -> None:
+        order = np.argsort(scaled[mask], kind="stable")
+        self._scores = scaled[mask][order]
+        self._suffix = np.concatenate((np.cumsum(weights[mask][order][::-1])[::-1], [0.0]))
+        self.total = float(self._suffix[0])
+
+    def at_least(self, scores: Weights) -> Weights:
+        out: Weights = self._suffix[np.searchsorted(self._scores, scores, side="left")]
+        return out
+
+    def above(self, scores: Weights) -> Weights:
+        out: Weights = self._suffix[np.searchsorted(self._scores, scores, side="right")]
+        return out

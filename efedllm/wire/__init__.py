@@ -1,0 +1,1 @@
+"""Frames, their typed bodies and the connection that carries them between clients and nodes."""
