@@ -1,0 +1,114 @@
+"""JSON-RPC over HTTP with a bounded retry budget for outages."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from web3 import AsyncHTTPProvider, AsyncWeb3
+from web3.types import RPCEndpoint
+
+from efedllm.errors import ChainError
+
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 1.0
+_RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
+
+# Chain ids of development chains, where receipts come at once and the clock may be moved.
+LOCAL_CHAIN_IDS = (1337, 31337)
+
+
+class RpcError(ChainError):
+    """The RPC server answered with a JSON-RPC error. `data` is revert data when there is some."""
+
+    def __init__(self, method: str, error: dict[str, Any]) -> None:
+        text = str(error.get("message", "no message"))
+        super().__init__("rpc-error", f"The chain refused {method}: {text}.", "")
+        self.rpc_code = int(error.get("code", 0) or 0)
+        self.text = text
+        self.data = _revert_data(error)
+
+
+def _revert_data(error: dict[str, Any]) -> bytes | None:
+    """RevertError data where geth, anvil (a string) and ganache (a string, or {hash: {return}} / {result}) put it."""
+    data = error.get("data")
+    if isinstance(data, dict):
+        data = data.get("data") or data.get("result") or data.get("return")
+    if isinstance(data, str):
+        text = data.removeprefix("Reverted ")
+        if text.startswith("0x"):
+            try:
+                return bytes.fromhex(text[2:])
+            except ValueError:
+                return None
+    return None
+
+
+class Rpc:
+    """One RPC endpoint. `budget` seconds bound every request with all its retries; `attempt` bounds each try."""
+
+    def __init__(self, url: str, *, budget: float = 30.0, attempt: float = 10.0) -> None:
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise ChainError("bad-rpc", f"{url!r} is not an RPC address.", "Pass --rpc http://HOST:PORT")
+        self.url = url
+        self.budget = budget
+        self.attempt = attempt
+        self._provider = AsyncHTTPProvider(url, exception_retry_configuration=None)
+        self.w3: AsyncWeb3[AsyncHTTPProvider] = AsyncWeb3(self._provider)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def _ready(self) -> None:
+        if self._session is None:
+            # Kept-alive connections: web3's own session opens a new one for every request.
+            session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=16))
+            self._session = await self._provider.cache_async_session(session)
+
+    async def close(self) -> None:
+        """Close the connections. The object can be used again afterwards."""
+        session, self._session = self._session, None
+        if session is not None:
+            await self._provider.disconnect()
+            await session.close()
+
+    async def request(self, method: str, params: Sequence[Any] = ()) -> Any:
+        """The result of one call. Safe to retry for every method we use: a signed transaction is idempotent.
+
+        Raises RpcError for an answer that is an error, ChainError "rpc-down" when the budget is used up.
+        """
+        await self._ready()
+        deadline = time.monotonic() + self.budget
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                async with asyncio.timeout(max(0.05, min(self.attempt, deadline - time.monotonic()))):
+                    answer = await self._provider.make_request(RPCEndpoint(method), list(params))
+                break
+            except aiohttp.ClientResponseError as error:
+                if error.status not in _RETRIED_STATUS:
+                    raise ChainError(
+                        "rpc-refused",
+                        f"The RPC server {self.url} answered {error.status} {error.message}.",
+                        "check --rpc and its credentials.",
+                    ) from error
+                problem: Exception = error
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                problem = error
+            if time.monotonic() + pause >= deadline:
+                detail = str(problem) or type(problem).__name__
+                raise ChainError(
+                    "rpc-down", f"The chain at {self.url} does not answer ({detail}).", "check --rpc"
+                ) from problem
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        if answer.get("error") is not None:
+            error_field: Any = answer["error"]
+            raise RpcError(method, error_field if isinstance(error_field, dict) else {"message": str(error_field)})
+        return answer.get("result")
+
+    async def integer(self, method: str, params: Sequence[Any] = ()) -> int:
+        """A request whose result is a hex quantity."""
+        return int(await self.request(method, params), 16)

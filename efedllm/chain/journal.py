@@ -1,0 +1,71 @@
+"""Signed transactions whose outcome is not known yet, so that trying again never sends a second one."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from efedllm.chain.deployment import write_json
+
+# A call repeated later than this is taken for a new wish, not for a retry (seconds).
+RETRY_WINDOW = 600.0
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A signed transaction. `payload` identifies the wish: chain, target, calldata and value."""
+
+    payload: str
+    raw: str
+    hash: str
+    nonce: int
+    created: float
+
+
+class Journal:
+    """Pending transactions of one account, in memory and, with a path, across restarts of the process."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._running: dict[str, Pending] = {}
+        self._orphans: dict[str, Pending] = {}
+        if path is not None and path.exists():
+            try:
+                self._orphans = {item["payload"]: Pending(**item) for item in json.loads(path.read_text())}
+            except (ValueError, TypeError, KeyError):
+                # A torn or foreign file only loses the protection against a repeated send.
+                self._orphans = {}
+
+    def start(self, pending: Pending) -> None:
+        """Remember a transaction before it is broadcast."""
+        self._running[pending.hash] = pending
+        self._save()
+
+    def finish(self, pending: Pending) -> None:
+        """Forget a transaction whose outcome is known."""
+        self._running.pop(pending.hash, None)
+        self._save()
+
+    def orphan(self, pending: Pending) -> None:
+        """The caller gave up waiting: keep the transaction for whoever asks for the same again."""
+        if self._running.pop(pending.hash, None) is not None:
+            self._orphans[pending.payload] = pending
+            self._save()
+
+    def adopt(self, payload: str) -> Pending | None:
+        """Take over a recent transaction with this payload, if one was left behind."""
+        pending = self._orphans.pop(payload, None)
+        if pending is None:
+            return None
+        if time.time() - pending.created > RETRY_WINDOW:
+            self._save()
+            return None
+        self._running[pending.hash] = pending
+        return pending
+
+    def _save(self) -> None:
+        if self._path is not None:
+            entries = [asdict(item) for item in (*self._running.values(), *self._orphans.values())]
+            write_json(self._path, entries, mode=0o600)

@@ -1,0 +1,56 @@
+"""Structured logs on stderr. Secrets never get in: their keys are blanked wherever they turn up."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+_SECRET = ("password", "private_key", "secret", "mnemonic", "salt", "authorization")
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def _blank_secrets(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for key in event:
+        if any(word in key.lower() for word in _SECRET):
+            event[key] = "***"
+    return event
+
+
+def _readable(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for key, value in event.items():
+        if isinstance(value, bytes | bytearray):
+            event[key] = "0x" + bytes(value).hex()
+    return event
+
+
+def setup(level: str = "info", log_format: str = "console") -> None:
+    """Send logs to stderr; `log_format` is "console" or "json" (one object a line)."""
+    processors: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        _blank_secrets,
+        _readable,
+    ]
+    if log_format == "json":
+        processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    else:
+        processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS.get(level, logging.INFO)),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    # Libraries log through the standard module.
+    logging.basicConfig(stream=sys.stderr, level=max(_LEVELS.get(level, logging.INFO), logging.WARNING))
+
+
+def get_logger(name: str) -> Any:
+    """A logger whose lines carry `logger=name`; fields are keyword arguments."""
+    return structlog.get_logger(logger=name)
