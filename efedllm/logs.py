@@ -52,5 +52,5 @@ def setup(level: str = "info", log_format: str = "console") -> None:
 
 
 def get_logger(name: str) -> Any:
-    """A logger whose lines carry `logger=name`; fields are keyword arguments."""
-    return structlog.get_logger(logger=name)
+    """A logger whose lines carry `component=name`; fields are keyword arguments."""
+    return structlog.get_logger(component=name)

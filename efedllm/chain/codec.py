@@ -56,9 +56,9 @@ def to_abi(item: Mapping[str, Any], value: Any) -> Any:
     if kind == "tuple":
         names = [part["name"] for part in item["components"]]
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            value = [getattr(value, _field(value, name)) for name in names]
-        elif isinstance(value, Mapping):
-            value = [value[_key(value, name)] for name in names]
+            value = {part.name: getattr(value, part.name) for part in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            value = _struct_values(names, value)
         if not isinstance(value, Sequence) or len(value) != len(names):
             raise EncodingError(f"struct {item.get('internalType', 'tuple')} needs {', '.join(names)}")
         return tuple(to_abi(part, element) for part, element in zip(item["components"], value, strict=True))
@@ -69,30 +69,14 @@ def to_abi(item: Mapping[str, Any], value: Any) -> Any:
     return value
 
 
-def _snake(name: str) -> str:
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()
 
 
-def _field(value: Any, name: str) -> str:
-    return name if hasattr(value, name) else _snake(name)
-
-
-def _key(value: Mapping[str, Any], name: str) -> str:
-    return name if name in value else _snake(name)
-
-
-def from_abi(item: Mapping[str, Any], value: Any) -> Any:
-    """A decoded value as we use it: checksum addresses, structs as named tuples (fields as in Solidity), lists."""
-    kind: str = item["type"]
-    if kind.endswith("]"):
-        inner = _array_item(item)
-        return [from_abi(inner, element) for element in value]
-    if kind == "tuple":
-        parts = item["components"]
-        name = str(item.get("internalType", "struct Struct")).split(".")[-1].split(" ")[-1].rstrip("[]0123456789")
-        record = _struct_type(name or "Struct", tuple(part["name"] for part in parts))
-        return record(*(from_abi(part, element) for part, element in zip(parts, value, strict=True)))
-    return to_checksum_address(value) if kind == "address" else value
+def _struct_values(names: Sequence[str], value: Mapping[str, Any]) -> list[Any]:
+    """Values in the order of the Solidity fields; camelCase and snake_case names are the same."""
+    by_name = {_plain(name): element for name, element in value.items()}
+    return [by_name[_plain(name)] for name in names]
 
 
 class Codec:
