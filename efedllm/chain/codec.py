@@ -79,6 +79,20 @@ def _struct_values(names: Sequence[str], value: Mapping[str, Any]) -> list[Any]:
     return [by_name[_plain(name)] for name in names]
 
 
+def from_abi(item: Mapping[str, Any], value: Any) -> Any:
+    """A decoded value as we use it: checksum addresses, structs as named tuples (fields as in Solidity), lists."""
+    kind: str = item["type"]
+    if kind.endswith("]"):
+        inner = _array_item(item)
+        return [from_abi(inner, element) for element in value]
+    if kind == "tuple":
+        parts = item["components"]
+        name = str(item.get("internalType", "struct Struct")).split(".")[-1].split(" ")[-1].rstrip("[]0123456789")
+        record = _struct_type(name or "Struct", tuple(part["name"] for part in parts))
+        return record(*(from_abi(part, element) for part, element in zip(parts, value, strict=True)))
+    return to_checksum_address(value) if kind == "address" else value
+
+
 class Codec:
     """Calls, results and logs of one contract."""
 

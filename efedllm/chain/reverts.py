@@ -54,7 +54,7 @@ HINTS: dict[str, str] = {
     "NotReady": "Wait until the unbonding period is over, then withdraw again.",
     "NotSeated": "Take a seat first: `efedllm verifier run --stake AMOUNT`.",
     "NothingToClaim": "Nothing to do: this account earned nothing in these epochs, or has claimed it.",
-    "ProbationCapExceeded": "Open the session with a smaller deposit: nodes without a record may only carry small ones.",
+    "ProbationCapExceeded": "Open the session with a smaller deposit: nodes without a record carry only small ones.",
     "RouteGap": "Choose nodes whose layers join without gap or overlap: see `efedllm network`.",
     "RouteIncomplete": "Add nodes up to the model's last layer: see `efedllm network`.",
     "RouteTooExpensive": "Raise the maximum price, or choose cheaper nodes: see `efedllm network`.",
