@@ -90,9 +90,14 @@ def _check_sizes(kind: FrameType, body: int, payload: int) -> None:
         raise ProtocolError("bad-frame", f"A {kind.name} frame needs a body of at least {limits.min_body} bytes.")
 
 
+def check_sizes(frame: Frame) -> None:
+    """ProtocolError "oversized" or "bad-frame" when `frame` breaks the limits of its type."""
+    _check_sizes(frame.type, len(frame.body), len(frame.payload))
+
+
 def encode(frame: Frame) -> bytes:
     """Bytes of `frame`. ProtocolError "oversized" or "bad-frame" when it breaks the limits of its type."""
-    _check_sizes(frame.type, len(frame.body), len(frame.payload))
+    check_sizes(frame)
     header = HEADER.pack(MAGIC, frame.type, 0, 0, len(frame.body), len(frame.payload))
     return b"".join((header, frame.body, frame.payload))
 
