@@ -71,8 +71,8 @@ class Executor(Protocol):
     def step(self, batch: SequenceOf[StepItem]) -> list[Float32]:
         """Advance every sequence of a ragged batch (prefill and decode mixed).
 
-        Returns float32 [n, hidden] per item: the states after the last layer of the range. Raises ModelError "bad-input"
-        or "context-exceeded" before anything changes; on any error the sequences keep their lengths.
+        Returns float32 [n, hidden] per item, the states after the last layer of the range. Raises ModelError
+        "bad-input" or "context-exceeded" before anything changes; on any error the sequences keep their lengths.
         """
 
     def logits(self, hidden: Float32) -> Float32:

@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from eth_utils.crypto import keccak
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from efedllm.commitments.hashing import keccak
 from efedllm.commitments.merkle import WeightsTree, verify_weights
 from efedllm.errors import ModelError
 
@@ -47,7 +47,7 @@ def layer_file(layer: int) -> str:
 
 def tensor_id(name: str) -> bytes:
     """bytes32 id of a tensor or plain file: keccak256 of its UTF-8 name."""
-    return keccak(text=name)
+    return keccak(name.encode())
 
 
 def weight_leaf(layer: int, name: str, rows: int, cols: int, rank: int, dtype: str, sha256: str) -> bytes:

@@ -1,0 +1,184 @@
+"""Second moments of the inputs (or outputs) of every linear module of a layer, over a calibration text.
+
+Hidden states of all windows are kept between layers, so that each layer runs once, with only its own weights in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from efedllm.errors import ConfigError, ModelError
+from efedllm.models.families import Skeleton, is_matrix, linear_shape
+
+WINDOW = 512
+_BATCH_TOKENS = 4096
+
+
+@dataclass
+class Moments:
+    """What `whiten` needs about one linear module.
+
+    Exactly one of `inputs` (E[x x^T], [in, in], when in <= out) and `outputs` (E[y y^T] of y = W x without the bias,
+    [out, out]) is set; float64. `input_power` is the mean of x_i^2.
+    """
+
+    inputs: Tensor | None = None
+    outputs: Tensor | None = None
+    input_power: float = 0.0
+
+
+@dataclass
+class _Sums:
+    tokens: int = 0
+    matrix: Tensor | None = None
+    power: float = 0.0
+
+    def add(self, rows: Tensor) -> None:
+        wide = rows.double()
+        product = wide.T @ wide
+        self.matrix = product if self.matrix is None else self.matrix.add_(product)
+
+
+@dataclass
+class _Collector:
+    """Accumulates over the batches of one layer. Modules fed the same tensor (q, k, v; gate, up) share one sum."""
+
+    layer: nn.Module
+    sums: dict[str, _Sums] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
+    _seen: list[tuple[Tensor, str]] = field(default_factory=list)
+
+    def run(self, forward: Callable[[], Tensor]) -> Tensor:
+        handles = [
+            module.register_forward_hook(self._hook(path))
+            for path, module in self.layer.named_modules()
+            if is_matrix(module)
+        ]
+        try:
+            return forward()
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._seen.clear()
+
+    def _hook(self, path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def collect(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            rows, cols = linear_shape(module)
+            x = args[0].reshape(-1, cols)
+            sums = self.sums.setdefault(path, _Sums())
+            sums.tokens += len(x)
+            sums.power += float(x.double().square().sum()) / cols
+            if rows < cols:
+                bias = getattr(module, "bias", None)
+                y = output.reshape(-1, rows)
+                sums.add(y if bias is None else y - bias)
+                return
+            owner = next((name for tensor, name in self._seen if tensor is args[0]), None)
+            if owner is None:
+                self._seen.append((args[0], path))
+                owner = path
+                sums.add(x)
+            self.owners[path] = owner
+
+        return collect
+
+    def moments(self) -> dict[str, Moments]:
+        result: dict[str, Moments] = {}
+        for path, sums in self.sums.items():
+            power = sums.power / sums.tokens
+            matrix = self.sums[self.owners.get(path, path)].matrix
+            assert matrix is not None
+            mean = matrix / sums.tokens
+            result[path] = (
+                Moments(inputs=mean, input_power=power)
+                if path in self.owners
+                else Moments(outputs=mean, input_power=power)
+            )
+        return result
+
+
+class Calibration:
+    """The calibration text on its way through the model; holds float32 [windows, window, hidden]."""
+
+    def __init__(self, skeleton: Skeleton, ids: Tensor, embed: Tensor, positions: Tensor | None) -> None:
+        """`ids` int64 [windows, window]; `embed` [vocab, hidden]; `positions` learned position embeddings, if any."""
+        self._positions = torch.arange(ids.shape[1])
+        states = embedding(ids, embed.float())
+        if positions is not None:
+            states = states + positions.float()[: ids.shape[1]]
+        self._states = states
+        self._rotary = skeleton.rotary()
+
+    @property
+    def tokens(self) -> int:
+        return self._states.shape[0] * self._states.shape[1]
+
+    def advance(self, layer: nn.Module, *, collect: bool) -> dict[str, Moments]:
+        """Run `layer` (real float32 weights) on all windows; returns the moments of its linear modules if `collect`."""
+        collector = _Collector(layer)
+        windows, window, _ = self._states.shape
+        step = max(1, _BATCH_TOKENS // window)
+        with torch.inference_mode():
+            for start in range(0, windows, step):
+                x = self._states[start : start + step]
+                forward = self._forward(layer, x)
+                self._states[start : start + step] = collector.run(forward) if collect else forward()
+            return collector.moments()
+
+    def _forward(self, layer: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+        where = self._positions.expand(len(x), -1)
+        extra: dict[str, Any] = {}
+        if self._rotary is not None:
+            extra["position_embeddings"] = self._rotary(x, where)
+        # Without a mask the attention is causal over the whole window, which `window_for` keeps inside any sliding
+        # window.
+        return lambda: layer(x, attention_mask=None, position_ids=where, **extra)
+
+
+def window_for(config: Any) -> int:
+    """Tokens per calibration window: at most WINDOW, the model's context and its sliding window."""
+    limits = [WINDOW, int(config.max_position_embeddings)]
+    sliding = getattr(config, "sliding_window", None)
+    return min([*limits, int(sliding)] if sliding else limits)
+
+
+def read_tokens(text: Path, tokenizer: Path, window: int, tokens: int, vocab: int) -> Tensor:
+    """The first `tokens` tokens of a text file as int64 [windows, window]; a text shorter than a window is one short
+    window.
+
+    Raises ConfigError "no-calibration" when the text is missing or empty and ModelError "no-tokenizer" without
+    tokenizer.json.
+    """
+    try:
+        content = text.read_text("utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigError(
+            "no-calibration", f"The calibration text {text} cannot be read.", "Give a text file with --calibration."
+        ) from error
+    if not tokenizer.is_file():
+        raise ModelError(
+            "no-tokenizer",
+            f"Calibration needs {tokenizer.name}, which the model does not have.",
+            "Use --method truncate, or add the tokenizer.",
+        )
+    # About 8 characters per token at most in ordinary text: enough to fill `tokens` without reading a huge file to
+    # the end.
+    ids = np.array(Tokenizer.from_file(str(tokenizer)).encode(content[: 16 * tokens]).ids[:tokens], dtype=np.int64)
+    if len(ids) < 2:
+        raise ConfigError("no-calibration", f"The calibration text {text} is empty.", "Give a longer text.")
+    if int(ids.max()) >= vocab:
+        raise ModelError(
+            "no-tokenizer", "The tokenizer has more tokens than the model.", "Use the model's own tokenizer."
+        )
+    window = min(window, len(ids))
+    whole = len(ids) // window * window
+    return torch.from_numpy(ids[:whole]).view(-1, window)

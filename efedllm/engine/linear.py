@@ -1,0 +1,34 @@
+"""Linear modules as published: dense, or two factors that are never multiplied out."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+
+class DenseLinear(nn.Module):
+    """y = W x + b. weight float32 [out, in]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Buffer(weight)
+        self.bias = None if bias is None else nn.Buffer(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class LowRankLinear(nn.Module):
+    """y = U (V x) + b with u float32 [out, rank], v [rank, in].
+
+    rank * (out + in) multiplications per token instead of out * in.
+    """
+
+    def __init__(self, u: Tensor, v: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.u = nn.Buffer(u)
+        self.v = nn.Buffer(v)
+        self.bias = None if bias is None else nn.Buffer(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(linear(x, self.v), self.u, self.bias)

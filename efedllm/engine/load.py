@@ -1,0 +1,167 @@
+"""Filling the modules of a layer range from published safetensors files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from efedllm.engine.linear import DenseLinear, LowRankLinear
+from efedllm.errors import ModelError
+from efedllm.models.families import Skeleton, is_matrix
+from efedllm.models.manifest import EMBED_FILE, HEAD_FILE, Manifest, TensorInfo, layer_file
+from efedllm.models.tensorfile import TensorFile
+
+_TORCH_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+}
+
+
+@dataclass(frozen=True)
+class ShardModules:
+    """What one engine runs. Embeddings are plain matrices; absent parts are None."""
+
+    layers: tuple[nn.Module, ...]
+    rotary: nn.Module | None
+    embed: Tensor | None
+    positions: Tensor | None
+    norm: nn.Module | None
+    head: nn.Module | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights in memory; a tied embedding and head count once."""
+        held = [t for t in (self.embed, self.positions) if t is not None]
+        for module in (*self.layers, self.norm, self.head):
+            if module is not None:
+                held += [*module.parameters(), *module.buffers()]
+        return sum({t.data_ptr(): t.nbytes for t in held}.values())
+
+
+def load_modules(model_dir: Path, manifest: Manifest, skeleton: Skeleton, lo: int, hi: int) -> ShardModules:
+    """Load layers [lo, hi), with embeddings at the start and norm and head at the end of the model.
+
+    Raises ModelError "corrupt-weights" when the files and the architecture do not fit together.
+    """
+    tensors = {t.name: t for t in manifest.tensors_for(lo, hi)}
+    reader = _Reader(model_dir, tensors)
+    family = skeleton.family
+    layers: list[nn.Module] = []
+    for index in range(lo, hi):
+        layer = skeleton.layer(index)
+        with TensorFile(model_dir / layer_file(index)) as file:
+            _fill(layer, skeleton.layer_prefix(index), reader, file)
+        layers.append(layer)
+    embed = positions = None
+    norm: nn.Module | None = None
+    head: nn.Module | None = None
+    last = hi == skeleton.layers
+    if lo == 0 or (last and skeleton.tied):
+        with TensorFile(model_dir / EMBED_FILE) as file:
+            embed = reader.matrix(file, f"{family.embed}.weight")
+            if family.positions is not None:
+                positions = reader.matrix(file, f"{family.positions}.weight")
+    if last:
+        with TensorFile(model_dir / HEAD_FILE) as file:
+            norm = skeleton.model.get_submodule(family.norm)
+            _fill(norm, f"{family.norm}.", reader, file)
+            if skeleton.tied:
+                assert embed is not None
+                head = DenseLinear(embed, None)
+            else:
+                head = reader.linear(file, family.head, skeleton.model.get_submodule(family.head))
+    reader.check_all_used()
+    starts = lo == 0
+    return ShardModules(
+        tuple(layers), skeleton.rotary(), embed if starts else None, positions if starts else None, norm, head
+    )
+
+
+class _Reader:
+    def __init__(self, model_dir: Path, tensors: dict[str, TensorInfo]) -> None:
+        self._dir = model_dir
+        self._tensors = tensors
+        self._used: set[str] = set()
+
+    def entry(self, name: str, shape: tuple[int, int] | None = None) -> TensorInfo:
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            raise _misfit(f"the manifest has no {name}")
+        if shape is not None and (tensor.rows, tensor.cols) != shape:
+            raise _misfit(f"{name} is {tensor.rows}x{tensor.cols}, not {shape[0]}x{shape[1]}")
+        self._used.add(name)
+        return tensor
+
+    def vector(self, file: TensorFile, name: str, size: int) -> Tensor:
+        tensor = self.entry(name, (size, 1))
+        return _part(file, tensor.parts[0]).float()
+
+    def matrix(self, file: TensorFile, name: str) -> Tensor:
+        """A dense matrix, float32."""
+        tensor = self.entry(name)
+        if tensor.form != "dense":
+            raise _misfit(f"{name} must be dense")
+        return _expanded(file, tensor)[0]
+
+    def linear(self, file: TensorFile, path: str, module: nn.Module) -> nn.Module:
+        """The published form of linear module `module`, whose dotted name is `path`."""
+        weight = module.get_parameter("weight")
+        # Published matrices are [out, in]; GPT-2 stores [in, out].
+        shape = (
+            (weight.shape[0], weight.shape[1]) if isinstance(module, nn.Linear) else (weight.shape[1], weight.shape[0])
+        )
+        tensor = self.entry(f"{path}.weight", shape)
+        has_bias = getattr(module, "bias", None) is not None
+        bias = self.vector(file, f"{path}.bias", tensor.rows) if has_bias else None
+        if tensor.form == "lowrank":
+            u, v = _expanded(file, tensor)
+            return LowRankLinear(u, v, bias)
+        return DenseLinear(_expanded(file, tensor)[0], bias)
+
+    def check_all_used(self) -> None:
+        unused = sorted(set(self._tensors) - self._used)
+        if unused:
+            raise _misfit(f"{unused[0]} has no place in this architecture")
+
+
+def _fill(root: nn.Module, prefix: str, reader: _Reader, file: TensorFile) -> None:
+    """Give every parameter below `root` its published value, replacing linear modules by their published form."""
+    for path, module in list(root.named_modules()):
+        if is_matrix(module):
+            parent, _, leaf = path.rpartition(".")
+            setattr(root.get_submodule(parent), leaf, reader.linear(file, prefix + path, module))
+            continue
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            dotted = f"{path}.{name}" if path else name
+            value = reader.vector(file, prefix + dotted, parameter.numel())
+            setattr(module, name, nn.Parameter(value, requires_grad=False))
+    for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
+        if tensor.is_meta:
+            raise _misfit(f"{prefix}{name} is not published")
+
+
+def _expanded(file: TensorFile, tensor: TensorInfo) -> list[Tensor]:
+    """The matrices of `tensor` ([weight] or [u, v]) in float32, int8 rows multiplied by their scales."""
+    matrices = 2 if tensor.form == "lowrank" else 1
+    values = [_part(file, name) for name in tensor.parts[:matrices]]
+    if tensor.dtype != "int8":
+        return [value.float() for value in values]
+    scales = [_part(file, name) for name in tensor.parts[matrices:]]
+    return [value.float().mul_(scale.unsqueeze(1)) for value, scale in zip(values, scales, strict=True)]
+
+
+def _part(file: TensorFile, name: str) -> Tensor:
+    """A tensor over the mapped file; no copy."""
+    slot = file.slot(name)
+    dtype = _TORCH_DTYPES[slot.dtype]
+    count = (slot.end - slot.start) // dtype.itemsize
+    return torch.frombuffer(file.buffer, dtype=dtype, count=count, offset=slot.start).view(slot.shape)
+
+
+def _misfit(what: str) -> ModelError:
+    return ModelError("corrupt-weights", f"The published model is inconsistent: {what}.", "Fetch the model again.")
