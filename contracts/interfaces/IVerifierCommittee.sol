@@ -154,9 +154,7 @@ interface IVerifierCommitteeEvents is IVerifierCommitteeTypes {
         uint256 trustBefore,
         uint256 trustAfter
     );
-    event NodeFailed(
-        address indexed node, uint64 indexed epoch, bool severe, uint256 slashed, uint32 jailedUntil
-    );
+    event NodeFailed(address indexed node, uint64 indexed epoch, bool severe, uint256 slashed, uint32 jailedUntil);
     event NoQuorum(uint64 indexed epoch, address indexed node, uint256 reveals, uint256 needed);
     event VerifierJudged(
         uint64 indexed epoch, address indexed verifier, uint8 outcome, uint256 slashed, uint256 points
