@@ -114,7 +114,8 @@ class Deployer:
         deployment = files.deployment()
         if deployment is None:
             return None
-        codes = await self._codes([item.address for item in deployment.contracts.values()])
+        contracts = {name: deployment.contracts[name] for name in CONTRACTS if name in deployment.contracts}
+        codes = await self._codes([item.address for item in contracts.values()])
         if not any(codes):
             if deployment.chain_id in LOCAL_CHAIN_IDS:
                 # A development chain that was started afresh; the file is about one that is gone.
@@ -131,7 +132,7 @@ class Deployer:
                 f"{files.final} was deployed with other parameters than the profile {self._profile.name}.",
                 f"Use --profile {deployment.profile}, or another --out folder for a second network.",
             )
-        for (name, item), code in zip(deployment.contracts.items(), codes, strict=True):
+        for (name, item), code in zip(contracts.items(), codes, strict=True):
             self._verify(name, item, code)
             self._report(Step(name, item.address))
         return deployment

@@ -157,7 +157,7 @@ class Chain(Readers):
         try:
             answer = await self.rpc.request("eth_call", [request, tag])
         except RpcError as error:
-            if error.data is None and "revert" not in error.text.lower():
+            if not error.is_revert:
                 raise
             raise decode_revert(error.data or b"", f"{contract}.{fn}") from error
         return codec.decode_result(fn, len(args), bytes.fromhex(answer[2:]))

@@ -32,6 +32,11 @@ class RpcError(ChainError):
         self.text = text
         self.data = _revert_data(error)
 
+    @property
+    def is_revert(self) -> bool:
+        """A contract refused; anything else is the server's or the EVM's own complaint."""
+        return bool(self.data) or "revert" in self.text.lower()
+
 
 def _revert_data(error: dict[str, Any]) -> bytes | None:
     """RevertError data where geth, anvil (a string) and ganache (a string, or {hash: {return}} / {result}) put it."""

@@ -157,15 +157,15 @@ class Sender:
         try:
             return await self._rpc.integer("eth_estimateGas", [call])
         except RpcError as error:
-            if error.data is not None:
+            if error.data:
                 raise decode_revert(error.data, what) from error
-            if "insufficient funds" in error.text.lower():
+            if not error.is_revert:
                 raise await self._refused(error, {"value": value}, what) from error
         # Some servers give the revert data only for eth_call.
         try:
             await self._rpc.request("eth_call", [call, "latest"])
         except RpcError as error:
-            raise decode_revert(error.data or b"", what) from error
+            raise (decode_revert(error.data or b"", what) if error.is_revert else error) from error
         raise ChainError("gas-unknown", f"The chain could not estimate the gas of {what}.", "check --rpc")
 
     def _call(self, to: str | None, data: bytes, value: int) -> dict[str, str]:
@@ -220,8 +220,8 @@ class Sender:
             pause = min(pause * 1.2, max(self._poll, 0.1 if self._chain_id in LOCAL_CHAIN_IDS else 2.0))
 
     async def _refused(self, error: RpcError, transaction: dict[str, Any], what: str) -> ChainError:
-        if error.data is not None:
-            return decode_revert(error.data, what)
+        if error.data or error.is_revert:
+            return decode_revert(error.data or b"", what)
         if "insufficient funds" in error.text.lower() or "enough funds" in error.text.lower():
             balance = await self._rpc.integer("eth_getBalance", [self._account.address, "latest"])
             price = transaction.get("maxFeePerGas", transaction.get("gasPrice", 0))
