@@ -8,10 +8,10 @@ import {IEntryPause} from "./interfaces/IEntryPause.sol";
 /// @notice Mixin: the guardian closes the entry of a contract. Exits, settlements and claims have no such switch.
 /// @dev Guardians are kept in one place for all contracts: GUARDIAN_ROLE on the stake vault.
 abstract contract EntryPause is IEntryPause {
-    bytes32 public constant GUARDIAN_ROLE = keccak256("GUARDIAN_ROLE");
+    bytes32 internal constant GUARDIAN_ROLE = keccak256("GUARDIAN_ROLE");
 
-    /// @notice Keeps the guardian role.
-    IAccessControl public immutable authority;
+    /// @dev Keeps the guardian role.
+    IAccessControl private immutable _authority;
 
     /// @inheritdoc IEntryPause
     bool public entryPaused;
@@ -23,13 +23,13 @@ abstract contract EntryPause is IEntryPause {
     }
 
     constructor(address authority_) {
-        authority = IAccessControl(authority_);
+        _authority = IAccessControl(authority_);
     }
 
     /// @inheritdoc IEntryPause
     function setEntryPaused(bool paused) external {
         // INVARIANT: only a guardian closes or opens the entry.
-        require(authority.hasRole(GUARDIAN_ROLE, msg.sender), NotGuardian(msg.sender));
+        require(_authority.hasRole(GUARDIAN_ROLE, msg.sender), NotGuardian(msg.sender));
         entryPaused = paused;
         emit EntryPauseSet(paused, msg.sender);
     }

@@ -31,11 +31,11 @@ contract VerifierCommittee is IVerifierCommittee, EpochClock, AccessControl, Ent
         uint8 committeeSize;
     }
 
-    uint256 public constant MAX_SEATS = 64;
+    uint256 private constant MAX_SEATS = 64;
     /// @dev The seats of an epoch are needed until its work is judged, one epoch later.
-    uint64 public constant SEAT_HISTORY = 2;
+    uint64 private constant SEAT_HISTORY = 2;
     /// @dev A seat survives small slashes: it can be evicted below this share of the seat stake.
-    uint256 public constant EVICT_BPS = 7_500;
+    uint256 private constant EVICT_BPS = 7_500;
     uint256 private constant SEED_DELAY = 2;
     uint256 private constant BLOCKHASH_WINDOW = 256;
     uint256 private constant BPS = 10_000;
@@ -61,8 +61,9 @@ contract VerifierCommittee is IVerifierCommittee, EpochClock, AccessControl, Ent
     /// @dev Shares its slot with the entry switch.
     uint16 private _leftSeats;
     uint64 private _nextParamsFrom;
-    Params private _params;
-    Params private _nextParams;
+    /// @dev Which of the two versions is older: in force until the newer one is due.
+    uint8 private _olderParams;
+    Params[2] private _params;
     Seat[] private _seats;
     /// @dev Salts revealed so far; a second source for seeds besides block hashes.
     bytes32 private _entropy;
@@ -86,7 +87,7 @@ contract VerifierCommittee is IVerifierCommittee, EpochClock, AccessControl, Ent
         CommitteeParams.check(params_);
         vault = vault_;
         nodes = nodes_;
-        _params = params_;
+        _params[0] = params_;
         _grantRole(DEFAULT_ADMIN_ROLE, admin);
     }
 
@@ -100,13 +101,20 @@ contract VerifierCommittee is IVerifierCommittee, EpochClock, AccessControl, Ent
         require(available >= needed, SeatStakeTooLow(needed, available));
         uint64 current = currentEpoch();
         uint256 known = _seatIndex[msg.sender];
-        if (known != 0) {
-            _retakeSeat(_seats[known - 1], current);
+        if (known == 0) {
+            known = _freeSeat(current) + 1;
+            _seatIndex[msg.sender] = known;
+            _seats[known - 1].verifier = msg.sender;
         } else {
-            Seat memory seat = Seat({verifier: msg.sender, activeFrom: uint256(current + 1).toUint32(), exitAt: 0});
-            _seatIndex[msg.sender] = _place(seat, current) + 1;
+            _requireRetakable(_seats[known - 1].exitAt, current);
         }
-        emit SeatTaken(msg.sender, _seats[_seatIndex[msg.sender] - 1].activeFrom);
+        Seat storage seat = _seats[known - 1];
+        uint256 exitAt = seat.exitAt;
+        if (exitAt != 0) --_leftSeats;
+        // An exit that has not happened yet is taken back; otherwise the seat starts anew.
+        if (exitAt <= current) seat.activeFrom = uint256(current + 1).toUint32();
+        seat.exitAt = 0;
+        emit SeatTaken(msg.sender, seat.activeFrom);
     }
 
     /// @inheritdoc IVerifierCommittee
@@ -137,7 +145,8 @@ contract VerifierCommittee is IVerifierCommittee, EpochClock, AccessControl, Ent
         // INVARIANT: a target block is replaced only when its hash is out of reach, so that nobody picks among blocks.
         require(armed == 0 || block.number > armed + BLOCKHASH_WINDOW, SeedAlreadyArmed(armed));
         uint256 target = block.number + SEED_DELAY;
-        r.armedBlock = target.toUint64();
+        // Block numbers stay far below 2^64.
+        r.armedBlock = uint64(target);
         emit SeedArmed(e, target);
     }
 
@@ -240,22 +249,21 @@ contract VerifierCommittee is IVerifierCommittee, EpochClock, AccessControl, Ent
     }
 
     /// @inheritdoc IVerifierCommittee
-    function setParams(Params calldata next) external onlyRole(DEFAULT_ADMIN_ROLE) {
+    function setParams(Params memory next) external onlyRole(DEFAULT_ADMIN_ROLE) {
         CommitteeParams.check(next);
-        Params memory current = params();
+        uint256 current = _paramsIndex();
         uint64 from = currentEpoch() + 1;
-        _params = current;
-        _nextParams = next;
+        _olderParams = uint8(current);
+        _params[1 - current] = next;
         _nextParamsFrom = from;
-        emit ParamsScheduled(current, next, from);
+        emit ParamsScheduled(next, from);
     }
 
     // ------------------------------------------------------------------------------------------------------ views
 
     /// @inheritdoc IVerifierCommittee
     function params() public view returns (Params memory) {
-        uint64 from = _nextParamsFrom;
-        return from != 0 && from <= currentEpoch() ? _nextParams : _params;
+        return _params[_paramsIndex()];
     }
 
     /// @inheritdoc IVerifierCommittee
@@ -269,7 +277,7 @@ contract VerifierCommittee is IVerifierCommittee, EpochClock, AccessControl, Ent
         active = new address[](n);
         uint256 count;
         for (uint256 i; i < n; ++i) {
-            Seat memory seat = _seats[i];
+            Seat storage seat = _seats[i];
             if (_isActive(seat, e)) active[count++] = seat.verifier;
         }
         // count <= n: only shortens the array.
@@ -290,9 +298,7 @@ contract VerifierCommittee is IVerifierCommittee, EpochClock, AccessControl, Ent
 
     /// @inheritdoc IVerifierCommittee
     function drawn(uint64 e, address node) public view returns (address[] memory) {
-        Round memory r = _rounds[e];
-        if (r.seed == 0) return new address[](0);
-        return Draw.draw(r.seed, node, seatsOf(e), r.committeeSize);
+        return _rounds[e].seed == 0 ? new address[](0) : _draw(e, node, seatsOf(e));
     }
 
     /// @inheritdoc IVerifierCommittee
@@ -338,7 +344,7 @@ contract VerifierCommittee is IVerifierCommittee, EpochClock, AccessControl, Ent
 
     /// @inheritdoc IVerifierCommittee
     function trustOf(address node) public view returns (uint256) {
-        return _scoreOf(_trust[node], params().priorMass);
+        return _scoreOf(_stateOf(node), params().priorMass);
     }
 
     /// @inheritdoc IVerifierCommittee
@@ -347,19 +353,19 @@ contract VerifierCommittee is IVerifierCommittee, EpochClock, AccessControl, Ent
         view
         returns (uint64 alpha, uint64 beta, uint32 epoch, uint16 offences, uint32 jailedUntil)
     {
-        TrustState memory t = _trust[node];
+        TrustState memory t = _stateOf(node);
         return (t.alpha, t.beta, t.epoch, t.offences, t.jailedUntil);
     }
 
     /// @inheritdoc IVerifierCommittee
     function standingOf(address node) external view returns (uint8) {
-        return _standing(_trust[node], params());
+        return _standing(_stateOf(node), params());
     }
 
     /// @inheritdoc IVerifierCommittee
     function auditRate(address node) external view returns (uint256) {
         Params memory p = params();
-        uint256 trust = _scoreOf(_trust[node], p.priorMass);
+        uint256 trust = _scoreOf(_stateOf(node), p.priorMass);
         return p.pMin + (uint256(p.pMax - p.pMin) * (Trust.PPM - trust)) / Trust.PPM;
     }
 
@@ -368,7 +374,7 @@ contract VerifierCommittee is IVerifierCommittee, EpochClock, AccessControl, Ent
         Params memory p = params();
         for (uint256 i; i < nodes_.length; ++i) {
             address node = nodes_[i];
-            TrustState memory t = _trust[node];
+            TrustState memory t = _stateOf(node);
             uint8 standing = _standing(t, p);
             // INVARIANT: an excluded node takes no sessions.
             require(standing != EXCLUDED, NodeExcluded(node, t.jailedUntil));
@@ -392,38 +398,35 @@ contract VerifierCommittee is IVerifierCommittee, EpochClock, AccessControl, Ent
 
     // --------------------------------------------------------------------------------------------------- internal
 
-    function _retakeSeat(Seat storage seat, uint64 current) private {
-        uint256 exitAt = seat.exitAt;
-        // INVARIANT: one seat per verifier.
-        require(exitAt != 0, SeatTakenAlready(msg.sender));
-        if (exitAt <= current) {
-            uint256 from = exitAt + SEAT_HISTORY;
-            // INVARIANT: the seats of an epoch do not change while its work is judged.
-            require(current >= from, SeatCooling(from));
-            seat.activeFrom = uint256(current + 1).toUint32();
-        }
-        // Otherwise the exit has not happened, and is taken back.
-        seat.exitAt = 0;
-        --_leftSeats;
+    function _paramsIndex() private view returns (uint256) {
+        uint64 from = _nextParamsFrom;
+        bool due = from != 0 && from <= currentEpoch();
+        return due ? 1 - _olderParams : _olderParams;
     }
 
-    /// @dev Uses a seat that was left long ago before adding one, so that draws stay cheap.
-    function _place(Seat memory seat, uint64 current) private returns (uint256 index) {
-        uint256 n = _seats.length;
+    function _requireRetakable(uint256 exitAt, uint64 current) private view {
+        // INVARIANT: one seat per verifier.
+        require(exitAt != 0, SeatTakenAlready(msg.sender));
+        uint256 from = exitAt + SEAT_HISTORY;
+        // INVARIANT: the seats of an epoch do not change while its work is judged.
+        require(exitAt > current || from <= current, SeatCooling(from));
+    }
+
+    /// @dev A seat that was left long ago before a new one, so that draws stay cheap.
+    function _freeSeat(uint64 current) private returns (uint256 n) {
+        n = _seats.length;
         if (_leftSeats != 0) {
             for (uint256 i; i < n; ++i) {
                 Seat storage old = _seats[i];
-                if (old.exitAt == 0 || old.exitAt + SEAT_HISTORY > current) continue;
+                uint256 exitAt = old.exitAt;
+                if (exitAt == 0 || exitAt + SEAT_HISTORY > current) continue;
                 delete _seatIndex[old.verifier];
-                _seats[i] = seat;
-                --_leftSeats;
                 return i;
             }
         }
         // INVARIANT: loops over the seats are bounded.
         require(n < MAX_SEATS, SeatsFull(MAX_SEATS));
-        _seats.push(seat);
-        return n;
+        _seats.push();
     }
 
     function _leave(address verifier) private {
@@ -438,7 +441,6 @@ contract VerifierCommittee is IVerifierCommittee, EpochClock, AccessControl, Ent
 
     function _record(uint64 e, address[] calldata nodes_, uint16[] calldata verdicts) private {
         address[] memory seats = seatsOf(e);
-        Round memory r = _rounds[e];
         for (uint256 i; i < nodes_.length; ++i) {
             address node = nodes_[i];
             uint16 verdict = verdicts[i];
@@ -446,7 +448,7 @@ contract VerifierCommittee is IVerifierCommittee, EpochClock, AccessControl, Ent
             require(nodes.statusOf(node) != 0, UnknownNode(node));
             // INVARIANT: severe means that something failed.
             require(!TallyWord.isSevere(verdict) || TallyWord.failedUnits(verdict) != 0, InvalidVerdict(node, verdict));
-            address[] memory members = Draw.draw(r.seed, node, seats, r.committeeSize);
+            address[] memory members = _draw(e, node, seats);
             uint256 position = Draw.positionOf(members, msg.sender);
             // INVARIANT: only the committee judges.
             require(position < members.length, NotDrawn(e, node, msg.sender));
@@ -459,36 +461,38 @@ contract VerifierCommittee is IVerifierCommittee, EpochClock, AccessControl, Ent
 
     function _applyOutcome(uint64 e, address node, uint256 word, uint256 needed, Params memory p) private {
         (uint16 passed, uint16 failed, uint256 severeVotes) = word.outcome();
-        TrustState memory t = _trust[node];
+        TrustState memory t = _stateOf(node);
         t.decay(e);
         uint256 trustBefore = t.score(p.priorMass);
         t.count(passed, failed);
         t.epoch = uint256(e).toUint32();
         uint256 trustAfter = t.score(p.priorMass);
         emit TrustUpdated(node, e, passed, failed, trustBefore, trustAfter);
+        // needed is two thirds of the drawn members, who also hold the median: severe implies failed != 0.
+        bool severe = severeVotes >= needed;
         if (failed != 0) {
-            // needed >= two thirds of the drawn members: they also hold the median, so failed != 0 when severe.
-            _punish(e, node, t, trustAfter < p.theta, severeVotes >= needed, p);
-            return;
+            _exclude(t, e, trustAfter < p.theta, severe, p.exclusionEpochs);
+        } else if (t.jailedUntil != 0 && t.jailedUntil <= currentEpoch() && trustAfter >= p.reentry) {
+            // The exclusion is over and trust is back: theta counts again instead of the higher re-entry mark.
+            t.jailedUntil = 0;
         }
-        // The exclusion is over and trust is back: theta counts again instead of the higher re-entry mark.
-        if (t.jailedUntil != 0 && t.jailedUntil <= currentEpoch() && trustAfter >= p.reentry) t.jailedUntil = 0;
         _trust[node] = t;
+        if (failed != 0) _punish(e, node, t, severe, p);
     }
 
-    function _punish(uint64 e, address node, TrustState memory t, bool untrusted, bool severe, Params memory p)
-        private
-    {
-        uint256 bps = t.offences == 0 ? p.slashFirstBps : p.slashRepeatBps;
+    /// @dev Updates `t` in memory.
+    function _exclude(TrustState memory t, uint64 e, bool untrusted, bool severe, uint256 epochs) private pure {
         if (untrusted || severe) {
-            uint256 until = uint256(e) + p.exclusionEpochs;
+            uint256 until = e + epochs;
             if (until > t.jailedUntil) t.jailedUntil = until.toUint32();
         }
         if (severe && t.offences != type(uint16).max) ++t.offences;
-        _trust[node] = t;
+    }
+
+    function _punish(uint64 e, address node, TrustState memory t, bool severe, Params memory p) private {
         uint256 slashed;
         if (severe) {
-            slashed = _slash(node, bps, _caseId("severe", e, node));
+            slashed = _slash(node, t.offences == 1 ? p.slashFirstBps : p.slashRepeatBps, _caseId("severe", e, node));
             vault.jail(node, epochStart(t.jailedUntil).toUint40());
         }
         emit NodeFailed(node, e, severe, slashed, t.jailedUntil);
@@ -523,8 +527,7 @@ contract VerifierCommittee is IVerifierCommittee, EpochClock, AccessControl, Ent
         uint256 word = _tallies[e][node];
         // INVARIANT: verifiers are measured by final verdicts only.
         require(word.isClosed(), NotFinalized(e, node));
-        Round storage r = _rounds[e];
-        address[] memory members = Draw.draw(r.seed, node, seats, r.committeeSize);
+        address[] memory members = _draw(e, node, seats);
         if (word.reveals() < _quorum(members.length)) return (0, false);
         (uint16 passed, uint16 failed,) = word.outcome();
         uint16 own = TallyWord.failedUnits(word.verdictOf(Draw.positionOf(members, verifier)));
@@ -596,7 +599,16 @@ contract VerifierCommittee is IVerifierCommittee, EpochClock, AccessControl, Ent
         return t.score(priorMass);
     }
 
-    function _isActive(Seat memory seat, uint64 e) private pure returns (bool) {
+    function _draw(uint64 e, address node, address[] memory seats) private view returns (address[] memory) {
+        Round storage r = _rounds[e];
+        return Draw.draw(r.seed, node, seats, r.committeeSize);
+    }
+
+    function _stateOf(address node) private view returns (TrustState memory) {
+        return _trust[node];
+    }
+
+    function _isActive(Seat storage seat, uint64 e) private view returns (bool) {
         return seat.activeFrom <= e && (seat.exitAt == 0 || e < seat.exitAt);
     }
 

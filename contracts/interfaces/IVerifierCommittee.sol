@@ -137,7 +137,7 @@ interface IVerifierCommitteeErrors {
 
 /// @title IVerifierCommitteeEvents
 interface IVerifierCommitteeEvents is IVerifierCommitteeTypes {
-    event ParamsScheduled(Params oldParams, Params newParams, uint64 fromEpoch);
+    event ParamsScheduled(Params params, uint64 fromEpoch);
     event SeatTaken(address indexed verifier, uint64 activeFrom);
     event SeatLeft(address indexed verifier, uint64 exitAt);
     event SeedArmed(uint64 indexed epoch, uint256 targetBlock);
