@@ -46,9 +46,9 @@ class Settings(BaseSettings):
         return init_settings, env_settings
 
     @classmethod
-    def load(cls, config: Path | None = None, **flags: Any) -> Settings:
+    def load(cls, config: Path | None = None, *, network: bool = True, **flags: Any) -> Settings:
         """Settings with `flags` (None means not given) over the environment, over `config` or ./efedllm.toml, over
-        <home>/network.json. Raises ConfigError "bad-settings".
+        <home>/network.json (unless `network` is False). Raises ConfigError "bad-settings".
         """
         given = {name: value for name, value in flags.items() if value is not None}
         file_values = _read_toml(config)
@@ -56,16 +56,16 @@ class Settings(BaseSettings):
         merged = {name: value for name, value in file_values.items() if name not in environment} | given
         try:
             settings = cls(**merged)
-            network = read_network(settings.home.expanduser())
+            local = read_network(settings.home.expanduser()) if network else {}
             found = {
-                "rpc_url": network.get("rpc_url"),
-                "deployment": network.get("deployment"),
-                "model_id": network.get("model_id"),
-                "keystore": network.get("wallet"),
-                "password_file": network.get("password_file"),
+                "rpc_url": local.get("rpc_url"),
+                "deployment": local.get("deployment"),
+                "model_id": local.get("model_id"),
+                "keystore": local.get("wallet"),
+                "password_file": local.get("password_file"),
             }
             # The local network's wallet and password belong to its chain only.
-            if settings.rpc_url is not None and settings.rpc_url != network.get("rpc_url"):
+            if settings.rpc_url is not None and settings.rpc_url != local.get("rpc_url"):
                 found = {}
             if settings.keystore is not None:
                 found.pop("password_file", None)

@@ -1,0 +1,156 @@
+"""Compress a model, publish it on chain, inspect it, serve its files."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from deploy.cli_common import console, open_account, print_json, run
+from deploy.publish import Published, publish
+from deploy.serve import model_app, parse_listen, start_server
+from efedllm import logs
+from efedllm.chain import Chain, Deployment
+from efedllm.settings import Settings
+
+app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Directory = Annotated[Path, typer.Option("--dir", help="Folder of a published model.")]
+
+
+@app.command()
+def compress(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a transformers checkpoint.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the published model to.")],
+    keep: Annotated[float, typer.Option(help="Fraction of each matrix's parameters to keep; 1 keeps all.")] = 1.0,
+    quant: Annotated[str, typer.Option(help="none or int8.")] = "none",
+    method: Annotated[str, typer.Option(help="truncate, or whiten (uses calibration text).")] = "truncate",
+    calibration: Annotated[Path | None, typer.Option(help="Text file for --method whiten.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the published form of a model: low-rank factors, int8, manifest with hashes. Resumes."""
+    from efedllm.compression import CompressOptions
+    from efedllm.compression import compress as run_compress
+
+    options = CompressOptions(
+        model=model,
+        out=out,
+        keep=keep,
+        # Checked by compress itself, with its own message.
+        quant=cast(Literal["none", "int8"], quant),
+        method=cast(Literal["truncate", "whiten"], method),
+        calibration=calibration,
+    )
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=as_json) as progress:
+        task = progress.add_task("compressing", total=None)
+        manifest = run_compress(options, lambda done, total, _eta: progress.update(task, completed=done, total=total))
+    result = {"dir": str(out), "weights_root": manifest.weights_root, "manifest_hash": manifest.hash()}
+    if as_json:
+        print_json(result)
+    else:
+        _show_inspection(out)
+
+
+@app.command(name="publish")
+def publish_command(
+    directory: Directory,
+    uri: Annotated[str, typer.Option(help="Where nodes can fetch the files, e.g. https://host/model.")] = "",
+    rpc: Annotated[str | None, typer.Option(help="RPC address of the chain.")] = None,
+    deployment: Annotated[Path | None, typer.Option(help="deployments/<chainId>.json.")] = None,
+    keystore: Annotated[Path | None, typer.Option(help="Publisher's keystore.")] = None,
+    password_file: Annotated[Path | None, typer.Option(help="File with its password.")] = None,
+    home: Annotated[Path | None, typer.Option(help="Home of a local network.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Register a model on chain. Publishing the same model again finds it and sends nothing."""
+    settings = Settings.load(
+        home=home, rpc_url=rpc, deployment=deployment, keystore=keystore, password_file=password_file
+    )
+    logs.setup(settings.log_level, settings.log_format)
+    published: Published | None = run(_publish(settings, directory, uri))
+    if published is None:
+        raise typer.Exit(130)
+    if as_json:
+        print_json({**vars(published), "already": not published.tx})
+        return
+    state = f"registered, {published.gas:,} gas, {published.tx}" if published.tx else "registered already"
+    console.print(f"{state}; files at {published.uri or '(no address: nodes need --model)'}")
+    print("0x" + published.model_id.hex())
+
+
+async def _publish(settings: Settings, directory: Path, uri: str) -> Published:
+    deployment = Deployment.load(settings.need_deployment())
+    account = open_account(settings, deployment.chain_id)
+    async with await Chain.connect(settings.need_rpc(), deployment, account, budget=settings.rpc_budget) as chain:
+        return await publish(chain, directory, uri)
+
+
+@app.command()
+def inspect(
+    directory: Annotated[Path, typer.Argument(help="Folder of a published model.")], as_json: Json = False
+) -> None:
+    """Show what a published model consists of and what compression saved."""
+    if as_json:
+        print_json(_inspection(directory))
+    else:
+        _show_inspection(directory)
+
+
+def _inspection(directory: Path) -> dict[str, Any]:
+    from efedllm.compression import inspect as run_inspect
+
+    return run_inspect(directory)
+
+
+def _show_inspection(directory: Path) -> None:
+    table = Table(title=str(directory), show_header=False)
+    for name, value in _inspection(directory).items():
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+        if isinstance(value, dict):
+            shown = ", ".join(f"{key} {size:,}" for key, size in value.items())
+        elif isinstance(value, float):
+            shown = f"{value:.3f}"
+        table.add_row(name, str(shown))
+    console.print(table)
+
+
+@app.command()
+def serve(
+    directory: Directory,
+    listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = "127.0.0.1:8480",
+    as_json: Json = False,
+) -> None:
+    """Serve a published model's files over HTTP until Ctrl-C."""
+    host, port = parse_listen(listen)
+    run(_serve(directory, host, port, as_json))
+
+
+async def _serve(directory: Path, host: str, port: int, as_json: bool) -> None:
+    from efedllm.models.manifest import Manifest
+
+    runner, bound = await start_server(model_app(directory, Manifest.load(directory)), host, port)
+    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{bound}"
+    try:
+        if as_json:
+            print_json({"event": "ready", "url": url})
+        else:
+            console.print(f"serving {directory} at {url}; nodes fetch it with --model {url}. Ctrl-C ends.")
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()
+
+
+if __name__ == "__main__":
+    app()
