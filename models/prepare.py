@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 END_OF_TEXT = "<|endoftext|>"
 END_ID = 0
@@ -59,7 +59,7 @@ def read_corpus(library: Path | None = None, limit: int | None = None) -> Corpus
 
 
 def train_tokenizer(documents: list[str], vocab: int) -> Tokenizer:
-    """Byte-level BPE of `vocab` tokens; id 0 is END_OF_TEXT."""
+    """Byte-level BPE of `vocab` tokens; id 0 is END_OF_TEXT, put before every text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -75,15 +75,15 @@ def train_tokenizer(documents: list[str], vocab: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", pair=f"{END_OF_TEXT} $A $B", special_tokens=[(END_OF_TEXT, END_ID)]
+    )
     return tokenizer
 
 
 def encode(tokenizer: Tokenizer, documents: list[str]) -> npt.NDArray[np.uint16]:
-    ids: list[int] = []
-    for encoding in tokenizer.encode_batch(documents):
-        ids.append(END_ID)
-        ids += encoding.ids
-    return np.array(ids, dtype=np.uint16)
+    """The documents one after the other; the tokenizer begins each with END_ID."""
+    return np.array([i for encoding in tokenizer.encode_batch(documents) for i in encoding.ids], dtype=np.uint16)
 
 
 def prepare(out: Path, vocab: int, library: Path | None = None, limit: int | None = None) -> Tokens:
