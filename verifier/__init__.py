@@ -1,0 +1,1 @@
+"""The auditor: samples committed work, recomputes it, attests on chain."""

@@ -1,0 +1,232 @@
+"""The verifier process: follows epochs by the chain's clock, audits in the background, sends what `plan` asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from aiohttp import web
+
+from efedllm.chain import keystore
+from efedllm.chain.client import Chain
+from efedllm.chain.deployment import Deployment
+from efedllm.chain.types import ChainTime
+from efedllm.errors import ChainError, ConfigError
+from efedllm.logs import get_logger
+from verifier.audit import AbstainError, Auditor, AuditTask
+from verifier.config import VerifierConfig
+from verifier.duties import Duties, take_seat
+from verifier.fetch import FetchLimits, NodeReader
+from verifier.metrics import Health, Metrics, serve
+from verifier.observe import Observer
+from verifier.plan import Audit, AuditNode, plan, plan_claims
+from verifier.store import Store
+from verifier.weights import EngineHouse
+
+_HEALTHY_FOR = 60.0
+
+
+class Verifier:
+    """One verifier on one chain. `tick` looks once and acts once; `run` repeats it until `stop`."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        store: Store,
+        auditor: Auditor,
+        metrics: Metrics,
+        health: Health,
+        config: VerifierConfig,
+        log: Any,
+    ) -> None:
+        self._chain = chain
+        self._store = store
+        self._auditor = auditor
+        self._metrics = metrics
+        self._health = health
+        self._config = config
+        self._log = log
+        self._observer = Observer(chain, chain.account_address)
+        self._duties = Duties(chain, store, metrics, log)
+        self._audits: dict[tuple[int, str], asyncio.Task[None]] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Tick until `stop` is set. A chain that does not answer is waited for; audits end when we do."""
+        try:
+            while not stop.is_set():
+                try:
+                    await self.tick()
+                    self._health.beat()
+                except ChainError as error:
+                    self._log.warning("chain unavailable", code=error.code, reason=str(error))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), self._config.poll)
+        finally:
+            await self.cancel_audits()
+
+    async def tick(self) -> ChainTime:
+        """Look at the chain once and do what is due. Raises ChainError when the chain cannot be read."""
+        time = await self._chain.now()
+        self._metrics.epoch.set(time.epoch)
+        await self._drop_stale_audits(time.epoch - 1)
+        epoch = time.epoch - 1
+        if epoch >= 1:
+            done, abstained = await self._store.verdicts(epoch)
+            audits = dict.fromkeys(abstained, Audit.ABSTAINED) | {item.node: Audit.DONE for item in done}
+            for (of, node), task in self._audits.items():
+                if of == epoch and not task.done():
+                    audits.setdefault(node, Audit.RUNNING)
+            prepared = await self._store.attestation(epoch) is not None
+            state = await self._observer.epoch_state(epoch, time, audits, prepared)
+            for action in plan(state, time, self._config.timing):
+                if isinstance(action, AuditNode):
+                    assert state.seed is not None
+                    self._start_audit(epoch, action.node, state.seed)
+                else:
+                    await self._duties.do(action)
+        for action in plan_claims(await self._observer.unclaimed(time), time):
+            await self._duties.do(action)
+        return time
+
+    async def cancel_audits(self) -> None:
+        """Stop every running audit; none of them has left anything but its report."""
+        tasks = list(self._audits.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._audits.clear()
+
+    async def wait_audits(self) -> None:
+        """Wait until the running audits have ended."""
+        await asyncio.gather(*self._audits.values(), return_exceptions=True)
+
+    def _start_audit(self, epoch: int, node: str, seed: bytes) -> None:
+        running = self._audits.get((epoch, node))
+        if running is None or running.done():
+            self._audits[epoch, node] = asyncio.create_task(self._audit(epoch, node, seed))
+
+    async def _drop_stale_audits(self, epoch: int) -> None:
+        """An audit that its epoch outran cannot be attested any more."""
+        for key in [key for key in self._audits if key[0] < epoch]:
+            task = self._audits.pop(key)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _audit(self, epoch: int, node: str, seed: bytes) -> None:
+        """One node's audit to its record. A dead chain leaves no record: the next tick begins again."""
+        log = self._log.bind(epoch=epoch, node=node)
+        try:
+            rate = await self._observer.audit_rate(epoch, node)
+            task = AuditTask(epoch, node, self._observer.batches(epoch, node), seed, rate)
+            audit = await self._auditor.audit(task)
+        except AbstainError as error:
+            log.warning("abstained", reason=str(error))
+            await self._store.put_abstention(epoch, node, str(error))
+            return
+        except ChainError as error:
+            log.warning("audit postponed", code=error.code, reason=str(error))
+            return
+        except Exception as error:
+            log.error("audit failed", exc_info=error)
+            await self._store.put_abstention(epoch, node, f"internal error: {error!r}")
+            return
+        await self._store.put_verdict(epoch, audit.verdict, audit.report)
+        self._metrics.count_audit(audit)
+        for leaf in audit.leaves:
+            if leaf.code:
+                log.warning("leaf failed", code=leaf.code, detail=leaf.detail, hop=leaf.hop, job=leaf.job_id.hex())
+        log.info("audited", leaves=len(audit.leaves), verdict=audit.verdict.verdict)
+
+
+@contextlib.contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """Hold a home directory for this process. Raises ConfigError "home-locked" when another one has it."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "verifier.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                "home-locked", f"Another verifier runs with {home}.", "Stop it, or pass another --home."
+            ) from error
+        yield
+
+
+def network_tag(deployment: Deployment, address: str) -> str:
+    """Short name of (network, wallet): a chain started afresh must not meet the records of the one before."""
+    committee = deployment.address("VerifierCommittee")
+    text = f"{deployment.chain_id}|{deployment.genesis}|{committee}|{address}".lower()
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def store_path(home: Path, deployment: Deployment, address: str) -> Path:
+    """Where the records of this wallet on this network lie."""
+    return home / f"verifier-{network_tag(deployment, address)}.sqlite"
+
+
+@contextlib.asynccontextmanager
+async def open_verifier(
+    config: VerifierConfig, metrics: Metrics, health: Health, log: Any
+) -> AsyncIterator[tuple[Verifier, Chain]]:
+    """A seated verifier with everything it holds open. Raises ConfigError and ChainError."""
+    deployment = Deployment.load(config.deployment)
+    account = keystore.load(config.keystore, config.password)
+    tag = network_tag(deployment, str(account.address))
+    journal = config.home / f"transactions-{tag}.json"
+    async with contextlib.AsyncExitStack() as stack:
+        chain = await stack.enter_async_context(
+            await Chain.connect(config.rpc_url, deployment, account, budget=config.rpc_budget, journal=journal)
+        )
+        await take_seat(chain, config.stake, log)
+        store = await Store.open(store_path(config.home, deployment, chain.account_address))
+        stack.push_async_callback(store.close)
+        # A node may take a twelfth of an epoch for one answer; an audit has a quarter of it in all.
+        limits = FetchLimits(total=max(5.0, deployment.epoch_length / 12), memory=deployment.epoch_length / 3)
+        reader = await stack.enter_async_context(NodeReader(limits))
+        house = EngineHouse(config.home, config.models, config.cache_bytes)
+        stack.callback(house.close)
+        auditor = Auditor(chain, reader, house, config.home / "reports", chain.account_address, config.fee_ref_tokens)
+        yield Verifier(chain, store, auditor, metrics, health, config, log), chain
+
+
+async def run_verifier(config: VerifierConfig, stop: asyncio.Event | None = None, ready: TextIO | None = None) -> None:
+    """Run until SIGTERM, SIGINT or `stop`; prints the ready line on `ready` (standard output by default).
+
+    Raises ConfigError or ChainError when it cannot start.
+    """
+    stopping = asyncio.Event() if stop is None else stop
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError, ValueError):
+            loop.add_signal_handler(number, stopping.set)
+    log = get_logger("verifier")
+    metrics, health = Metrics(), Health(max(_HEALTHY_FOR, 3 * config.poll))
+    runner: web.AppRunner | None = None
+    with locked(config.home):
+        async with open_verifier(config, metrics, health, log) as (verifier, chain):
+            line: dict[str, Any] = {"event": "ready", "address": chain.account_address, "pid": os.getpid()}
+            try:
+                if config.listen is not None:
+                    try:
+                        runner, line["port"] = await serve(metrics, health, config.listen)
+                    except OSError as error:
+                        raise ConfigError(
+                            "port-taken",
+                            f"{config.listen[0]}:{config.listen[1]} cannot be listened on: {error.strerror}.",
+                            "Pass another --listen HOST:PORT.",
+                        ) from error
+                print(json.dumps(line), file=sys.stdout if ready is None else ready, flush=True)
+                await verifier.run(stopping)
+                log.info("stopped")
+            finally:
+                if runner is not None:
+                    await runner.cleanup()

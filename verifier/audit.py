@@ -1,0 +1,312 @@
+"""Auditing one node's work of one epoch: read its batches, sample leaves, recompute them, write the report."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from efedllm.chain.client import Chain
+from efedllm.chain.types import BatchInfo, ModelInfo
+from efedllm.commitments.boundary import BoundaryTree
+from efedllm.commitments.canonical import WireDtype, as_dtype, itemsize
+from efedllm.commitments.messages import HopCommit
+from efedllm.engine.protocol import Executor
+from efedllm.errors import ModelError, ProtocolError
+from verifier.attest import NodeVerdict, write_report
+from verifier.fetch import NodeReader, UnavailableError, base_url
+from verifier.leaf import Fault, Leaf, Registration, check_leaf, parse_batch
+from verifier.linkage import Party, check_inputs, check_outputs
+from verifier.observe import call_at, endpoints
+from verifier.rerun import HopResult, rerun
+from verifier.sampling import FEE_REF_TOKENS, is_sampled, leaf_units, pack_verdict, tally, withheld_units
+from verifier.statistic import BackendError, Outcome
+from verifier.weights import EngineHouse
+
+# Leaves in work at once: fetching overlaps with computing, memory stays bounded.
+_IN_WORK = 3
+# Withheld leaves after which a batch is not read further: the verdict is settled, and waiting would cost the epoch.
+_WITHHELD_ENOUGH = 3
+
+
+class AbstainError(Exception):
+    """We cannot judge this node: our weights, backend or tools are at fault, not the node."""
+
+
+@dataclass(frozen=True)
+class AuditTask:
+    """seed: of the epoch. rate_ppm: share of the leaves to audit."""
+
+    epoch: int
+    node: str
+    batches: tuple[BatchInfo, ...]
+    seed: bytes
+    rate_ppm: int
+
+
+@dataclass(frozen=True)
+class LeafReport:
+    """One audited leaf, or one unreadable batch (then leaf is its root and index -1)."""
+
+    seq: int
+    index: int
+    leaf: bytes
+    units: int
+    outcome: Outcome
+    code: str = ""
+    detail: str = ""
+    job_id: bytes = b""
+    hop: int = -1
+    tokens: int = 0
+    statistic: float | None = None
+    mismatch: float | None = None
+    bytes_fetched: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "outcome": self.outcome.name.lower()}
+
+
+@dataclass(frozen=True)
+class NodeAudit:
+    """The result: what to attest, and the leaves behind it."""
+
+    verdict: NodeVerdict
+    leaves: tuple[LeafReport, ...]
+    report: Path
+
+
+class Auditor:
+    """Audits nodes on one chain. Raises AbstainError where we are at fault, ChainError when the chain is unreadable."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        reader: NodeReader,
+        house: EngineHouse,
+        reports: Path,
+        me: str,
+        fee_ref_tokens: int = FEE_REF_TOKENS,
+    ) -> None:
+        self._chain = chain
+        self._reader = reader
+        self._house = house
+        self._reports = reports
+        self._me = me
+        self._fee_ref = fee_ref_tokens
+
+    async def audit(self, task: AuditTask) -> NodeAudit:
+        """Audit every sampled leaf of the node's batches and write the report."""
+        endpoint = (await endpoints(self._chain)).get(task.node, "")
+        reports: list[LeafReport] = []
+        seen: set[tuple[bytes, int]] = set()
+        for batch in task.batches:
+            leaves = await self._leaves(endpoint, batch)
+            if leaves is None:
+                units = withheld_units(batch.count, task.rate_ppm)
+                detail = "no answer with the committed root"
+                reports.append(LeafReport(batch.seq, -1, batch.root, units, Outcome.FAIL, "batch-withheld", detail))
+                continue
+            sampled: list[tuple[int, Leaf, Fault | None]] = []
+            for index, leaf in enumerate(leaves):
+                key = (leaf.commit.job_id, leaf.commit.hop)
+                fault = Fault("duplicate-leaf", "the same hop stands in this epoch's batches twice")
+                if is_sampled(task.seed, leaf.hash, task.rate_ppm):
+                    sampled.append((index, leaf, fault if key in seen else None))
+                seen.add(key)
+            reports += await self._audit_batch(batch, sampled)
+        return await self._conclude(task, reports)
+
+    async def _conclude(self, task: AuditTask, reports: Sequence[LeafReport]) -> NodeAudit:
+        verdict = tally(
+            (item.units, item.outcome is not Outcome.PASS, item.outcome is Outcome.SEVERE) for item in reports
+        )
+        packed = pack_verdict(verdict)
+        report = {
+            "epoch": task.epoch,
+            "node": task.node,
+            "verifier": self._me,
+            "chain_id": self._chain.chain_id,
+            "seed": task.seed,
+            "rate_ppm": task.rate_ppm,
+            "batches": [{"seq": b.seq, "root": b.root, "count": b.count} for b in task.batches],
+            "passed": verdict.passed,
+            "failed": verdict.failed,
+            "severe": verdict.severe,
+            "verdict": packed,
+            "leaves": [item.to_json() for item in reports],
+        }
+        path = self._reports / str(task.epoch) / f"{task.node}.json"
+        evidence = await asyncio.to_thread(write_report, path, report)
+        return NodeAudit(NodeVerdict(task.node, packed, evidence), tuple(reports), path)
+
+    async def _leaves(self, endpoint: str, batch: BatchInfo) -> list[Leaf] | None:
+        """The leaves under the root on chain; None when the node does not show them."""
+        domain = self._chain.efl_domain
+        found: list[Leaf] = []
+
+        def accept(value: dict[str, Any]) -> bool:
+            try:
+                root, leaves = parse_batch(value, domain, batch.node, batch.epoch, batch.seq)
+            except ProtocolError:
+                return False
+            found[:] = leaves
+            return root == batch.root and len(leaves) == batch.count
+
+        try:
+            await self._reader.batch(endpoint, batch.seq, accept)
+        except UnavailableError:
+            return None
+        return found
+
+    async def _audit_batch(
+        self, batch: BatchInfo, sampled: Sequence[tuple[int, Leaf, Fault | None]]
+    ) -> list[LeafReport]:
+        if not sampled:
+            return []
+        registration, model = await self._registration(batch)
+        executor = await self._executor(model, registration.lo, registration.hi)
+        gate = asyncio.Semaphore(_IN_WORK)
+        withheld = 0
+
+        async def one(index: int, leaf: Leaf, fault: Fault | None) -> LeafReport | None:
+            nonlocal withheld
+            async with gate:
+                if withheld >= _WITHHELD_ENOUGH:
+                    return None
+                started = time.monotonic()
+                fault = fault or check_leaf(
+                    leaf, batch.epoch, registration, self._chain.efl_domain, self._chain.escrow_domain
+                )
+                if fault is None:
+                    result, fetched = await self._recompute(leaf, batch, registration, executor)
+                else:
+                    result, fetched = HopResult(None, fault), 0
+                withheld += result.fault is not None and result.fault.code == "withheld"
+                return self._report(batch.seq, index, leaf, result, fetched, time.monotonic() - started)
+
+        tasks = [asyncio.ensure_future(one(*item)) for item in sampled]
+        try:
+            return [report for report in await asyncio.gather(*tasks) if report is not None]
+        finally:
+            for item in tasks:
+                item.cancel()
+
+    def _report(self, seq: int, index: int, leaf: Leaf, result: HopResult, fetched: int, seconds: float) -> LeafReport:
+        fault, statistic = result.fault, result.statistic
+        return LeafReport(
+            seq=seq,
+            index=index,
+            leaf=leaf.hash,
+            units=leaf_units(leaf.commit.tokens, self._fee_ref),
+            outcome=result.outcome,
+            code="" if fault is None else fault.code,
+            detail="" if fault is None else fault.detail,
+            job_id=leaf.commit.job_id,
+            hop=leaf.commit.hop,
+            tokens=leaf.commit.tokens,
+            statistic=None if statistic is None else statistic.worst,
+            mismatch=None if statistic is None else statistic.mismatch,
+            bytes_fetched=fetched,
+            seconds=round(seconds, 6),
+        )
+
+    async def _executor(self, model: ModelInfo, lo: int, hi: int) -> Executor:
+        mirrors: list[str] = []
+        if (model.weights_root, lo, hi) not in self._house.held:
+            bases = [base_url(node.endpoint) for node in await self._chain.nodes(model.model_id)]
+            mirrors = [f"{base}/v1/model" for base in bases if base is not None]
+            if model.uri.startswith(("http://", "https://")):
+                mirrors.append(model.uri)
+        try:
+            return await self._house.executor(model, lo, hi, mirrors)
+        except (ModelError, BackendError) as error:
+            raise AbstainError(str(error)) from error
+
+    async def _registration(self, batch: BatchInfo) -> tuple[Registration, ModelInfo]:
+        """The node's registration when it posted the batch; jobs of before may bear the earlier key's signature."""
+        view: Any = await call_at(self._chain, "NodeRegistry", "nodeOf", batch.node, block=batch.block)
+        model = await self._chain.model(view.modelId)
+        registration = Registration(
+            node=batch.node,
+            signers=await self._signers(batch.node, batch),
+            model_id=view.modelId,
+            lo=view.lo,
+            hi=view.hi,
+            shard_root=view.shardRoot,
+            layers=model.layers,
+            hidden=model.hidden,
+        )
+        return registration, model
+
+    async def _signers(self, node: str, batch: BatchInfo) -> frozenset[str]:
+        """The keys that may have signed for a node when the jobs of `batch` ran.
+
+        Those in force when the batch was posted, and when the audited node posted its batch before that.
+        """
+        blocks = [
+            event.block
+            for event in await self._chain.history("CommitmentLog", "BatchPosted")
+            if event.args["node"] == batch.node and event.args["seq"] in (batch.seq - 1, batch.seq)
+        ]
+        views: list[Any] = [await call_at(self._chain, "NodeRegistry", "nodeOf", node, block=block) for block in blocks]
+        return frozenset(view.signer for view in views)
+
+    async def _recompute(
+        self, leaf: Leaf, batch: BatchInfo, registration: Registration, executor: Executor
+    ) -> tuple[HopResult, int]:
+        """Fetch both boundaries by root, run the hop, check its links; second value is the bytes fetched."""
+        assert leaf.terms is not None
+        commit, spec, nodes = leaf.commit, leaf.terms.spec, leaf.terms.key.nodes
+        if (await self._chain.session(spec.session_id)).status == 0:
+            return HopResult(None, Fault("unknown-session", "no escrow session pays for this job")), 0
+        wire = as_dtype(commit.wire_dtype)
+        first, last = commit.hop == 0, commit.hop == len(nodes) - 1
+        own = await self._party(nodes[commit.hop], batch)
+        # Boundary 0 is the prompt and what the last hop sent back.
+        before = None if len(nodes) == 1 else await self._party(nodes[commit.hop - 1], batch)
+        after = None if last else await self._party(nodes[commit.hop + 1], batch)
+        dtype, dim = (WireDtype.I32, 1) if first else (wire, registration.hidden)
+        try:
+            inputs = await self._boundary(commit, commit.hop, dtype, dim, [own, before])
+            outputs = await self._boundary(commit, commit.hop + 1, wire, registration.hidden, [own, after])
+        except UnavailableError as error:
+            return HopResult(None, Fault("withheld", str(error))), 0
+        try:
+            result = await self._house.run(partial(rerun, executor, leaf, spec, inputs, outputs))
+        except BackendError as error:
+            raise AbstainError(str(error)) from error
+        fault = result.fault
+        if fault is None and before is not None:
+            tree = BoundaryTree(commit.job_id, commit.hop, dtype, dim)
+            tree.append(inputs)
+            start = min(spec.prompt_tokens, tree.length) if first else 0
+            if start < tree.length:
+                domain = self._chain.efl_domain
+                fault = await check_inputs(self._reader, domain, commit, tree.leaves, start, own, before)
+        if fault is None and after is not None:
+            fault = await check_outputs(self._reader, self._chain.efl_domain, commit, own, after)
+        return HopResult(result.statistic, fault), len(inputs) + len(outputs)
+
+    async def _party(self, node: str, batch: BatchInfo) -> Party:
+        """A node of the session's route by its registration; addresses inside the leaf are not trusted."""
+        return Party((await endpoints(self._chain)).get(node, ""), await self._signers(node, batch))
+
+    async def _boundary(
+        self, commit: HopCommit, boundary: int, dtype: WireDtype, dim: int, holders: Sequence[Party | None]
+    ) -> bytes:
+        root = commit.in_root if boundary == commit.hop else commit.out_root
+        size = commit.tokens * dim * itemsize(dtype)
+        accept = partial(_matches, commit.job_id, boundary, dtype, dim, root)
+        return await self._reader.boundary([party.endpoint for party in holders if party], root, size, accept)
+
+
+def _matches(job_id: bytes, boundary: int, dtype: WireDtype, dim: int, root: bytes, payload: bytes) -> bool:
+    """Whether the bytes hash to the root; whether they are canonical is for `rerun` to say."""
+    tree = BoundaryTree(job_id, boundary, dtype, dim)
+    tree.append(payload)
+    return tree.root() == root

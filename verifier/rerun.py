@@ -1,0 +1,112 @@
+"""Recomputing one hop in one prefill and comparing it with what was committed. Call it on the engine's thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efedllm.commitments.canonical import WireDtype, as_dtype, decode
+from efedllm.commitments.messages import JobSpec, ids_hash
+from efedllm.engine.protocol import Executor, StepItem
+from efedllm.errors import ModelError, ProtocolError
+from efedllm.sampling import SamplingSpec, is_consistent
+from verifier.leaf import Fault, Leaf
+from verifier.statistic import SEVERE_AT, BackendError, HopStatistic, Outcome, compare, logit_tolerance
+
+# Logit rows computed at once: bounds memory for large vocabularies.
+_LOGIT_ROWS = 64
+
+
+@dataclass(frozen=True)
+class HopResult:
+    """`statistic` is None when a fault was found before anything was computed."""
+
+    statistic: HopStatistic | None
+    fault: Fault | None
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome.PASS if self.fault is None else self.fault.outcome
+
+
+def rerun(executor: Executor, leaf: Leaf, spec: JobSpec, inputs: bytes, outputs: bytes) -> HopResult:
+    """Check one hop against the published weights in `executor` (of exactly the hop's layer range).
+
+    inputs, outputs: canonical bytes under the committed roots. Raises BackendError when our own side fails.
+    """
+    commit = leaf.commit
+    dtype = as_dtype(commit.wire_dtype)
+    if commit.tokens > executor.max_positions:
+        return HopResult(None, Fault("context-exceeded", f"{commit.tokens} positions exceed the model's context"))
+    try:
+        given = decode(inputs, WireDtype.I32 if commit.lo == 0 else dtype, 1 if commit.lo == 0 else executor.hidden)
+    except ProtocolError as error:
+        return HopResult(None, Fault("bad-input-bytes", error.message))
+    try:
+        committed = decode(outputs, dtype, executor.hidden)
+    except ProtocolError as error:
+        return HopResult(None, Fault("bad-output-bytes", error.message, Outcome.SEVERE))
+    if commit.lo == 0:
+        given = given[:, 0]
+        fault = check_ids(given, leaf, spec, executor.vocab)
+        if fault is not None:
+            return HopResult(None, fault)
+    try:
+        ours = executor.step([StepItem(executor.new_sequence(), given)])[0]
+        residual = executor.embed(given) if commit.lo == 0 else given
+    except ModelError as error:
+        raise BackendError(str(error)) from error
+    statistic = compare(committed, ours, residual, dtype)
+    if statistic.outcome is not Outcome.PASS:
+        detail = f"statistic {statistic.worst:.3g} at position {statistic.position}, mismatch {statistic.mismatch:.2%}"
+        return HopResult(statistic, Fault("wrong-output", detail, statistic.outcome))
+    return HopResult(
+        statistic, check_tokens(executor, committed, spec, leaf.emitted or ()) if executor.has_head else None
+    )
+
+
+def check_ids(ids: NDArray[np.int32], leaf: Leaf, spec: JobSpec, vocab: int) -> Fault | None:
+    """Boundary 0: the prompt is the one the client signed, and what follows is what a one-hop route emitted itself."""
+    if ids.min() < 0 or ids.max() >= vocab:
+        return Fault("bad-input-bytes", f"a token id is outside 0..{vocab - 1}")
+    head = ids[: spec.prompt_tokens]
+    prompt = head if len(ids) >= spec.prompt_tokens else np.asarray(leaf.prompt or (), dtype=np.int64)
+    if len(prompt) != spec.prompt_tokens or not np.array_equal(prompt[: len(head)], head):
+        return Fault("wrong-prompt", "the prompt is not the one the client signed", Outcome.SEVERE)
+    try:
+        if ids_hash(prompt) != spec.prompt_hash:
+            return Fault("wrong-prompt", "the prompt is not the one the client signed", Outcome.SEVERE)
+    except ProtocolError as error:
+        return Fault("wrong-prompt", error.message)
+    fed = ids[spec.prompt_tokens :]
+    if leaf.emitted is not None and not np.array_equal(fed, np.asarray(leaf.emitted[: len(fed)], dtype=np.int64)):
+        return Fault("wrong-tokens-fed", "the tokens fed back are not the emitted ones", Outcome.SEVERE)
+    return None
+
+
+def check_tokens(executor: Executor, hidden: NDArray[Any], spec: JobSpec, emitted: tuple[int, ...]) -> Fault | None:
+    """Every emitted token could have been sampled from the logits of the committed hidden rows [n, hidden]."""
+    sampling = SamplingSpec.from_job(spec)
+    first = spec.prompt_tokens - 1
+    worst: Fault | None = None
+    for start in range(0, len(emitted), _LOGIT_ROWS):
+        tokens = emitted[start : start + _LOGIT_ROWS]
+        try:
+            rows = executor.logits(np.ascontiguousarray(hidden[first + start : first + start + len(tokens)]))
+        except ModelError as error:
+            raise BackendError(str(error)) from error
+        if not np.isfinite(rows).all():
+            raise BackendError("recomputed logits are not finite")
+        for offset, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            # The token after row r stands at absolute position r + 1.
+            position = spec.prompt_tokens + start + offset
+            tolerance = logit_tolerance(row)
+            if is_consistent(row, sampling, position, token, tolerance):
+                continue
+            if not is_consistent(row, sampling, position, token, SEVERE_AT * tolerance):
+                return Fault("wrong-token", f"token {token} at position {position} was not sampled", Outcome.SEVERE)
+            worst = worst or Fault("wrong-token", f"token {token} at position {position} is doubtful")
+    return worst

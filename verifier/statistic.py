@@ -1,0 +1,136 @@
+"""How far a committed hop output is from what the published weights give. numpy only, no I/O.
+
+All arithmetic is float64 on the decoded canonical bytes. With y the committed output, y' our own recomputation and
+x the committed input of one position (for the first hop the embedding of its token id):
+
+    stat = ||y - y'|| / (TAU * ||y' - x|| + ROUNDING * ||y'||)
+
+The first term scales with what the hop adds to the residual stream, so that skipped work is not hidden behind a large
+residual; the second is what float32 rounding of a large residual alone may cost. A hop fails when the maximum over its
+positions exceeds FAIL_AT, and is slashable above SEVERE_AT. TAU is our calibration on float32 compute: about 9 times
+the largest honest spread seen, 3 times below the weakest attack.
+
+On a bf16 wire both sides round once more. The numerator is then the smallest change of y' that would round to the
+committed bits (zero inside the rounding interval), and in addition the share of elements whose bits differ from the
+rounded y' is bounded per chunk of positions: honest spread only moves elements that lie next to a rounding boundary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efedllm.commitments.canonical import WireDtype, decode, encode
+
+TAU = 3e-5
+ROUNDING = 8 * 2.0**-24
+FAIL_AT = 1.0
+SEVERE_AT = 10.0
+
+CHUNK = 32
+MISMATCH_FAIL = 0.02
+MISMATCH_SEVERE = 0.10
+# A share of a small chunk is noisy: fewer differing elements than this never count.
+MISMATCH_FLOOR = 8
+
+# A logit row recomputed from the same hidden bytes differs by float32 summation order only.
+LOGIT_TOLERANCE = 2e-5
+
+Array = NDArray[np.floating]
+
+
+class Outcome(IntEnum):
+    """Ordered by gravity: the outcome of a hop is the maximum over its checks."""
+
+    PASS = 0
+    FAIL = 1
+    SEVERE = 2
+
+
+@dataclass(frozen=True)
+class HopStatistic:
+    """`worst` = maximum of the statistic, at `position`; `mismatch` = worst share of differing bits (0 on float32)."""
+
+    worst: float
+    position: int
+    mismatch: float
+    outcome: Outcome
+
+
+class BackendError(Exception):
+    """Our own recomputation is unusable (shape or non-finite): the auditor must abstain, the node is not to blame."""
+
+
+def compare(y: Array, y_ref: Array, x: Array, dtype: WireDtype) -> HopStatistic:
+    """Compare a committed hop output with our recomputation.
+
+    y, y_ref, x: [n, hidden]; y decoded from the wire, y_ref float32 before any rounding, x the hop's input in hidden
+    space. Raises BackendError when y_ref is not a finite array of y's shape.
+    """
+    if y_ref.shape != y.shape or x.shape != y.shape or y.ndim != 2 or not len(y):
+        raise BackendError(f"recomputed {y_ref.shape} from input {x.shape}, committed {y.shape}")
+    if not np.isfinite(y_ref).all() or not np.isfinite(x).all():
+        raise BackendError("recomputation is not finite")
+    if not np.isfinite(y).all():
+        return HopStatistic(float("inf"), int(np.argmin(np.isfinite(y).all(axis=1))), 1.0, Outcome.SEVERE)
+    stats = per_position(y, y_ref, x, dtype)
+    position = int(np.argmax(stats))
+    worst = float(stats[position])
+    mismatch, mismatch_outcome = chunk_mismatch(y, y_ref) if dtype is WireDtype.BF16 else (0.0, Outcome.PASS)
+    return HopStatistic(worst, position, mismatch, max(grade(worst), mismatch_outcome))
+
+
+def per_position(y: Array, y_ref: Array, x: Array, dtype: WireDtype) -> NDArray[np.float64]:
+    """The statistic of every position, float64 [n]. 0/0 counts as 0, otherwise a zero denominator as infinity."""
+    ours = y_ref.astype(np.float64)
+    committed = y.astype(np.float64)
+    difference = np.abs(committed - ours)
+    if dtype is WireDtype.BF16:
+        difference = np.maximum(difference - bf16_half_step(committed), 0.0)
+    numerator = np.linalg.norm(difference, axis=1)
+    update = np.linalg.norm(ours - x.astype(np.float64), axis=1)
+    denominator = TAU * update + ROUNDING * np.linalg.norm(ours, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = numerator / denominator
+    return np.where(numerator == 0.0, 0.0, ratio)
+
+
+def grade(worst: float) -> Outcome:
+    """PASS up to FAIL_AT, SEVERE above SEVERE_AT; a NaN is as bad as it gets."""
+    if not worst <= SEVERE_AT:
+        return Outcome.SEVERE
+    return Outcome.FAIL if worst > FAIL_AT else Outcome.PASS
+
+
+def bf16_half_step(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Half the spacing of bfloat16 (8 significant bits, exponent down to -126) at each value."""
+    _, exponent = np.frexp(values)  # |v| in [2^(exponent-1), 2^exponent)
+    half: NDArray[np.float64] = np.ldexp(1.0, np.maximum(exponent - 1, -126) - 8)
+    return half
+
+
+def chunk_mismatch(y: Array, y_ref: Array) -> tuple[float, Outcome]:
+    """Share of elements of the rounded recomputation whose bf16 bits differ from the committed ones.
+
+    Worst chunk of CHUNK positions (a shorter tail joins the chunk before it), and its outcome.
+    """
+    rounded = decode(encode(y_ref.astype(np.float32), WireDtype.BF16), WireDtype.BF16, y_ref.shape[1])
+    differs = np.count_nonzero(rounded != y, axis=1)
+    starts = np.arange(0, max(len(differs) - CHUNK, 0) + 1, CHUNK)
+    counts = np.add.reduceat(differs, starts)
+    elements = np.diff(np.append(starts, len(differs))) * y.shape[1]
+    shares = counts / elements
+    outcome = Outcome.PASS
+    if np.any((shares > MISMATCH_FAIL) & (counts > MISMATCH_FLOOR)):
+        outcome = Outcome.FAIL
+    if np.any((shares > MISMATCH_SEVERE) & (counts > MISMATCH_FLOOR)):
+        outcome = Outcome.SEVERE
+    return float(shares.max()), outcome
+
+
+def logit_tolerance(logits: Array) -> float:
+    """How far one recomputed logit row [vocab] may be off, in logit units."""
+    return LOGIT_TOLERANCE * max(1.0, float(np.abs(logits).max()))

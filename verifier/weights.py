@@ -1,0 +1,150 @@
+"""Executors of any layer range of any registered model: fetched by hash, self-tested, bounded in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efedllm.chain.types import ModelInfo
+from efedllm.commitments.canonical import WireDtype
+from efedllm.commitments.hashing import keccak
+from efedllm.engine.protocol import Executor, StepItem
+from efedllm.errors import ModelError
+from efedllm.models.source import fetch_published, open_published
+from verifier.statistic import BackendError, compare
+
+T = TypeVar("T")
+Loader = Callable[[Path, int, int], Executor]
+
+GOLDEN_POSITIONS = 24
+GOLDEN_PREFILL = 16
+# Half of what a node may deviate: a backend that already drifts this far must not accuse anyone.
+SELF_LIMIT = 0.5
+
+
+def load_shard(directory: Path, lo: int, hi: int) -> Executor:
+    """The real engine, one compute thread; torch is imported here and nowhere else in this package."""
+    from efedllm.engine.shard import ShardEngine
+
+    return ShardEngine.load(directory, lo, hi, threads=1)
+
+
+class EngineHouse:
+    """Keeps executors by (weights root, layer range), least recently used first to go when `max_bytes` is exceeded.
+
+    All executors live on one thread of this object: use `run` to call them. Use as a context: `close` when done.
+    """
+
+    def __init__(self, home: Path, sources: Sequence[str], max_bytes: int, loader: Loader = load_shard) -> None:
+        self._home = home
+        self._sources = tuple(sources)
+        self._max_bytes = max_bytes
+        self._loader = loader
+        self._engines: OrderedDict[tuple[bytes, int, int], Executor] = OrderedDict()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+
+    def close(self) -> None:
+        """Drop every engine and end the thread."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._engines.clear()
+
+    @property
+    def held(self) -> tuple[tuple[bytes, int, int], ...]:
+        """(weights root, lo, hi) of the engines in memory, least recently used first."""
+        return tuple(self._engines)
+
+    async def run(self, work: Callable[..., T], *args: Any) -> T:
+        """Call `work` on the engines' thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *args))
+
+    async def executor(self, model: ModelInfo, lo: int, hi: int, mirrors: Sequence[str] = ()) -> Executor:
+        """A self-tested executor of layers [lo, hi). `mirrors`: where else to fetch from, tried after our sources.
+
+        Raises ModelError when the weights cannot be had and BackendError when the self-test fails.
+        """
+        key = (model.weights_root, lo, hi)
+        engine = self._engines.get(key)
+        if engine is None:
+            directory = await self._published(model.weights_root, lo, hi, mirrors)
+            engine = await self.run(self._loader, directory, lo, hi)
+            self._engines[key] = engine
+            self._evict(key)
+        self._engines.move_to_end(key)
+        golden = self._home / "golden" / f"{model.weights_root.hex()}-{lo}-{hi}.npy"
+        await self.run(self_test, engine, golden)
+        return engine
+
+    def _evict(self, keep: tuple[bytes, int, int]) -> None:
+        while sum(engine.weight_bytes for engine in self._engines.values()) > self._max_bytes:
+            oldest = next((key for key in self._engines if key != keep), None)
+            if oldest is None:
+                return
+            del self._engines[oldest]
+
+    async def _published(self, root: bytes, lo: int, hi: int, mirrors: Sequence[str]) -> Path:
+        """A directory with verified files for [lo, hi): one of our own where it fits, else the fetched cache."""
+        for source in self._sources:
+            if source.startswith(("http://", "https://")):
+                continue
+            try:
+                await asyncio.to_thread(open_published, Path(source), root, lo, hi)
+            except ModelError:
+                continue
+            return Path(source)
+        directory = self._home / "models" / root.hex()
+        await fetch_published([*self._sources, *mirrors], directory, root, lo, hi)
+        return directory
+
+
+def golden_input(executor: Executor) -> NDArray[Any]:
+    """A fixed input from keccak counters, the same everywhere: int32 [n] ids or float32 [n, hidden] in [-1, 1)."""
+    count = min(GOLDEN_POSITIONS, executor.max_positions)
+    elements = count if executor.has_embedding else count * executor.hidden
+    stream = b"".join(keccak(b"golden" + block.to_bytes(4, "big")) for block in range(-(-elements // 8)))
+    words = np.frombuffer(stream, dtype="<u4")[:elements]
+    if executor.has_embedding:
+        return (words % executor.vocab).astype(np.int32)
+    # 24 bits convert to float32 exactly.
+    return ((words >> 8).astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)).reshape(count, executor.hidden)
+
+
+def self_test(executor: Executor, golden: Path) -> None:
+    """Prefill and decode of the golden input agree with each other and with the vector stored at the first load.
+
+    Raises BackendError otherwise: then this backend must not accuse anyone.
+    """
+    given = golden_input(executor)
+    residual = executor.embed(given) if executor.has_embedding else given
+    ours = executor.step([StepItem(executor.new_sequence(), given)])[0]
+    if not golden.exists():
+        sequence = executor.new_sequence()
+        split = min(GOLDEN_PREFILL, len(given))
+        parts = [executor.step([StepItem(sequence, given[:split])])[0]]
+        parts += [executor.step([StepItem(sequence, given[at : at + 1])])[0] for at in range(split, len(given))]
+        _agree(np.concatenate(parts), ours, residual, "decode and prefill differ")
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        temporary = golden.with_suffix(".tmp.npy")
+        np.save(temporary, ours)
+        temporary.replace(golden)
+        return
+    try:
+        stored = np.load(golden, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise BackendError(f"the golden vector {golden.name} cannot be read: delete it") from error
+    if stored.shape != ours.shape:
+        raise BackendError(f"the golden vector {golden.name} has another shape: delete it")
+    _agree(ours, stored, residual, "the backend drifted since the golden vector was stored")
+
+
+def _agree(left: NDArray[Any], right: NDArray[Any], residual: NDArray[Any], what: str) -> None:
+    statistic = compare(left, right, residual, WireDtype.F32)
+    if not statistic.worst <= SELF_LIMIT:
+        raise BackendError(f"{what}: statistic {statistic.worst:.3g}")
