@@ -1,0 +1,159 @@
+"""The client as a library: `async with Client.connect() as client: async for piece in client.generate("...")`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from eth_account.signers.local import LocalAccount
+
+from client import closing, wallet
+from client.discovery import find_candidates, find_model
+from client.generate import Event, Finished, Generation, Piece
+from client.options import GenerateOptions
+from client.policy import RetryPolicy
+from client.report import Report, report_of
+from client.routing import Candidate
+from client.session import Sessions
+from client.store import Store
+from client.tokenizer import Text, load_text
+from efedllm.chain import Chain, Deployment, keystore
+from efedllm.chain.types import ModelInfo
+from efedllm.errors import ConfigError
+from efedllm.settings import Settings
+
+
+class Client:
+    """A wallet on one network. Make one with `Client.connect`; without a wallet it can only look."""
+
+    def __init__(self, chain: Chain, store: Store, settings: Settings, account: LocalAccount | None) -> None:
+        self.chain = chain
+        self.store = store
+        self.settings = settings
+        self._directory = settings.home / "client"
+        self._account = account
+        self._texts: dict[bytes, Text] = {}
+        self.report: Report | None = None
+        """Of the last generation that ran to its end."""
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls,
+        settings: Settings | None = None,
+        *,
+        account: LocalAccount | None = None,
+        read_only: bool = False,
+        **flags: Any,
+    ) -> AsyncIterator[Client]:
+        """Connect to the network that `settings` (or `flags`, the environment, efedllm.toml, `efedllm up`) name.
+
+        The wallet is `account`, else the keystore of the settings, opened with the password file, EFEDLLM_PASSWORD or a
+        prompt. Raises ConfigError and ChainError.
+        """
+        settings = settings or Settings.load(**flags)
+        deployment = Deployment.load(settings.need_deployment())
+        if account is None and not read_only:
+            account = keystore.load(settings.need_keystore(), keystore.read_password(settings.password_file))
+        async with AsyncExitStack() as stack:
+            directory = settings.home / "client"
+            journal = directory / f"transactions-{account.address.lower()}.json" if account is not None else None
+            chain = await stack.enter_async_context(
+                await Chain.connect(
+                    settings.need_rpc(), deployment, account, budget=settings.rpc_budget, journal=journal
+                )
+            )
+            store = await Store.at(directory / "client.db")
+            stack.push_async_callback(store.close)
+            yield cls(chain, store, settings, account)
+
+    async def model(self, model_id: str | None = None) -> ModelInfo:
+        """The model called `model_id` (id or start of one), the settings' one, or the only one."""
+        return await find_model(self.chain, model_id or self.settings.model_id)
+
+    async def nodes(self, model: ModelInfo) -> list[Candidate]:
+        """Every node of a model with its latency."""
+        return await find_candidates(self.chain, model)
+
+    async def text(self, model: ModelInfo, candidates: Sequence[Candidate]) -> Text:
+        """The model's tokenizer, fetched once and checked against the chain."""
+        if model.model_id not in self._texts:
+            endpoints = [c.endpoint for c in candidates if c.usable]
+            self._texts[model.model_id] = await load_text(model, endpoints, self.settings.home / "models")
+        return self._texts[model.model_id]
+
+    async def events(
+        self,
+        prompt: str | Sequence[int],
+        options: GenerateOptions | None = None,
+        *,
+        model: str | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> AsyncGenerator[Event]:
+        """Everything that happens while `prompt` (text, or token ids) is continued. Raises EfedError."""
+        account = self._need_account()
+        info = await self.model(model)
+        candidates = await self.nodes(info)
+        text = await self.text(info, candidates)
+        ids = text.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if not ids:
+            raise ConfigError("empty-prompt", "The prompt is empty.", "Give some text.")
+        generation = Generation(
+            self.chain,
+            Sessions(self.chain, self.store, account, self._directory),
+            self.settings.home,
+            info,
+            text,
+            ids,
+            options or GenerateOptions(),
+            retry,
+            candidates,
+        )
+        self.report = None
+        async with aclosing(generation.events()) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    shown = prompt if isinstance(prompt, str) else text.decode(ids)
+                    self.report = report_of(event, shown, info.model_id)
+                yield event
+
+    async def generate(
+        self, prompt: str | Sequence[int], *, model: str | None = None, **options: Any
+    ) -> AsyncGenerator[str]:
+        """Pieces of text as they arrive; `options` are the fields of GenerateOptions. Afterwards see `report`."""
+        async with aclosing(self.events(prompt, GenerateOptions(**options), model=model)) as events:
+            async for event in events:
+                if isinstance(event, Piece) and event.text:
+                    yield event.text
+
+    # --- money ---
+
+    async def balances(self) -> wallet.Balances:
+        return await wallet.balances(self.chain, self.store)
+
+    async def deposit(self, amount: int) -> str:
+        """Move `amount` wei of EFED from the wallet to the escrow; returns the transaction hash."""
+        return await wallet.deposit(self.chain, amount)
+
+    async def withdraw(self, amount: int | None = None) -> closing.Withdrawal:
+        """Move `amount` wei (None: all that is free) back to the wallet, closing sessions where needed."""
+        return await closing.withdraw(self.chain, self.store, self._directory, amount)
+
+    async def sessions(self, with_closed: bool = False) -> list[wallet.SessionView]:
+        return await wallet.session_views(self.chain, self.store, with_closed)
+
+    async def close_sessions(self) -> list[closing.Closed]:
+        """Settle and close every session not in use; refunds follow after the grace period."""
+        return await closing.close_sessions(self.chain, self.store, self._directory)
+
+    @property
+    def receipts(self) -> Path:
+        """Directory of the receipts."""
+        return self.settings.home / "receipts"
+
+    def _need_account(self) -> LocalAccount:
+        if self._account is None:
+            raise ConfigError("no-wallet", "This needs a wallet.", "Pass --keystore and --password-file.")
+        return self._account

@@ -1,0 +1,98 @@
+"""`efedllm chat`: a conversation, the context kept from turn to turn."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from client.cli_common import (
+    DeploymentFile,
+    Home,
+    Keystore,
+    Model,
+    PasswordFile,
+    Rpc,
+    load_settings,
+    note,
+    run,
+)
+from client.generate_cli import AvoidNames, MaxTokens, RouteNames, Seed, Temperature, TopK, TopP, Wire, names
+
+if TYPE_CHECKING:
+    from client.api import Client
+    from client.options import GenerateOptions
+
+HELP = "Talk with a model; /reset forgets the conversation, /quit or Ctrl-D ends it."
+
+
+def chat(
+    max_tokens: MaxTokens = 128,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 0.95,
+    seed: Seed = None,
+    wire: Wire = "f32",
+    route: RouteNames = None,
+    avoid: AvoidNames = None,
+    model: Model = None,
+    home: Home = None,
+    rpc: Rpc = None,
+    deployment: DeploymentFile = None,
+    keystore: Keystore = None,
+    password_file: PasswordFile = None,
+) -> None:
+    from client.api import Client
+    from client.options import GenerateOptions
+
+    settings = load_settings(home, rpc, deployment, keystore, password_file, model)
+    options = GenerateOptions(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        wire=wire,
+        route=names(route),
+        avoid=names(avoid),
+    )
+
+    async def main() -> None:
+        async with Client.connect(settings) as client:
+            await converse(client, options)
+
+    run(main)
+
+
+async def converse(client: Client, options: GenerateOptions) -> None:
+    """Read turns from stdin until it ends. A failed turn is reported and leaves the conversation as it was."""
+    import asyncio
+
+    from client.chat import Conversation
+    from client.generate_cli import stream
+    from efedllm.errors import EfedError
+
+    info = await client.model()
+    conversation = Conversation(await client.text(info, await client.nodes(info)))
+    while (line := await asyncio.to_thread(read_line)) is not None:
+        said = line.strip()
+        if said == "/quit":
+            return
+        if said == "/reset":
+            conversation.reset()
+        elif said:
+            try:
+                await stream(client, conversation.prompt(said, options.max_tokens), options, quiet=False)
+            except EfedError as error:
+                note(f"error: {error}")
+                continue
+            if client.report is not None:
+                conversation.add(said, client.report.text)
+                note(client.report.summary())
+
+
+def read_line() -> str | None:
+    """The next line the person types; None at the end."""
+    if sys.stdin.isatty():
+        print("> ", end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    return line if line else None

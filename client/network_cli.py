@@ -1,0 +1,137 @@
+"""`efedllm network`: who serves what, at which price, how fast, how trusted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from client.cli_common import DeploymentFile, Home, Json, Model, Rpc, load_settings, print_json, run
+
+if TYPE_CHECKING:
+    from client.api import Client
+
+HELP = "Models, the nodes that serve them, verifiers and the epoch."
+
+STANDING = ("excluded", "probation", "active")
+STATUS = ("none", "active", "paused", "retired")
+
+
+def network(
+    model: Model = None, json_: Json = False, home: Home = None, rpc: Rpc = None, deployment: DeploymentFile = None
+) -> None:
+    from client.api import Client
+
+    settings = load_settings(home, rpc, deployment)
+
+    async def main() -> None:
+        async with Client.connect(settings, read_only=True) as client:
+            view = await network_view(client, model)
+        if json_:
+            print_json(view)
+        else:
+            show(view)
+
+    run(main)
+
+
+async def network_view(client: Client, wanted: str | None) -> dict[str, Any]:
+    """The network as plain data: {epoch, models: [{..., nodes, layers_covered}], verifiers}."""
+    import asyncio
+
+    from client.discovery import choose_model, probe_all
+    from client.routing import uncovered
+
+    chain = client.chain
+    models, nodes, verifiers, now = await asyncio.gather(chain.models(), chain.nodes(), chain.verifiers(), chain.now())
+    if wanted is not None:
+        models = [choose_model(models, wanted)]
+    candidates = {c.address: c for c in await probe_all(nodes, chain.chain_id)}
+    shown = []
+    for info in models:
+        mine = sorted((n for n in nodes if n.model_id == info.model_id), key=lambda n: (n.lo, n.hi, n.address))
+        usable = [candidates[n.address] for n in mine if candidates[n.address].usable]
+        missing = uncovered(usable, info.layers)
+        shown.append(
+            {
+                "model_id": "0x" + info.model_id.hex(),
+                "status": "active" if info.status == 1 else "deprecated",
+                "layers": info.layers,
+                "hidden": info.hidden,
+                "keep_bps": info.rank_bps,
+                "quant": "int8" if info.quant == 1 else "none",
+                "uri": info.uri,
+                "uncovered": [[lo, hi] for lo, hi in missing],
+                "nodes": [
+                    {
+                        "node": n.address,
+                        "endpoint": n.endpoint,
+                        "lo": n.lo,
+                        "hi": n.hi,
+                        "price_gwei_per_ktok": n.price_per_ktok,
+                        "trust_ppm": n.trust_ppm,
+                        "standing": STANDING[n.standing],
+                        "status": STATUS[n.status],
+                        "stake_wei": n.stake_active,
+                        "offences": n.offences,
+                        "latency_ms": _rounded(candidates[n.address].latency_ms),
+                        "problem": candidates[n.address].problem,
+                    }
+                    for n in mine
+                ],
+            }
+        )
+    return {
+        "chain_id": chain.chain_id,
+        "block": now.block,
+        "epoch": now.epoch,
+        "epoch_fraction": round(now.fraction, 3),
+        "models": shown,
+        "verifiers": [{"verifier": v.address, "stake_wei": v.stake, "active": v.active} for v in verifiers],
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+def show(view: dict[str, Any]) -> None:
+    """Tables for a person."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from efedllm.chain.amounts import format_amount
+
+    console = Console()
+    console.print(
+        f"chain {view['chain_id']}, block {view['block']}, epoch {view['epoch']} ({view['epoch_fraction']:.0%})",
+        highlight=False,
+    )
+    if not view["models"]:
+        console.print("no models are registered", highlight=False)
+    for model in view["models"]:
+        missing = ", ".join(f"{lo}..{hi - 1}" for lo, hi in model["uncovered"])
+        cover = f"layers without a usable node: {missing}" if missing else "every layer is served"
+        name = f"model {model['model_id'][:10]} ({model['status']})"
+        table = Table(title=f"{name}, {model['layers']} layers of {model['hidden']}; {cover}", title_justify="left")
+        for name in ("node", "layers", "gwei/1k", "trust", "standing", "stake", "latency", "endpoint"):
+            table.add_column(name, justify="right" if name in ("gwei/1k", "trust", "stake", "latency") else "left")
+        for node in model["nodes"]:
+            latency = "-" if node["latency_ms"] is None else f"{node['latency_ms']:.1f} ms"
+            standing = node["standing"] if node["status"] == "active" else node["status"]
+            table.add_row(
+                node["node"],
+                f"{node['lo']}..{node['hi'] - 1}",
+                str(node["price_gwei_per_ktok"]),
+                f"{node['trust_ppm'] / 1e6:.3f}",
+                standing,
+                format_amount(node["stake_wei"], ""),
+                latency,
+                node["endpoint"] + (f" ({node['problem']})" if node["problem"] else ""),
+            )
+        console.print(table)
+    table = Table(title="verifiers", title_justify="left")
+    for name in ("verifier", "stake", "seat"):
+        table.add_column(name)
+    for verifier in view["verifiers"]:
+        seat = "active" if verifier["active"] else "next epoch"
+        table.add_row(verifier["verifier"], format_amount(verifier["stake_wei"], ""), seat)
+    console.print(table)

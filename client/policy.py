@@ -1,0 +1,156 @@
+"""What to pay and when to try again. Pure: amounts in, decisions out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from efedllm.chain.amounts import GWEI, cost_of_tokens, format_amount
+from efedllm.errors import ConfigError, ProtocolError
+
+
+def tokens_for(amount: int, price: int) -> int | None:
+    """Most tokens that `amount` wei pays for; None when the route is free."""
+    return None if price == 0 else amount * 1000 // (price * GWEI)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Fixed for one job on one session."""
+
+    price: int  # gwei per 1000 tokens, the whole route, agreed in the session key
+    deposit: int  # wei locked in the session on chain
+    billed_before: int  # tokens of the session's earlier jobs
+    prompt_tokens: int
+    max_new_tokens: int
+    advance: int = 16  # tokens paid for before they arrive: all that a cheating route can take
+    every: int = 8  # a new voucher is signed once it would pay for this many tokens more
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the session at the end of the job when it runs to its limit."""
+        return self.billed_before + self.prompt_tokens + self.max_new_tokens
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What a voucher promises, both counted over the whole session."""
+
+    cumulative: int  # wei
+    tokens: int
+
+
+def due_tokens(terms: Terms, delivered: int) -> int:
+    """Session tokens owed once `delivered` tokens of this job have arrived."""
+    return terms.billed_before + terms.prompt_tokens + min(delivered, terms.max_new_tokens)
+
+
+def payable(terms: Terms, delivered: int) -> Amount:
+    """The most the client promises at this moment: what is due and the advance, never above the job or the deposit.
+
+    Raises ConfigError "deposit-exhausted" when the deposit does not cover even what is due.
+    """
+    due = due_tokens(terms, delivered)
+    tokens = min(due + terms.advance, terms.most_tokens)
+    limit = tokens_for(terms.deposit, terms.price)
+    if limit is not None and tokens > limit:
+        if due > limit:
+            raise ConfigError(
+                "deposit-exhausted",
+                f"The session's deposit pays for {limit} tokens, {due} are due.",
+                "Open a larger session with --deposit.",
+            )
+        tokens = limit
+    return Amount(cost_of_tokens(tokens, terms.price), tokens)
+
+
+def next_voucher(terms: Terms, signed: Amount, delivered: int) -> Amount | None:
+    """The voucher to sign now, or None while the last one still pays far enough ahead. Never lower than `signed`."""
+    target = payable(terms, delivered)
+    if target.tokens <= signed.tokens or target.cumulative < signed.cumulative:
+        return None
+    at_limit = target.tokens == terms.most_tokens
+    return target if target.tokens - signed.tokens >= terms.every or at_limit else None
+
+
+def answer_demand(terms: Terms, signed: Amount, delivered: int, due: int) -> Amount | None:
+    """Answer to a node that stopped until it is paid `due` wei (cumulative over the session).
+
+    Returns what to sign, or None when the last voucher already says as much as the client owes: tokens may be on
+    their way, so a demand somewhat ahead of them is met only as far as they arrive.
+    Raises ProtocolError "overcharge" when the demand exceeds the price of the whole job.
+    """
+    limit = cost_of_tokens(terms.most_tokens, terms.price)
+    if due > limit:
+        raise ProtocolError(
+            "overcharge",
+            f"A node asks for {format_amount(due)} where the whole job costs {format_amount(limit)}.",
+            "The job was stopped; leave the node out with --avoid.",
+        )
+    target = payable(terms, delivered)
+    return target if target.tokens > signed.tokens and target.cumulative >= signed.cumulative else None
+
+
+def session_deposit(job_cost: int, wanted: int | None, cap: int | None, jobs_ahead: int = 8) -> int:
+    """Deposit for a new session: what was asked for, else enough for several such jobs; at most `cap` (probation).
+
+    Raises ConfigError when the job alone does not fit.
+    """
+    amount = wanted if wanted is not None else job_cost * jobs_ahead
+    if wanted is not None and wanted < job_cost:
+        raise ConfigError(
+            "deposit-too-small",
+            f"--deposit is {format_amount(wanted)}, the job may cost {format_amount(job_cost)}.",
+            "Raise --deposit or lower --max-tokens.",
+        )
+    if cap is not None and cap < job_cost:
+        raise ConfigError(
+            "probation-cap",
+            f"A node of the route is on probation, which caps the session at {format_amount(cap)}; "
+            f"the job may cost {format_amount(job_cost)}.",
+            "Lower --max-tokens or leave the node out with --avoid.",
+        )
+    return amount if cap is None else min(amount, cap)
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Bounds of the fail-over."""
+
+    attempts: int = 3  # further routes tried after the first
+    stall_seconds: float = 30.0  # without a token before the route counts as stuck
+
+
+def nodes_to_avoid(route: Iterable[str], dead: Collection[str], accused: Collection[str]) -> frozenset[str]:
+    """Which nodes of a failed route the next one leaves out: the dead ones, else the accused ones, else all of them."""
+    nodes = list(route)
+    for group in (dead, accused):
+        chosen = frozenset(node for node in nodes if node in group)
+        if chosen:
+            return chosen
+    return frozenset(nodes)
+
+
+def may_retry(policy: RetryPolicy, failures: int) -> bool:
+    """Whether another route may be tried after `failures` failed ones."""
+    return failures <= policy.attempts
+
+
+# What a node says about the session rather than about itself: the same route may work with another session.
+_SESSION_ERRORS = frozenset(
+    {
+        "deposit-exhausted",
+        "payment-required",
+        "price-too-low",
+        "session-closed",
+        "session-expired",
+        "session-not-open",
+        "voucher-exceeds-deposit",
+        "voucher-not-monotone",
+    }
+)
+
+
+def needs_fresh_session(code: str) -> bool:
+    """Whether an error is cured by a new session rather than by another route."""
+    return code in _SESSION_ERRORS
