@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -158,9 +159,10 @@ def _expanded(file: TensorFile, tensor: TensorInfo) -> list[Tensor]:
 def _part(file: TensorFile, name: str) -> Tensor:
     """A tensor over the mapped file; no copy."""
     slot = file.slot(name)
-    dtype = _TORCH_DTYPES[slot.dtype]
-    count = (slot.end - slot.start) // dtype.itemsize
-    return torch.frombuffer(file.buffer, dtype=dtype, count=count, offset=slot.start).view(slot.shape)
+    # Through numpy, which holds on to the buffer: torch.frombuffer lets go of it, and the file could be unmapped
+    # below it.
+    data = torch.from_numpy(np.frombuffer(file.view(name), dtype=np.uint8))
+    return data.view(_TORCH_DTYPES[slot.dtype]).view(slot.shape)
 
 
 def _misfit(what: str) -> ModelError:

@@ -113,10 +113,6 @@ class TensorFile:
         slot = self.slot(name)
         return memoryview(self._map)[slot.start : slot.end]
 
-    @property
-    def buffer(self) -> mmap.mmap:
-        return self._map
-
 
 def _parse(path: Path, data: mmap.mmap) -> dict[str, Slot]:
     if len(data) < 8:
