@@ -65,12 +65,14 @@ class Rpc:
         self._provider = AsyncHTTPProvider(url, exception_retry_configuration=None)
         self.w3: AsyncWeb3[AsyncHTTPProvider] = AsyncWeb3(self._provider)
         self._session: aiohttp.ClientSession | None = None
+        self._opening = asyncio.Lock()
 
     async def _ready(self) -> None:
-        if self._session is None:
-            # Kept-alive connections: web3's own session opens a new one for every request.
-            session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=16))
-            self._session = await self._provider.cache_async_session(session)
+        async with self._opening:
+            if self._session is None:
+                # Kept-alive connections: web3's own session opens a new one for every request.
+                session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=16))
+                self._session = await self._provider.cache_async_session(session)
 
     async def close(self) -> None:
         """Close the connections. The object can be used again afterwards."""

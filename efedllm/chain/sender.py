@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,20 @@ from efedllm.errors import ChainError
 Receipt = dict[str, Any]
 
 _NONCE_TRIES = 8
+_GAS_NOISE = 10_000
 _REBROADCAST_EVERY = 5.0
 _DEFAULT_TIP = 10**9
 
 _KNOWN = ("already known", "known transaction", "already imported", "already exists")
-_NONCE = ("nonce too low", "correct nonce", "nonce is too low", "invalid nonce", "underpriced", "oldnonce")
+_NONCE = (
+    "nonce too low",
+    "correct nonce",
+    "nonce is too low",
+    "invalid nonce",
+    "underpriced",
+    "oldnonce",
+    "be replaced",
+)
 
 
 class _NonceTakenError(Exception):
@@ -115,7 +125,10 @@ class Sender:
                 "nonce": nonce,
                 "data": data,
                 "value": value,
-                "gas": min(gas + gas // 4 + 20_000, int(block["gasLimit"], 16)),
+                # A random last part: two programs that wish the same at once must not sign the same transaction,
+                # or each would take the other's payment for its own.
+                "gas": min(gas + gas // 4 + 20_000, int(block["gasLimit"], 16) - _GAS_NOISE)
+                + secrets.randbelow(_GAS_NOISE),
                 **await self._fees(block),
             }
             if to is not None:

@@ -1,0 +1,36 @@
+"""What the `deployed` fixture hands to tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eth_account.signers.local import LocalAccount
+
+from deploy.devclock import DevClock
+from deploy.local import dev_account
+from efedllm.chain import Chain, Deployment
+
+
+@dataclass(frozen=True)
+class LiveNetwork:
+    """Contracts on a running local chain. Accounts 0 to 9 have ETH; account 0 deployed and holds all EFED."""
+
+    rpc_url: str
+    deployment: Deployment
+    path: Path
+
+    @staticmethod
+    def account(index: int = 0) -> LocalAccount:
+        """A funded development account."""
+        return dev_account(index)
+
+    async def connect(self, index: int | None = 0, **options: Any) -> Chain:
+        """A connection for a development account, or a read-only one for None."""
+        account = None if index is None else dev_account(index)
+        return await Chain.connect(self.rpc_url, self.deployment, account, **options)
+
+    def clock(self, chain: Chain) -> DevClock:
+        """The clock of this chain."""
+        return DevClock(chain.rpc, self.deployment.genesis, self.deployment.epoch_length)
