@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Final
 
 from efedllm.commitments.eip712 import as_object
@@ -12,6 +13,13 @@ from efedllm.wire.frames import Frame, FrameType
 MAX_CODE: Final = 64
 MAX_TEXT: Final = 1000
 """Characters of an ERROR's message and of its hint."""
+
+
+MAX_DEPTH: Final = 32
+"""Nesting of JSON read from the network."""
+# Possessive, and content without its closing quote, so that no input makes it look at a byte twice.
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+_BRACKET: Final = re.compile(rb"[\[\]{}]")
 
 
 def _no_constant(name: str) -> Any:
@@ -25,6 +33,31 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
+def _depth(data: bytes) -> int:
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return 0
+    depth = deepest = 0
+    for bracket in _BRACKET.findall(_STRING.sub(b"", data)):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def parse_json(data: bytes) -> Any:
+    """JSON from the network: UTF-8, no NaN, no repeated keys, at most MAX_DEPTH levels. ProtocolError("bad-json")
+    otherwise.
+
+    The depth is checked first: the interpreter's decoder recurses in C, and where a library has raised the recursion
+    limit a few hundred kilobytes of brackets overflow the stack and kill the process.
+    """
+    try:
+        if _depth(data) > MAX_DEPTH:
+            raise ValueError("too deep")
+        return json.loads(data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unique)
+    except ValueError:
+        raise ProtocolError("bad-json", "The document is not valid JSON.") from None
+
+
 def json_body(kind: FrameType, value: dict[str, Any], payload: bytes = b"") -> Frame:
     """A frame whose body is compact UTF-8 JSON."""
     return Frame(kind, json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(), payload)
@@ -36,8 +69,8 @@ def json_object(frame: Frame, kind: FrameType, keys: frozenset[str]) -> dict[str
     if frame.payload and kind is not FrameType.OPEN_JOB:
         raise ProtocolError("bad-frame", f"A {kind.name} frame has no payload.")
     try:
-        value = json.loads(frame.body.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unique)
-    except (ValueError, RecursionError):
+        value = parse_json(frame.body)
+    except ProtocolError:
         raise ProtocolError("bad-frame", f"The body of a {kind.name} frame is not valid JSON.") from None
     return as_object(value, keys, kind.name)
 

@@ -101,7 +101,14 @@ class Peer:
 
     @property
     def socket(self) -> Socket:
-        """The WebSocket; an aiohttp handler returns it when done."""
+        """The WebSocket underneath."""
+        return self._ws
+
+    @property
+    def response(self) -> web.WebSocketResponse[Any]:
+        """What an aiohttp handler returns when it is done. TypeError on the connecting side."""
+        if not isinstance(self._ws, web.WebSocketResponse):
+            raise TypeError("only the accepting side has a response")
         return self._ws
 
     @property
@@ -346,7 +353,7 @@ async def connect(
 
 
 async def accept(request: web.Request, *, limits: PeerLimits | None = None) -> Peer:
-    """The server's Peer for a WebSocket request. The handler ends with `return peer.socket`."""
+    """The server's Peer for a WebSocket request. The handler ends with `return peer.response`."""
     limits = limits or PeerLimits()
     ws: web.WebSocketResponse[Any] = web.WebSocketResponse(
         timeout=limits.close_timeout, heartbeat=limits.heartbeat, max_msg_size=_MAX_MESSAGE, compress=False
