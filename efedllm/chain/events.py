@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -75,7 +75,7 @@ class EventFollower:
     def __init__(
         self,
         chain: Chain,
-        wanted: dict[str, tuple[str, ...]],
+        wanted: Mapping[str, tuple[str, ...]],
         *,
         from_block: int | None = None,
         cursor_store: CursorStore | None = None,
