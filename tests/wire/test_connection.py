@@ -1,106 +1,42 @@
-"""Peer and handshake over a real aiohttp server on localhost."""
+"""Peer over a real aiohttp server on localhost."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 
-from efedllm.commitments.canonical import WireDtype
-from efedllm.commitments.eip712 import Domain
-from efedllm.commitments.signing import Signer
-from efedllm.errors import EfedError, ModelError, ProtocolError
+from efedllm.errors import ModelError, ProtocolError
 from efedllm.wire import (
     MAX_FRAME,
-    WS_PATH,
     Frame,
     FrameType,
-    Identity,
     Peer,
     PeerLimits,
-    Remote,
-    accept,
     connect,
-    handshake,
     parse,
     ws_url,
 )
-from efedllm.wire.frames import ACT_BODY_BYTES
-from efedllm.wire.messages import PROTOCOL_VERSION, ActMsg, ErrorMsg, HelloMsg, StartMsg, WelcomeMsg
+from efedllm.wire.frames import ACT_BODY_BYTES, decode
+from efedllm.wire.messages import ErrorMsg
 from efedllm.wire.queues import BoundedQueue
-
-DOMAIN = Domain(31337, "0x" + "11" * 20)
-SIGNER = Signer(b"\x01" * 32)
-NODE = Signer(b"\x02" * 32).address
-OTHER = Signer(b"\x03" * 32)
-SERVER = Identity(DOMAIN, NODE, SIGNER)
-FAST = PeerLimits(close_timeout=1.0)
-
-Handler = Callable[[Peer], Awaitable[None]]
-
-
-@asynccontextmanager
-async def serving(handler: Handler, limits: PeerLimits = FAST) -> AsyncIterator[str]:
-    """A server that hands every connection to `handler`; yields its endpoint. Errors of handlers reach the test."""
-    failures: list[BaseException] = []
-
-    async def handle(request: web.Request) -> web.StreamResponse:
-        peer = await accept(request, limits=limits)
-        try:
-            await handler(peer)
-        except Exception as error:
-            failures.append(error)
-            raise
-        finally:
-            await peer.close()
-        return peer.response
-
-    app = web.Application()
-    app.router.add_get(WS_PATH, handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        port = runner.addresses[0][1]
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        await runner.cleanup()
-    if failures:
-        raise failures[0]
-
-
-def start(i: int) -> Frame:
-    return StartMsg(i.to_bytes(32, "big")).to_frame()
-
-
-def big(size: int) -> Frame:
-    return ActMsg(bytes(32), 1, 0, size // 4, WireDtype.F32, 1, bytes(32), bytes(65), bytes(size)).to_frame()
-
-
-async def echo(peer: Peer) -> None:
-    async for frame in peer:
-        await peer.send(frame)
-
-
-async def ignore(peer: Peer) -> None:
-    await peer.wait_closed()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  (the condition is in another party's hands)
-            await asyncio.sleep(0.01)
+from tests.wire.serving import (
+    FAST,
+    big,
+    echo,
+    ignore,
+    send_all,
+    serving,
+    start,
+    until,
+)
 
 
 async def test_frames_arrive_whole_in_order_and_are_counted() -> None:
     async with serving(echo) as url, await connect(url, limits=FAST) as peer:
         frames = [start(i) for i in range(300)] + [big(1 << 20)]
-        sender = asyncio.create_task(_send_all(peer, frames))
+        sender = asyncio.create_task(send_all(peer, frames))
         assert [await peer.recv(10) for _ in frames] == frames
         await sender
         for counts, total in (
@@ -112,11 +48,6 @@ async def test_frames_arrive_whole_in_order_and_are_counted() -> None:
                 FrameType.ACT: (1, frames[300].size),
             }
             assert total == sum(f.size for f in frames)
-
-
-async def _send_all(peer: Peer, frames: list[Frame]) -> None:
-    for frame in frames:
-        await peer.send(frame)
 
 
 async def test_the_largest_frame_passes() -> None:
@@ -137,7 +68,7 @@ async def test_a_graceful_close_delivers_what_was_sent() -> None:
     async with serving(collect) as url:
         peer = await connect(url, limits=FAST)
         frames = [start(i) for i in range(50)]
-        await _send_all(peer, frames)
+        await send_all(peer, frames)
         await peer.close()
         await peer.close()
         assert (peer.closed, peer.close_code) == (True, 1000)
@@ -153,7 +84,7 @@ async def test_a_graceful_close_delivers_what_was_sent() -> None:
 
 async def test_frames_sent_before_the_other_side_closed_are_still_read() -> None:
     async def say_and_go(peer: Peer) -> None:
-        await _send_all(peer, [start(1), start(2)])
+        await send_all(peer, [start(1), start(2)])
 
     async with serving(say_and_go) as url:
         peer = await connect(url, limits=FAST)
@@ -219,7 +150,7 @@ async def test_a_reader_that_never_takes_bytes_is_given_up() -> None:
     async with serving(deaf, small) as url:
         peer = await connect(url, limits=small)
         with pytest.raises(ProtocolError) as caught:
-            await asyncio.wait_for(_send_all(peer, [big(4 << 20)] * 1000), 20)
+            await asyncio.wait_for(send_all(peer, [big(4 << 20)] * 1000), 20)
         assert caught.value.code == "stalled"
         await peer.close()
         done.set()
@@ -250,20 +181,13 @@ async def test_a_malformed_message_ends_the_connection_with_a_reason(
             await (ws.send_str(message) if isinstance(message, str) else ws.send_bytes(message))
             told = await ws.receive(10)
             assert told.type is aiohttp.WSMsgType.BINARY
-            report = parse(_decoded(told.data))
+            report = parse(decode(told.data))
             assert isinstance(report, ErrorMsg)
             assert report.code == code
             assert (await ws.receive(10)).type is aiohttp.WSMsgType.CLOSE
             assert ws.close_code == closed
         await until(lambda: bool(errors))
         assert errors[0].code == code
-
-
-def _decoded(data: Any) -> Frame:
-    from efedllm.wire.frames import decode
-
-    assert isinstance(data, bytes)
-    return decode(data)
 
 
 async def test_a_message_above_the_limit_is_refused_from_its_header_alone() -> None:
@@ -415,201 +339,6 @@ async def test_a_shared_session_is_not_closed_with_the_peer() -> None:
         assert not session.closed
 
 
-# --- reaching a node
-# ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "url"),
-    [
-        ("http://127.0.0.1:8000", "ws://127.0.0.1:8000/v1/ws"),
-        ("http://127.0.0.1:8000/", "ws://127.0.0.1:8000/v1/ws"),
-        ("https://node.example/base", "wss://node.example/base/v1/ws"),
-        ("ws://[::1]:5", "ws://[::1]:5/v1/ws"),
-        ("wss://node.example/own/path", "wss://node.example/own/path"),
-    ],
-)
-def test_endpoints_become_urls(endpoint: str, url: str) -> None:
-    assert ws_url(endpoint) == url
-
-
-@pytest.mark.parametrize(
-    "endpoint", ["", "127.0.0.1:80", "ftp://x", "http://", "http://x:99999", "http://[::1", "file:///x"]
-)
-async def test_endpoints_that_are_none(endpoint: str) -> None:
-    with pytest.raises(ProtocolError) as caught:
-        await connect(endpoint)
-    assert caught.value.code == "bad-endpoint"
-
-
-async def test_nobody_there() -> None:
-    server = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    server.close()
-    await server.wait_closed()
-    with pytest.raises(EfedError) as caught:
-        await connect(f"http://127.0.0.1:{port}")
-    assert (caught.value.code, caught.value.hint) == ("unreachable", "Is it running?")
-
-
-async def test_somebody_who_never_answers() -> None:
-    writers: list[asyncio.StreamWriter] = []
-    server = await asyncio.start_server(lambda _r, w: writers.append(w), "127.0.0.1", 0)
-    try:
-        with pytest.raises(ProtocolError) as caught:
-            await connect(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", timeout=0.2)
-        assert caught.value.code == "unreachable"
-    finally:
-        for writer in writers:
-            writer.close()
-        server.close()
-        await server.wait_closed()
-
-
-async def test_an_http_server_that_is_no_node() -> None:
-    runner = web.AppRunner(web.Application())
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        with pytest.raises(ProtocolError) as caught:
-            await connect(f"http://127.0.0.1:{runner.addresses[0][1]}")
-        assert caught.value.code == "unreachable"
-    finally:
-        await runner.cleanup()
-
-
-# --- handshake
-# ---------------------------------------------------------------------------------------------------------
-
-
-async def test_a_client_learns_which_node_it_reached_and_the_node_that_it_is_a_client() -> None:
-    seen: list[Remote] = []
-
-    async def greet(peer: Peer) -> None:
-        seen.append(await handshake(peer, SERVER))
-        await peer.wait_closed()
-
-    async with serving(greet) as url, await connect(url, limits=FAST) as peer:
-        remote = await handshake(peer, Identity(DOMAIN), expect_node=NODE.lower(), expect_signer=SIGNER.address)
-        assert remote == Remote("node", NODE, SIGNER.address)
-    assert seen == [Remote("client", None, None)]
-
-
-async def test_nodes_prove_themselves_to_each_other() -> None:
-    seen: list[Remote] = []
-
-    async def greet(peer: Peer) -> None:
-        seen.append(await handshake(peer, SERVER))
-        await peer.wait_closed()
-
-    async with serving(greet) as url, await connect(url, limits=FAST) as peer:
-        assert (await handshake(peer, Identity(DOMAIN, OTHER.address, OTHER))).node == NODE
-    assert seen == [Remote("node", OTHER.address, OTHER.address)]
-
-
-async def refused(identity: Identity, greet: Handler, **expected: str) -> str:
-    """Code with which a handshake against `greet` fails on our side."""
-    async with serving(greet) as url:
-        peer = await connect(url, limits=FAST)
-        with pytest.raises(ProtocolError) as caught:
-            await handshake(peer, identity, **expected)  # type: ignore[arg-type]
-        assert peer.closed
-        return caught.value.code
-
-
-async def plain(peer: Peer) -> None:
-    """A node's handshake; the other side may leave."""
-    try:
-        await handshake(peer, SERVER)
-        await peer.wait_closed()
-    except ProtocolError:
-        pass
-
-
-async def test_another_chain_is_told_apart_on_both_sides() -> None:
-    errors: list[str] = []
-
-    async def greet(peer: Peer) -> None:
-        try:
-            await handshake(peer, SERVER)
-        except ProtocolError as error:
-            errors.append(error.code)
-
-    assert await refused(Identity(Domain(1, DOMAIN.contract)), greet) == "wrong-chain"
-    assert errors == ["wrong-chain"]
-
-
-async def test_another_node_than_expected() -> None:
-    assert await refused(Identity(DOMAIN), plain, expect_node=OTHER.address) == "wrong-node"
-    assert await refused(Identity(DOMAIN), plain, expect_signer=OTHER.address) == "wrong-node"
-
-
-async def test_another_deployment_on_the_same_chain_does_not_verify() -> None:
-    assert await refused(Identity(Domain(DOMAIN.chain_id, NODE)), plain) == "bad-signature"
-
-
-async def test_an_impostor_cannot_sign_for_the_registered_signer() -> None:
-    async def impostor(peer: Peer) -> None:
-        await peer.send(HelloMsg(DOMAIN.chain_id, "node", NODE, bytes(32)).to_frame())
-        theirs = HelloMsg.from_frame(await peer.recv(10))
-        from efedllm.commitments.messages import Hello
-
-        signature = OTHER.sign(Hello(NODE, theirs.challenge).digest(DOMAIN))
-        await peer.send(WelcomeMsg(DOMAIN.chain_id, NODE, SIGNER.address, signature).to_frame())
-        await peer.wait_closed()
-
-    assert await refused(Identity(DOMAIN), impostor, expect_node=NODE, expect_signer=SIGNER.address) == "bad-signature"
-
-
-async def test_a_recorded_answer_does_not_fit_a_new_challenge() -> None:
-    async def replay(peer: Peer) -> None:
-        from efedllm.commitments.messages import Hello
-
-        await peer.send(HelloMsg(DOMAIN.chain_id, "node", NODE, bytes(32)).to_frame())
-        old = SIGNER.sign(Hello(NODE, b"\x07" * 32).digest(DOMAIN))
-        await peer.send(WelcomeMsg(DOMAIN.chain_id, NODE, SIGNER.address, old).to_frame())
-        await peer.wait_closed()
-
-    assert await refused(Identity(DOMAIN), replay) == "bad-signature"
-
-
-async def test_another_protocol_version() -> None:
-    async def newer(peer: Peer) -> None:
-        hello = HelloMsg(DOMAIN.chain_id, "node", NODE, bytes(32), protocol=PROTOCOL_VERSION + 1)
-        await peer.send(hello.to_frame())
-        await peer.wait_closed()
-
-    assert await refused(Identity(DOMAIN), newer) == "wrong-version"
-
-
-async def test_a_client_where_a_node_was_expected() -> None:
-    async def client(peer: Peer) -> None:
-        await peer.send(HelloMsg(DOMAIN.chain_id, "client", None, bytes(32)).to_frame())
-        await peer.wait_closed()
-
-    assert await refused(Identity(DOMAIN), client, expect_node=NODE) == "wrong-node"
-
-
-async def test_something_else_than_hello() -> None:
-    async def rude(peer: Peer) -> None:
-        await peer.send(start(1))
-        await peer.wait_closed()
-
-    assert await refused(Identity(DOMAIN), rude) == "bad-frame"
-
-
-async def test_the_other_sides_error_is_passed_on() -> None:
-    async def busy(peer: Peer) -> None:
-        await peer.fail(ProtocolError("queue-full", "The node is busy.", "Try another one."))
-
-    assert await refused(Identity(DOMAIN), busy) == "queue-full"
-
-
-async def test_silence() -> None:
-    assert await refused(Identity(DOMAIN), ignore, timeout=0.1) == "timeout"  # type: ignore[arg-type]
-
-
-# --- queue
 # -------------------------------------------------------------------------------------------------------------
 
 
