@@ -1,0 +1,194 @@
+"""The sessions that pay this node: what they promised on chain, their best vouchers, what their jobs have used."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from efedllm.chain import Chain
+from efedllm.chain.types import NodeInfo, SessionInfo
+from efedllm.commitments.messages import SessionKey, Voucher
+from efedllm.commitments.signing import check
+from efedllm.errors import ChainError, ProtocolError
+from efedllm.logs import get_logger
+from node.checks import NodeFacts
+from node.payment import CLOSED, OPEN, Account, Standing, Unsettled, check_share, check_voucher
+from node.records import SessionRecord
+from node.store import Store
+
+T = TypeVar("T")
+
+FRESH = 15.0  # seconds for which what the chain said of a session or node is used without asking again
+
+
+@dataclass
+class Entry:
+    """One session in memory. `running`: tokens each of its running jobs has used."""
+
+    record: SessionRecord
+    asked: float
+    running: dict[bytes, int] = field(default_factory=dict)
+    taking: asyncio.Lock = field(default_factory=asyncio.Lock)  # one voucher at a time
+
+    def account(self, credit: int, job_id: bytes | None = None) -> Account:
+        """The session's account as seen by one of its jobs."""
+        others = sum(used for other, used in self.running.items() if other != job_id)
+        record = self.record
+        return Account(record.price, record.cumulative, record.billed + others, credit)
+
+
+class Book:
+    """Sessions by id, backed by the store. The chain is asked when what is known is old; it may be down for a while."""
+
+    def __init__(self, chain: Chain, store: Store, facts: NodeFacts, patience: float) -> None:
+        self._chain = chain
+        self._store = store
+        self._facts = facts
+        self._patience = patience
+        self._entries: dict[bytes, Entry] = {}
+        self._nodes: dict[str, tuple[float, NodeInfo]] = {}
+        self._log = get_logger("sessions")
+
+    async def load(self) -> None:
+        """Read what an earlier process kept."""
+        for record in await self._store.sessions():
+            self._entries[record.session_id] = Entry(record, asked=float("-inf"))
+
+    def get(self, session_id: bytes) -> Entry | None:
+        return self._entries.get(session_id)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    async def enter(self, key: SessionKey, hop: int, own_price: int) -> Entry:
+        """The entry of a session that is open on chain now. ProtocolError "session-not-open", "price-too-low", or the
+        ChainError that kept us from finding out.
+        """
+        session_id = key.session_id(*self._chain.escrow_domain)
+        entry = self._entries.get(session_id)
+        if entry is None:
+            entry = await self._first_seen(session_id, key, hop)
+        else:
+            await self.refresh(entry)
+        if entry.record.status != OPEN:
+            raise ProtocolError(
+                "session-not-open", f"Session 0x{session_id.hex()} is not open on chain.", "Open a session first."
+            )
+        check_share(own_price, entry.record.price, key.shares[hop], len(key.nodes))
+        return entry
+
+    async def _first_seen(self, session_id: bytes, key: SessionKey, hop: int) -> Entry:
+        info = await self._ask(session_id)
+        if info.status == 0:
+            raise ProtocolError(
+                "session-not-open", f"Session 0x{session_id.hex()} does not exist on chain.", "Open a session first."
+            )
+        call = self._chain.call("NodeRegistry", "checkRoute", key.model_id, list(key.nodes))
+        price = int(await self._patiently(call))
+        # A price raised after the session was opened does not bind its client.
+        price = min(price, key.max_price_per_ktok)
+        record = SessionRecord(session_id, key, hop, price, info.deposit, info.settled, info.status)
+        known = self._entries.get(session_id)
+        if known is not None:
+            return known
+        entry = Entry(record, time.monotonic())
+        self._entries[session_id] = entry
+        try:
+            await self._store.add_session(record)
+        except BaseException:
+            del self._entries[session_id]
+            raise
+        return entry
+
+    async def _ask(self, session_id: bytes) -> SessionInfo:
+        return await self._patiently(self._chain.session(session_id))
+
+    async def _patiently(self, reading: Coroutine[Any, Any, T]) -> T:
+        try:
+            async with asyncio.timeout(self._patience):
+                return await reading
+        except TimeoutError:
+            raise ChainError("rpc-down", "The chain does not answer this node.", "Try again later.") from None
+
+    async def refresh(self, entry: Entry, *, max_age: float = FRESH) -> None:
+        """Ask the chain again when the answer is old. While it is down, what is known goes on being used."""
+        if time.monotonic() - entry.asked < max_age:
+            return
+        try:
+            info = await self._ask(entry.record.session_id)
+        except ChainError as error:
+            self._log.warning("session not refreshed", session=entry.record.session_id, reason=error.message)
+            return
+        await self.update(entry, info)
+
+    async def update(self, entry: Entry, info: SessionInfo) -> None:
+        """Keep what the chain says."""
+        entry.asked = time.monotonic()
+        old = entry.record
+        if (old.deposit, old.settled, old.status) == (info.deposit, info.settled, info.status):
+            return
+        entry.record = replace(old, deposit=info.deposit, settled=info.settled, status=info.status)
+        await self._store.save_chain_state(old.session_id, info.deposit, info.settled, info.status)
+
+    async def take(self, entry: Entry, voucher: Voucher, signature: bytes) -> None:
+        """Check a voucher and keep it; it is on disk when this returns. Raises ProtocolError."""
+        async with entry.taking:
+            if voucher.session_id == entry.record.session_id and voucher.cumulative > entry.record.deposit:
+                await self.refresh(entry, max_age=0.0)
+            news = check_voucher(self._standing(entry), voucher)
+            check(voucher.digest(*self._chain.escrow_domain), signature, entry.record.key.signer)
+            if not news:
+                return
+            await self._store.save_voucher(voucher, signature)
+            entry.record = replace(entry.record, cumulative=voucher.cumulative, voucher=voucher, voucher_sig=signature)
+
+    def _standing(self, entry: Entry) -> Standing:
+        return Standing(entry.record.session_id, entry.record.deposit, entry.record.cumulative)
+
+    def bill(self, entry: Entry, job_id: bytes, tokens: int) -> None:
+        """A job ended; the store has counted it too."""
+        entry.running.pop(job_id, None)
+        entry.record = replace(entry.record, billed=entry.record.billed + tokens)
+
+    def unsettled(self) -> list[tuple[Unsettled, Entry]]:
+        """Sessions with a voucher beyond what was settled."""
+        found = []
+        for entry in self._entries.values():
+            r = entry.record
+            if r.voucher is not None and r.cumulative > r.settled:
+                view = Unsettled(r.session_id, r.hop, r.cumulative, r.settled, r.status, r.key.expiry)
+                found.append((view, entry))
+        return found
+
+    async def route(self, addresses: tuple[str, ...]) -> list[NodeInfo]:
+        """The registrations of a route's nodes. ChainError when one is unknown to us and the chain is down."""
+        return list(await asyncio.gather(*(self._node(address) for address in addresses)))
+
+    async def _node(self, address: str) -> NodeInfo:
+        known = self._nodes.get(address)
+        now = time.monotonic()
+        if known is not None and now - known[0] < FRESH:
+            return known[1]
+        try:
+            info = await self._patiently(self._chain.node(address))
+        except ChainError:
+            if known is not None:
+                return known[1]
+            raise
+        self._nodes[address] = (now, info)
+        return info
+
+    def sweep(self, timestamp: int) -> None:
+        """Drop sessions from memory that can neither be used nor settled any more."""
+        for session_id, entry in list(self._entries.items()):
+            record = entry.record
+            useless = record.status == CLOSED or record.cumulative <= record.settled
+            if useless and record.key.expiry < timestamp and not entry.running:
+                del self._entries[session_id]
+
+    def forget_nodes(self) -> None:
+        """Registrations changed, e.g. at the start of an epoch."""
+        self._nodes.clear()

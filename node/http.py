@@ -1,0 +1,215 @@
+"""What a node answers over HTTP: to auditors its batches and bytes, to newcomers the model, to everyone how it is."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+from aiohttp import web
+
+from efedllm.commitments.boundary import BoundaryTree
+from efedllm.commitments.canonical import WireDtype
+from efedllm.commitments.eip712 import to_hex
+from efedllm.commitments.evidence import BoundaryEvidence
+from efedllm.errors import EfedError, ModelError, ProtocolError
+from efedllm.logs import get_logger
+from efedllm.models.manifest import MANIFEST_NAME, Manifest
+from efedllm.wire import WS_PATH, Identity, accept, handshake
+from node.links import Link, pump
+from node.records import BoundaryPlace, LeafRecord
+from node.session import Desk
+from node.traces import IN, OUT
+
+Info = Callable[[], Awaitable[dict[str, Any]]]
+
+
+def make_app(desk: Desk, identity: Identity, model_dir: Path, manifest: Manifest, info: Info) -> web.Application:
+    """The node's HTTP application."""
+    pages = Pages(desk, identity, model_dir, manifest, info)
+    app = web.Application(client_max_size=1 << 16, middlewares=[_errors])
+    app.add_routes(
+        [
+            web.get(WS_PATH, pages.websocket),
+            web.get("/v1/info", pages.info),
+            web.get("/v1/batches/{seq}", pages.batch),
+            web.get("/v1/boundaries/{root}", pages.boundary),
+            web.get("/v1/jobs/{job_id}/evidence", pages.evidence),
+            web.get("/v1/jobs/{job_id}/receipt", pages.receipt),
+            web.get("/v1/model/manifest.json", pages.manifest),
+            web.get("/v1/model/files/{name}", pages.file),
+            web.get("/metrics", pages.metrics),
+            web.get("/healthz", pages.health),
+        ]
+    )
+    return app
+
+
+@web.middleware
+async def _errors(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except EfedError as error:
+        status = 404 if error.code in ("not-found", "no-trace", "no-such-file") else 400
+        body = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
+        return web.json_response(body, status=status)
+
+
+def _h32(text: str, name: str) -> bytes:
+    try:
+        value = bytes.fromhex(text.removeprefix("0x"))
+    except ValueError:
+        value = b""
+    if len(value) != 32:
+        raise ProtocolError("bad-request", f"{name} must be 64 hex digits.")
+    return value
+
+
+def _missing(what: str) -> ProtocolError:
+    return ProtocolError("not-found", f"This node has no {what}.")
+
+
+class Pages:
+    """The handlers."""
+
+    def __init__(self, desk: Desk, identity: Identity, model_dir: Path, manifest: Manifest, info: Info) -> None:
+        self._desk = desk
+        self._shop = desk.shop
+        self._identity = identity
+        self._model_dir = model_dir
+        self._manifest = manifest
+        self._info = info
+        self._log = get_logger("http")
+
+    async def websocket(self, request: web.Request) -> web.StreamResponse:
+        """Clients and other nodes."""
+        if self._desk.connections >= self._shop.limits.max_connections:
+            return web.json_response({"error": {"code": "busy", "message": "Too many connections."}}, status=503)
+        peer = await accept(request)
+        try:
+            remote = await handshake(peer, self._identity)
+        except ProtocolError as error:
+            self._log.info("handshake failed", peer=peer.name, code=error.code)
+            await peer.close()
+            return cast(web.WebSocketResponse, peer.socket)
+        link = Link(peer, remote)
+        self._desk.welcome(link)
+        try:
+            await pump(link, self._desk)
+        finally:
+            self._desk.farewell(link)
+            await peer.close()
+        return cast(web.WebSocketResponse, peer.socket)
+
+    async def info(self, _request: web.Request) -> web.Response:
+        return web.json_response(await self._info())
+
+    async def health(self, _request: web.Request) -> web.Response:
+        draining = self._desk.draining
+        return web.json_response({"status": "draining" if draining else "ok"}, status=503 if draining else 200)
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(body=self._shop.metrics.render(), content_type="text/plain", charset="utf-8")
+
+    async def batch(self, request: web.Request) -> web.Response:
+        """A posted batch with everything an auditor needs to repeat its hops."""
+        text = request.match_info["seq"]
+        if not text.isascii() or not text.isdigit() or len(text) > 18:
+            raise ProtocolError("bad-request", "The sequence number must be a number.")
+        found = await self._shop.store.posted(int(text))
+        if found is None:
+            raise _missing(f"batch {text}")
+        batch, leaves = found
+        if len(leaves) != batch.count:
+            raise _missing(f"complete batch {text} any more")
+        return web.json_response(
+            {
+                "epoch": batch.epoch,
+                "seq": batch.seq,
+                "root": to_hex(batch.root),
+                "count": batch.count,
+                "leaves": [_leaf(leaf) for leaf in leaves],
+            }
+        )
+
+    async def boundary(self, request: web.Request) -> web.Response:
+        """Rows by their root."""
+        place = await self._shop.store.boundary_by_root(_h32(request.match_info["root"], "root"))
+        if place is None:
+            raise _missing("such boundary")
+        dtype, dim = self._shape(place)
+        headers = {
+            "X-Job": to_hex(place.job_id),
+            "X-Boundary": str(place.boundary),
+            "X-Dtype": str(int(dtype)),
+            "X-Dim": str(dim),
+            "X-Count": str(place.count),
+        }
+        return web.Response(body=await self._rows(place), headers=headers, content_type="application/octet-stream")
+
+    async def evidence(self, request: web.Request) -> web.Response:
+        """Leaves and doubly signed envelopes of one boundary of a committed job."""
+        job_id = _h32(request.match_info["job_id"], "job_id")
+        text = request.query.get("boundary", "")
+        if not text.isascii() or not text.isdigit() or len(text) > 5:
+            raise ProtocolError("bad-request", "Say which boundary: ?boundary=NUMBER.")
+        boundary = int(text)
+        place = await self._shop.store.boundary_of(job_id, boundary)
+        envelopes = tuple(await self._shop.store.evidence(job_id, boundary))
+        if place is None and not envelopes:
+            raise _missing("evidence of that boundary")
+        leaves: tuple[bytes, ...] = ()
+        if place is not None:
+            dtype, dim = self._shape(place)
+            tree = BoundaryTree(job_id, boundary, dtype, dim)
+            tree.append(await self._rows(place))
+            leaves = tree.leaves
+        return web.json_response(BoundaryEvidence(leaves, envelopes).to_json())
+
+    async def receipt(self, request: web.Request) -> web.Response:
+        """Our commitment of a job."""
+        signed = await self._shop.store.receipt(_h32(request.match_info["job_id"], "job_id"))
+        if signed is None:
+            raise _missing("receipt of that job")
+        return web.json_response(signed.to_json())
+
+    async def manifest(self, _request: web.Request) -> web.Response:
+        return web.Response(body=self._manifest.canonical_json(), content_type="application/json")
+
+    async def file(self, request: web.Request) -> web.StreamResponse:
+        """A file of the model that this node has; ranges are honoured."""
+        info = self._manifest.file(request.match_info["name"])
+        path = self._model_dir / info.name
+        if info.name == MANIFEST_NAME or not path.is_file():
+            raise ModelError("no-such-file", f"This node does not have {info.name}.", "Ask a node of those layers.")
+        return web.FileResponse(path)
+
+    def _shape(self, place: BoundaryPlace) -> tuple[WireDtype, int]:
+        if place.boundary == 0:
+            return WireDtype.I32, 1
+        return WireDtype(place.wire_dtype), self._shop.facts.hidden
+
+    async def _rows(self, place: BoundaryPlace) -> bytes:
+        return await self._shop.traces.read(place.job_id, IN if place.incoming else OUT)
+
+
+def _leaf(leaf: LeafRecord) -> dict[str, Any]:
+    job = leaf.job
+    out: dict[str, Any] = {
+        **leaf.signed.to_json(),
+        "salt": to_hex(leaf.salt),
+        "job": {
+            "session_key": leaf.key.to_json(),
+            "job_spec": job.spec.to_json(),
+            "spec_signature": to_hex(job.spec_sig),
+        },
+        "route": [hop.to_json() for hop in job.route],
+    }
+    if job.prompt is not None:
+        out["prompt"] = base64.b64encode(job.prompt).decode()
+    if leaf.emitted is not None:
+        out["emitted"] = base64.b64encode(leaf.emitted).decode()
+    return out

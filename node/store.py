@@ -1,0 +1,383 @@
+"""What must survive the process: vouchers, jobs and their commitments, envelopes, batches, reward progress."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import RowMapping, and_, delete, event, func, insert, or_, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from efedllm.commitments.evidence import EnvelopeRecord
+from efedllm.commitments.messages import Envelope, HopCommit, JobSpec, RouteHop, SessionKey, SignedCommit, Voucher
+from node.records import (
+    BatchRecord,
+    BoundaryPlace,
+    Committed,
+    JobRecord,
+    LeafRecord,
+    PendingLeaf,
+    SessionRecord,
+)
+from node.tables import batches, envelopes, jobs, metadata, rewards, sessions
+
+
+def _pragmas(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+class Store:
+    """Every method is one transaction: after it returns, a crash loses nothing of it."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    @classmethod
+    async def open(cls, path: Path) -> Store:
+        """Open or create the database file."""
+        engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+        event.listen(engine.sync_engine, "connect", _pragmas)
+        async with engine.begin() as connection:
+            await connection.run_sync(metadata.create_all)
+        return cls(engine)
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+    async def _rows(self, query: Any) -> Sequence[RowMapping]:
+        async with self._engine.connect() as connection:
+            return (await connection.execute(query)).mappings().all()
+
+    async def _first(self, query: Any) -> RowMapping | None:
+        async with self._engine.connect() as connection:
+            return (await connection.execute(query)).mappings().first()
+
+    async def _write(self, *statements: Any) -> None:
+        async with self._engine.begin() as connection:
+            for statement in statements:
+                await connection.execute(statement)
+
+    # --- sessions and vouchers ---
+
+    async def sessions(self) -> list[SessionRecord]:
+        """Every session not yet closed, and closed ones with jobs still kept."""
+        return [_session(row) for row in await self._rows(select(sessions))]
+
+    async def add_session(self, record: SessionRecord) -> None:
+        """Keep a session we saw for the first time."""
+        await self._write(
+            insert(sessions).values(
+                session_id=record.session_id,
+                key_json=json.dumps(record.key.to_json()),
+                hop=record.hop,
+                price=record.price,
+                deposit=str(record.deposit),
+                settled=str(record.settled),
+                status=record.status,
+                cumulative=str(record.cumulative),
+                billed=record.billed,
+            )
+        )
+
+    async def save_voucher(self, voucher: Voucher, signature: bytes) -> None:
+        """Keep a better voucher. It is on disk when this returns."""
+        await self._write(
+            update(sessions)
+            .where(sessions.c.session_id == voucher.session_id)
+            .values(
+                cumulative=str(voucher.cumulative), voucher_json=json.dumps(voucher.to_json()), voucher_sig=signature
+            )
+        )
+
+    async def save_chain_state(self, session_id: bytes, deposit: int, settled: int, status: int) -> None:
+        """Keep what the chain says of a session."""
+        await self._write(
+            update(sessions)
+            .where(sessions.c.session_id == session_id)
+            .values(deposit=str(deposit), settled=str(settled), status=status)
+        )
+
+    # --- jobs ---
+
+    async def has_job(self, job_id: bytes) -> bool:
+        """Whether a job with this id was ever opened here."""
+        return await self._first(select(jobs.c.number).where(jobs.c.job_id == job_id)) is not None
+
+    async def add_job(self, record: JobRecord) -> None:
+        """Keep a job before any work on it."""
+        await self._write(
+            insert(jobs).values(
+                job_id=record.job_id,
+                session_id=record.session_id,
+                status="open",
+                hop=record.hop,
+                hops=record.hops,
+                spec_json=json.dumps(record.spec.to_json()),
+                spec_sig=record.spec_sig,
+                route_json=json.dumps([hop.to_json() for hop in record.route]),
+                prompt=record.prompt,
+                in_row=record.in_row,
+            )
+        )
+
+    async def finish_job(self, job_id: bytes, done: Committed) -> None:
+        """Keep a commitment with its evidence, and bill the session; before the commitment is shown to anyone."""
+        commit = done.signed.commit
+        await self._end(
+            job_id,
+            done.billed,
+            done.envelopes,
+            status="done",
+            emitted=done.emitted,
+            positions=commit.tokens,
+            in_root=commit.in_root,
+            out_root=commit.out_root,
+            commit_json=json.dumps(commit.to_json()),
+            commit_sig=done.signed.signature,
+            commit_digest=done.digest,
+            salt=done.salt,
+            epoch=commit.epoch,
+        )
+
+    async def end_job(
+        self,
+        job_id: bytes,
+        status: str,
+        positions: int,
+        billed: int,
+        fault: str | None = None,
+        evidence: Sequence[EnvelopeRecord] = (),
+    ) -> None:
+        """Keep the end of a job without a commitment: status "aborted" or "cancelled"."""
+        await self._end(job_id, billed, evidence, status=status, positions=positions, fault=fault)
+
+    async def _end(self, job_id: bytes, billed: int, evidence: Sequence[EnvelopeRecord], **values: Any) -> None:
+        mine = select(jobs.c.session_id).where(jobs.c.job_id == job_id).scalar_subquery()
+        rows = [
+            {
+                "job_id": e.envelope.job_id,
+                "boundary": e.envelope.boundary,
+                "from_pos": e.envelope.from_pos,
+                "n": e.envelope.n,
+                "prev": e.envelope.prev,
+                "chunk_hash": e.envelope.chunk_hash,
+                "sender_sig": e.sender_sig,
+                "receiver_sig": e.receiver_sig,
+            }
+            for e in evidence
+        ]
+        async with self._engine.begin() as connection:
+            await connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(**values))
+            await connection.execute(
+                update(sessions).where(sessions.c.session_id == mine).values(billed=sessions.c.billed + billed)
+            )
+            if rows:
+                await connection.execute(upsert(envelopes).on_conflict_do_nothing(), rows)
+
+    async def unfinished(self) -> list[tuple[JobRecord, SessionRecord]]:
+        """Jobs that a previous process left open."""
+        rows = await self._rows(
+            select(jobs, *_session_columns()).join_from(jobs, sessions).where(jobs.c.status == "open")
+        )
+        return [(_job(row), _session(row, "s_")) for row in rows]
+
+    async def receipt(self, job_id: bytes) -> SignedCommit | None:
+        """Our signed commitment of a job."""
+        row = await self._first(select(jobs).where(and_(jobs.c.job_id == job_id, jobs.c.status == "done")))
+        return None if row is None else _signed(row)
+
+    async def boundary_by_root(self, root: bytes) -> BoundaryPlace | None:
+        """Which job's rows have this boundary root."""
+        row = await self._first(
+            select(jobs).where(and_(jobs.c.status == "done", or_(jobs.c.in_root == root, jobs.c.out_root == root)))
+        )
+        return None if row is None else _place(row, incoming=row["in_root"] == root)
+
+    async def boundary_of(self, job_id: bytes, boundary: int) -> BoundaryPlace | None:
+        """The rows of one boundary of a committed job, None when we are at neither end of it."""
+        row = await self._first(select(jobs).where(and_(jobs.c.job_id == job_id, jobs.c.status == "done")))
+        if row is None or boundary not in (row["hop"], row["hop"] + 1):
+            return None
+        return _place(row, incoming=boundary == row["hop"])
+
+    async def evidence(self, job_id: bytes, boundary: int) -> list[EnvelopeRecord]:
+        """Envelopes of one boundary in position order."""
+        rows = await self._rows(
+            select(envelopes)
+            .where(and_(envelopes.c.job_id == job_id, envelopes.c.boundary == boundary))
+            .order_by(envelopes.c.from_pos)
+        )
+        return [
+            EnvelopeRecord(
+                Envelope(job_id, boundary, row["from_pos"], row["n"], row["chunk_hash"], row["prev"]),
+                row["sender_sig"],
+                row["receiver_sig"],
+            )
+            for row in rows
+        ]
+
+    async def counts(self) -> dict[str, int]:
+        """Jobs by status."""
+        rows = await self._rows(select(jobs.c.status, func.count().label("n")).group_by(jobs.c.status))
+        return {row["status"]: row["n"] for row in rows}
+
+    # --- batches ---
+
+    async def pending_leaves(self) -> list[PendingLeaf]:
+        """Commitments without a batch, oldest first."""
+        rows = await self._rows(
+            select(jobs.c.job_id, jobs.c.commit_digest, jobs.c.salt, jobs.c.epoch)
+            .where(and_(jobs.c.status == "done", jobs.c.batch.is_(None), jobs.c.late == 0))
+            .order_by(jobs.c.number)
+        )
+        return [PendingLeaf(row["job_id"], row["commit_digest"], row["salt"], row["epoch"]) for row in rows]
+
+    async def mark_late(self, job_ids: Sequence[bytes]) -> None:
+        """These commitments can be in no batch any more; receipts and bytes stay."""
+        await self._write(update(jobs).where(jobs.c.job_id.in_(job_ids)).values(late=1))
+
+    async def plan(self, seq: int, epoch: int, root: bytes, job_ids: Sequence[bytes]) -> BatchRecord:
+        """Keep a batch, with its leaves in this order, before its transaction is sent."""
+        async with self._engine.begin() as connection:
+            done = await connection.execute(
+                insert(batches).values(seq=seq, epoch=epoch, root=root, count=len(job_ids), status="planned")
+            )
+            key = done.inserted_primary_key
+            assert key is not None
+            number = int(key[0])
+            for place, job_id in enumerate(job_ids):
+                await connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(batch=number, place=place))
+        return BatchRecord(number, seq, epoch, root, len(job_ids), "planned")
+
+    async def planned(self) -> BatchRecord | None:
+        """The batch whose transaction may or may not have been mined."""
+        row = await self._first(select(batches).where(batches.c.status == "planned"))
+        return None if row is None else _batch(row)
+
+    async def last_posted_epoch(self) -> int:
+        """Epoch of the newest batch on chain, 0 before the first."""
+        row = await self._first(select(func.max(batches.c.epoch).label("e")).where(batches.c.status == "posted"))
+        return 0 if row is None or row["e"] is None else int(row["e"])
+
+    async def mark_posted(self, number: int, timestamp: int) -> None:
+        """The batch is on chain. `timestamp`: chain time."""
+        await self._write(
+            update(batches).where(batches.c.number == number).values(status="posted", posted_at=timestamp)
+        )
+
+    async def supersede(self, number: int) -> None:
+        """The batch is not on chain: its leaves are free for another one."""
+        await self._write(
+            update(batches).where(batches.c.number == number).values(status="superseded"),
+            update(jobs).where(jobs.c.batch == number).values(batch=None, place=None),
+        )
+
+    async def posted(self, seq: int) -> tuple[BatchRecord, list[LeafRecord]] | None:
+        """A batch on chain with its leaves in order."""
+        row = await self._first(select(batches).where(and_(batches.c.seq == seq, batches.c.status == "posted")))
+        if row is None:
+            return None
+        leaves = await self._rows(
+            select(jobs, *_session_columns())
+            .join_from(jobs, sessions)
+            .where(jobs.c.batch == row["number"])
+            .order_by(jobs.c.place)
+        )
+        return _batch(row), [
+            LeafRecord(_signed(leaf), leaf["salt"], _session(leaf, "s_").key, _job(leaf), leaf["emitted"])
+            for leaf in leaves
+        ]
+
+    async def expired(self, posted_before: int, ended_before: int) -> list[bytes]:
+        """Jobs whose evidence nobody can ask for any more: their batch was posted before a chain time, or they ended
+        without a batch in an epoch before `ended_before`.
+        """
+        rows = await self._rows(
+            select(jobs.c.job_id)
+            .outerjoin_from(jobs, batches, jobs.c.batch == batches.c.number)
+            .where(
+                or_(
+                    and_(batches.c.status == "posted", batches.c.posted_at < posted_before),
+                    and_(jobs.c.late == 1, jobs.c.epoch < ended_before),
+                )
+            )
+            .limit(1000)
+        )
+        return [row["job_id"] for row in rows]
+
+    async def forget(self, job_ids: Sequence[bytes]) -> None:
+        """Drop the evidence of jobs. Their ids stay taken and their receipts can still be read."""
+        await self._write(
+            delete(envelopes).where(envelopes.c.job_id.in_(job_ids)),
+            update(jobs)
+            .where(jobs.c.job_id.in_(job_ids))
+            .values(batch=None, late=2, in_root=None, out_root=None, prompt=None),
+        )
+
+    # --- rewards ---
+
+    async def reward(self, epoch: int) -> tuple[bool, bool]:
+        """(weighed, claimed) of an epoch."""
+        row = await self._first(select(rewards).where(rewards.c.epoch == epoch))
+        return (False, False) if row is None else (bool(row["weighed"]), bool(row["claimed"]))
+
+    async def mark_reward(self, epoch: int, **values: int) -> None:
+        """Set weighed=1 or claimed=1 of an epoch."""
+        await self._write(
+            upsert(rewards).values(epoch=epoch, **values).on_conflict_do_update(index_elements=["epoch"], set_=values)
+        )
+
+
+def _session_columns() -> list[Any]:
+    return [column.label(f"s_{column.name}") for column in sessions.c]
+
+
+def _session(row: RowMapping, prefix: str = "") -> SessionRecord:
+    voucher = row[f"{prefix}voucher_json"]
+    return SessionRecord(
+        session_id=row[f"{prefix}session_id"],
+        key=SessionKey.from_json(json.loads(row[f"{prefix}key_json"])),
+        hop=row[f"{prefix}hop"],
+        price=row[f"{prefix}price"],
+        deposit=int(row[f"{prefix}deposit"]),
+        settled=int(row[f"{prefix}settled"]),
+        status=row[f"{prefix}status"],
+        cumulative=int(row[f"{prefix}cumulative"]),
+        voucher=None if voucher is None else Voucher.from_json(json.loads(voucher)),
+        voucher_sig=row[f"{prefix}voucher_sig"],
+        billed=row[f"{prefix}billed"],
+    )
+
+
+def _job(row: RowMapping) -> JobRecord:
+    return JobRecord(
+        job_id=row["job_id"],
+        session_id=row["session_id"],
+        hop=row["hop"],
+        hops=row["hops"],
+        spec=JobSpec.from_json(json.loads(row["spec_json"])),
+        spec_sig=row["spec_sig"],
+        route=tuple(RouteHop.from_json(hop) for hop in json.loads(row["route_json"])),
+        prompt=row["prompt"],
+        in_row=row["in_row"],
+    )
+
+
+def _signed(row: RowMapping) -> SignedCommit:
+    return SignedCommit(HopCommit.from_json(json.loads(row["commit_json"])), row["commit_sig"])
+
+
+def _batch(row: RowMapping) -> BatchRecord:
+    return BatchRecord(row["number"], row["seq"], row["epoch"], row["root"], row["count"], row["status"])
+
+
+def _place(row: RowMapping, *, incoming: bool) -> BoundaryPlace:
+    boundary = row["hop"] if incoming else row["hop"] + 1
+    spec = JobSpec.from_json(json.loads(row["spec_json"]))
+    return BoundaryPlace(row["job_id"], boundary, incoming, spec.wire_dtype, row["positions"])

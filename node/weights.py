@@ -1,0 +1,42 @@
+"""Getting this node's layers onto its disk, every byte checked against the weights root on chain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from efedllm.errors import ModelError
+from efedllm.logs import get_logger
+from efedllm.models.manifest import Manifest
+from efedllm.models.source import FetchProgress, fetch_published, open_published
+
+
+def is_url(location: str) -> bool:
+    """Whether a --model location is fetched over HTTP."""
+    return location.startswith(("http://", "https://"))
+
+
+async def prepare(
+    locations: Sequence[str], cache: Path, root: bytes, lo: int, hi: int, progress: FetchProgress | None = None
+) -> tuple[Path, Manifest]:
+    """Directory with the verified files of layers [lo, hi) of the model with weights root `root`, and its manifest.
+
+    A local directory is used where it is; otherwise the files are fetched into `cache`. Raises the ModelError of the
+    last location that had to be given up.
+    """
+    failure: ModelError | None = None
+    for location in locations:
+        if is_url(location):
+            continue
+        directory = Path(location)
+        try:
+            return directory, await asyncio.to_thread(open_published, directory, root, lo, hi)
+        except ModelError as error:
+            get_logger("weights").warning("location not used", location=location, code=error.code, reason=error.message)
+            failure = error
+    urls = [location for location in locations if is_url(location)]
+    if not urls and failure is not None:
+        raise failure
+    target = cache / root.hex()[:16]
+    return target, await fetch_published(urls, target, root, lo, hi, progress)

@@ -1,0 +1,119 @@
+"""What a job is made of at one hop: its trees, its streams, its bookkeeping. Built once, from the job's terms."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from efedllm.commitments.boundary import BoundaryTree
+from efedllm.commitments.canonical import WireDtype, encode
+from efedllm.commitments.eip712 import Domain
+from efedllm.commitments.evidence import EnvelopeRecord
+from efedllm.commitments.leaves import act_leaf, chunk_hash
+from efedllm.commitments.messages import RouteHop
+from efedllm.commitments.signing import Signer
+from efedllm.sampling import SamplingSpec
+from node.batcher import Inputs, WorkSpec
+from node.checks import NodeFacts, OwnHop
+from node.records import JobRecord
+from node.streams import Inbound, Lane, Outbound
+
+
+@dataclass
+class Wiring:
+    """One hop's ends of its boundaries.
+
+    `inbound`: rows from the previous hop, or on hop 0 tokens from the last; None on a route of one node. `outbound`:
+    rows to the next hop, or on the last hop tokens to hop 0 (to the client on a route of one node).
+    """
+
+    in_tree: BoundaryTree
+    out_tree: BoundaryTree
+    inbound: Inbound | None
+    outbound: Outbound
+    work: WorkSpec
+    previous: RouteHop | None
+    following: RouteHop | None
+
+    @property
+    def envelopes(self) -> tuple[EnvelopeRecord, ...]:
+        """All evidence of both boundaries."""
+        return (self.inbound.records if self.inbound is not None else ()) + self.outbound.records
+
+
+@dataclass
+class Progress:
+    """Where a job stands. `given`: positions handed to the engine, `done`: come back from it; `tokens`: sampled (last
+    hop) or received (hop 0).
+    """
+
+    given: int = 0
+    done: int = 0
+    tokens: list[int] = field(default_factory=list)
+    held: deque[Inputs] = field(default_factory=deque)
+    started: bool = False
+    stopping: bool = False
+    finished: str | None = None
+
+
+def wire(record: JobRecord, client_signer: str, facts: NodeFacts, domain: Domain, signer: Signer) -> Wiring:
+    """The trees and streams of one hop of a job."""
+    spec, hop, last = record.spec, record.hop, record.hops - 1
+    dtype = WireDtype(spec.wire_dtype)
+    previous = None if last == 0 else record.route[last if hop == 0 else hop - 1]
+    following = None if last == 0 else record.route[0 if hop == last else hop + 1]
+
+    def lane(boundary: int, other: str) -> Lane:
+        token = boundary == 0
+        return Lane(
+            domain, record.job_id, boundary, WireDtype.I32 if token else dtype, 1 if token else facts.hidden, other
+        )
+
+    in_dtype, in_dim = (WireDtype.I32, 1) if hop == 0 else (dtype, facts.hidden)
+    inbound = None
+    if previous is not None:
+        inbound = Inbound(lane(hop, previous.signer), signer, spec.prompt_tokens if hop == 0 else 0)
+    receiver = client_signer if following is None else following.signer
+    outbound = (
+        Outbound(lane(0, receiver), signer, spec.prompt_tokens)
+        if hop == last
+        else Outbound(lane(hop + 1, receiver), signer, 0)
+    )
+    return Wiring(
+        in_tree=BoundaryTree(record.job_id, hop, in_dtype, in_dim),
+        out_tree=BoundaryTree(record.job_id, hop + 1, dtype, facts.hidden),
+        inbound=inbound,
+        outbound=outbound,
+        work=WorkSpec(dtype, spec.prompt_tokens - 1 if hop == last else None, SamplingSpec.from_job(spec)),
+        previous=previous,
+        following=following,
+    )
+
+
+def token_row(token: int) -> bytes:
+    """Canonical bytes of one token id."""
+    return encode(np.array([[token]], dtype=np.int32), WireDtype.I32)
+
+
+def token_chunk(job_id: bytes, position: int, row: bytes) -> bytes:
+    """Chunk hash of one token's envelope."""
+    return chunk_hash([act_leaf(job_id, 0, position, WireDtype.I32, 1, row)])
+
+
+def own_hop(record: JobRecord, wiring: Wiring, progress: Progress, facts: NodeFacts) -> OwnHop:
+    """What this hop commits to, once both boundaries are complete."""
+    return OwnHop(
+        job_id=record.job_id,
+        hop=record.hop,
+        lo=facts.lo,
+        hi=facts.hi,
+        wire_dtype=record.spec.wire_dtype,
+        model_id=facts.model_id,
+        shard_root=facts.shard_root,
+        tokens=wiring.in_tree.length,
+        in_root=wiring.in_tree.root(),
+        out_root=wiring.out_tree.root(),
+        emitted=tuple(progress.tokens) if record.hop == record.hops - 1 else None,
+    )
