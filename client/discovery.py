@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
 
+from client.http import get_json
 from client.routing import Candidate
 from efedllm.chain import Chain
 from efedllm.chain.types import ModelInfo, NodeInfo
-from efedllm.errors import ConfigError
+from efedllm.errors import ConfigError, ProtocolError
 
 PROBE_SECONDS = 3.0  # for one node, all tries; nodes are probed at once, so also for the whole network
 PROBES = 2  # the first request opens the connection, the second measures the round trip
@@ -80,7 +80,7 @@ async def probe(http: aiohttp.ClientSession, node: NodeInfo, chain_id: int) -> C
             elapsed = (time.perf_counter() - started) * 1000
             latency = elapsed if latency is None else min(latency, elapsed)
         problem = identity_problem(info, node, chain_id)
-    except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
+    except (aiohttp.ClientError, OSError, ValueError, TimeoutError, ProtocolError) as error:
         if latency is None:
             problem = describe(error)
     queue = info.get("queue", 0)
@@ -102,14 +102,10 @@ async def probe(http: aiohttp.ClientSession, node: NodeInfo, chain_id: int) -> C
 
 
 async def _info(http: aiohttp.ClientSession, endpoint: str) -> dict[str, Any]:
-    async with http.get(endpoint.rstrip("/") + "/v1/info", allow_redirects=False) as response:
-        if response.status != 200:
-            raise ValueError(f"HTTP {response.status}")
-        body = await response.content.read(MAX_INFO_BYTES)
-        info = json.loads(body)
-        if not isinstance(info, dict):
-            raise ValueError("its answer is no object")
-        return info
+    info = await get_json(http, endpoint.rstrip("/") + "/v1/info", MAX_INFO_BYTES)
+    if not isinstance(info, dict):
+        raise ProtocolError("bad-message", "its answer is no object")
+    return info
 
 
 def identity_problem(info: dict[str, Any], node: NodeInfo, chain_id: int) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
+from client.http import get_json
 from client.job import JobRecord
 from efedllm.commitments.eip712 import Domain
 from efedllm.commitments.evidence import BoundaryEvidence
@@ -129,14 +129,7 @@ async def _ask(http: aiohttp.ClientSession, record: JobRecord, hop: int, boundar
     job_id = record.spec.job_id
     url = f"{record.route[hop].endpoint.rstrip('/')}/v1/jobs/0x{job_id.hex()}/evidence"
     try:
-        async with http.get(url, params={"boundary": str(boundary)}, allow_redirects=False) as response:
-            if response.status != 200:
-                return None
-            body = bytearray()
-            async for chunk in response.content.iter_chunked(1 << 16):
-                body += chunk
-                if len(body) > MAX_EVIDENCE_BYTES:
-                    return None
-        return BoundaryEvidence.from_json(json.loads(body), job_id, boundary)
+        document = await get_json(http, url, MAX_EVIDENCE_BYTES, {"boundary": str(boundary)})
+        return BoundaryEvidence.from_json(document, job_id, boundary)
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError, ProtocolError):
         return None

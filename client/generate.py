@@ -21,7 +21,7 @@ from client.tokenizer import Text
 from efedllm.chain import Chain
 from efedllm.chain.amounts import cost_of_tokens
 from efedllm.chain.types import ModelInfo
-from efedllm.commitments.messages import NO_EOS, RouteHop
+from efedllm.commitments.messages import RouteHop
 from efedllm.errors import ChainError, EfedError
 
 
@@ -146,7 +146,7 @@ class Generation:
         )
 
     def _is_complete(self) -> bool:
-        ended = self._sampling.eos_token != NO_EOS and self._ids[-1:] == [self._sampling.eos_token]
+        ended = bool(self._ids) and self._options.stop_at_eos and self._ids[-1] in self._text.eos
         return ended or len(self._ids) >= self._options.max_tokens
 
     async def _choose(self, avoid: Collection[str], first: bool) -> Route:
@@ -177,6 +177,9 @@ class Generation:
                 async with aclosing(job.run()) as tokens:
                     async for token in tokens:
                         yield self._push(token)
+                        if self._is_complete():
+                            # Nodes know one end token; a model may have several.
+                            job.stop()
             except RouteFailure as failure:
                 error = failure.error
                 raise

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass, field
 
 from client.hop import Arrival, HopLink
-from client.policy import Amount, Terms, answer_demand, next_voucher, payable
+from client.policy import Amount, Terms, accused_by, answer_demand, next_voucher, payable
 from client.session import PaidSession
 from efedllm.chain.amounts import format_amount
 from efedllm.commitments.boundary import BoundaryTree
@@ -40,7 +40,8 @@ class Patience:
     """How long the client waits, seconds."""
 
     opening: float = 30.0  # for every node to accept the job
-    token: float = 30.0  # for the next token
+    first_token: float = 120.0  # the nodes work through the whole prompt first
+    token: float = 30.0  # for each further token
     receipts: float = 30.0  # for the commitments after the last token
 
 
@@ -78,9 +79,15 @@ class Job:
     """Runs once. `run` yields token ids; `record` holds everything else."""
 
     def __init__(
-        self, session: PaidSession, spec: JobSpec, prompt: Sequence[int], route: Sequence[RouteHop], domain: Domain,
-        terms: Terms, patience: Patience,
-    ) -> None:  # fmt: skip
+        self,
+        session: PaidSession,
+        spec: JobSpec,
+        prompt: Sequence[int],
+        route: Sequence[RouteHop],
+        domain: Domain,
+        terms: Terms,
+        patience: Patience,
+    ) -> None:
         self._session = session
         self._domain = domain
         self._terms = terms
@@ -91,10 +98,15 @@ class Job:
         self._tree.append(ids_bytes(prompt))
         self._prev = ZERO32
         self._demand: tuple[int, PayMsg] | None = None  # hop and what it asked for, while not met
+        self._stopping = False
         self.record = JobRecord(
-            spec, session.sign_spec(spec), tuple(prompt), tuple(route), commits=[None] * len(route),
+            spec=spec,
+            spec_signature=session.sign_spec(spec),
+            prompt=tuple(prompt),
+            route=tuple(route),
+            commits=[None] * len(route),
             open_ms=[0.0] * len(route),
-        )  # fmt: skip
+        )
 
     async def run(self) -> AsyncGenerator[int]:
         """Token ids in order. Raises RouteFailure; stopping early cancels the job at the nodes.
@@ -112,23 +124,30 @@ class Job:
             while record.finish_reason is None:
                 failure: RouteFailure | None = None
                 try:
-                    await self._handle(await self._next(self._patience.token))
+                    patience = self._patience.token if record.emitted else self._patience.first_token
+                    await self._handle(await self._next(patience))
                 except RouteFailure as error:
                     failure = error
-                while shown < len(record.emitted):
+                while shown < len(record.emitted) and not self._stopping:
                     shown += 1
                     yield record.emitted[shown - 1]
+                    if self._stopping:
+                        await self._send(0, CancelMsg(record.spec.job_id, "the client has enough"))
                 if failure is not None:
                     if not self._complete():
                         raise failure
                     # Nothing more was to come but the word that it ended.
-                    record.finish_reason = "length" if shown == record.spec.max_new_tokens else "eos"
+                    record.finish_reason = self._own_reason()
             if not self._complete():
                 raise self._ended_early()
             await self._collect_receipts()
             finished = True
         finally:
             await self._leave(cancel=not finished)
+
+    def stop(self) -> None:
+        """End the job after the token just yielded. The nodes still commit to what they did, so receipts come."""
+        self._stopping = not self._complete()
 
     # --- opening ---
 
@@ -191,7 +210,11 @@ class Job:
         if arrival.error is not None:
             raise self._lost(arrival)
         if isinstance(arrival.message, ErrorMsg):
-            raise RouteFailure(arrival.message.to_error(), await self._who_died(), [self._node(arrival.index)])
+            error = arrival.message.to_error()
+            nodes = [hop.node for hop in self.record.route]
+            raise RouteFailure(
+                error, await self._who_died(), accused_by(error.message, self._node(arrival.index), nodes)
+            )
         return arrival
 
     async def _who_died(self) -> list[str]:
@@ -303,8 +326,15 @@ class Job:
     # --- ending ---
 
     def _complete(self) -> bool:
+        if self._stopping:
+            return True
         emitted, spec = self.record.emitted, self.record.spec
         return len(emitted) == spec.max_new_tokens or (bool(emitted) and emitted[-1] == spec.eos_token)
+
+    def _own_reason(self) -> str:
+        if len(self.record.emitted) == self.record.spec.max_new_tokens:
+            return "length"
+        return "cancelled" if self._stopping else "eos"
 
     def _ended_early(self) -> RouteFailure:
         error = ProtocolError("ended-early", f"The route ended the job after {len(self.record.emitted)} tokens.")

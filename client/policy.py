@@ -131,6 +131,12 @@ def nodes_to_avoid(route: Iterable[str], dead: Collection[str], accused: Collect
     return frozenset(nodes)
 
 
+def accused_by(message: str, reporter: str, route: Iterable[str]) -> frozenset[str]:
+    """Whom a node's complaint is about: the other nodes of the route that it names, else the node itself."""
+    named = frozenset(node for node in route if node != reporter and node.lower() in message.lower())
+    return named or frozenset({reporter})
+
+
 def may_retry(policy: RetryPolicy, failures: int) -> bool:
     """Whether another route may be tried after `failures` failed ones."""
     return failures <= policy.attempts

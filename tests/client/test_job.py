@@ -31,7 +31,7 @@ from efedllm.commitments.messages import NO_EOS, Envelope, RouteHop
 from efedllm.commitments.signing import check
 
 PROMPT = [5, 6, 7]
-IMPATIENT = Patience(opening=5.0, token=0.5, receipts=0.3)
+IMPATIENT = Patience(opening=5.0, first_token=0.5, token=0.5, receipts=0.3)
 
 
 @pytest.fixture
@@ -189,3 +189,18 @@ async def test_stopping_early_cancels_the_job(store: Store) -> None:
                 break
     assert node.cancelled
     assert job.record.emitted
+
+
+async def test_a_job_stopped_by_the_client_still_brings_receipts(store: Store) -> None:
+    async with running() as node:
+        job = await make_job(store, node)
+        seen = []
+        async with aclosing(job.run()) as tokens:
+            async for token in tokens:
+                seen.append(token)
+                if len(seen) == 3:
+                    job.stop()
+    assert seen == continuation(PROMPT, 3)
+    assert job.record.emitted[:3] == seen
+    assert job.record.commits[0] is not None
+    assert await find_faults(job.record, DOMAIN, MODEL_ID) == []

@@ -13,6 +13,7 @@ from client.policy import (
     Amount,
     RetryPolicy,
     Terms,
+    accused_by,
     answer_demand,
     due_tokens,
     may_retry,
@@ -119,6 +120,13 @@ def test_session_deposit() -> None:
         session_deposit(10, 9, None)
     with pytest.raises(ConfigError, match="on probation"):
         session_deposit(10, None, 9)
+
+
+def test_a_complaint_is_about_whom_it_names() -> None:
+    route = ["0xAa", "0xBb", "0xCc"]
+    assert accused_by("the connection to node 0xbb broke", "0xAa", route) == {"0xBb"}
+    assert accused_by("out of memory", "0xAa", route) == {"0xAa"}
+    assert accused_by("node 0xaa is tired", "0xAa", route) == {"0xAa"}
 
 
 def test_retry_leaves_out_the_dead_then_the_accused_then_everyone() -> None:

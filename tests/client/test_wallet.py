@@ -7,10 +7,10 @@ import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
-from conftest import LiveNetwork
 from eth_account import Account
 
 from client import closing, wallet
@@ -22,6 +22,9 @@ from efedllm.chain import Chain
 from efedllm.chain.amounts import WEI, cost_of_tokens
 from efedllm.chain.reverts import RevertError
 from efedllm.errors import ChainError, ConfigError
+
+if TYPE_CHECKING:
+    from tests.conftest import LiveNetwork
 
 PRICE = 4_000_000  # gwei per 1000 tokens and node: 0.004 EFED
 NODES = (2, 3)
@@ -171,9 +174,7 @@ async def test_a_route_that_the_chain_refuses(bench: Bench) -> None:
     assert await bench.sessions.known() == []
 
 
-async def test_closing_settles_the_last_voucher_and_refunds_after_the_grace(
-    bench: Bench, deployed: LiveNetwork
-) -> None:
+async def test_closing_settles_the_last_voucher_and_refunds_after_the_grace(bench: Bench) -> None:
     paid = cost_of_tokens(50, 2 * PRICE)
     async with bench.sessions.acquire(bench.request(deposit=5 * WEI)) as session:
         await session.sign(Amount(paid, 50))

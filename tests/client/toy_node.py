@@ -165,10 +165,10 @@ class ToyNode:
         for index in range(spec.max_new_tokens):
             if index == does.finish_at:
                 break
+            if self.cancelled:
+                reason = "cancelled"
+                break
             if index == does.die_at:
-                # What the client has not read yet would be lost with the connection.
-                async with self._acked:
-                    await self._acked.wait_for(lambda: len(self.acks) >= (does.die_at or 0))
                 await peer.fail(ProtocolError("killed", "The node died."))
                 return
             if index == does.silent_at:
@@ -186,6 +186,10 @@ class ToyNode:
                 ActMsg(spec.job_id, 0, position, 1, WireDtype.I32, 1, prev, signer.sign(digest), payload).to_frame()
             )
             prev = digest
+            # One token in flight at a time, as in a ring of nodes.
+            async with self._acked:
+                while len(self.acks) <= index:
+                    await self._acked.wait()
             if token == spec.eos_token:
                 reason = "eos"
                 break
