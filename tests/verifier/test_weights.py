@@ -1,0 +1,138 @@
+"""Engines by hash: fetched, self-tested, bounded; a backend that drifts accuses nobody."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from efedllm.chain.types import ModelInfo
+from efedllm.engine.protocol import Executor
+from efedllm.errors import ModelError
+from efedllm.models.manifest import Manifest
+from tests.verifier.audit_lab import as_bfloat16, load, noisy, tamper
+from verifier.statistic import BackendError
+from verifier.weights import EngineHouse, golden_input, self_test
+
+
+def model_of(published: Path) -> ModelInfo:
+    manifest = Manifest.load(published)
+    return ModelInfo(
+        bytes(32), "0x" + "00" * 20, manifest.root, manifest.hash(), manifest.layers, manifest.hidden, 0, 0, 0, 1, "", 0
+    )
+
+
+@pytest.fixture
+def house(published: Path, tmp_path: Path) -> Iterator[EngineHouse]:
+    made = EngineHouse(tmp_path / "home", [str(published)], 1 << 30)
+    yield made
+    made.close()
+
+
+async def test_an_engine_is_loaded_once_and_tested_every_time(
+    house: EngineHouse, published: Path, tmp_path: Path
+) -> None:
+    first = await house.executor(model_of(published), 3, 6)
+    golden = list((tmp_path / "home" / "golden").iterdir())
+    assert [path.name for path in golden] == [f"{model_of(published).weights_root.hex()}-3-6.npy"]
+    assert await house.executor(model_of(published), 3, 6) is first
+    values = np.load(golden[0])
+    np.save(golden[0], values * np.float32(1.001))
+    with pytest.raises(BackendError, match="drifted"):
+        await house.executor(model_of(published), 3, 6)
+
+
+async def test_the_least_recently_used_engine_goes_first(published: Path, tmp_path: Path) -> None:
+    model = model_of(published)
+    size = load(published, 3, 4).weight_bytes
+    house = EngineHouse(tmp_path / "home", [str(published)], int(2.5 * size))
+    try:
+        for lo in (2, 3, 2, 4):
+            await house.executor(model, lo, lo + 1)
+        assert [key[1] for key in house.held] == [2, 4]
+    finally:
+        house.close()
+
+
+async def test_one_engine_may_exceed_the_bound_alone(published: Path, tmp_path: Path) -> None:
+    house = EngineHouse(tmp_path / "home", [str(published)], 1)
+    try:
+        await house.executor(model_of(published), 3, 5)
+        await house.executor(model_of(published), 5, 6)
+        assert [key[1:] for key in house.held] == [(5, 6)]
+    finally:
+        house.close()
+
+
+async def test_weights_come_from_any_mirror_and_are_checked(published: Path, tmp_path: Path) -> None:
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(published, spoilt)
+    layer = spoilt / "layer-0003.safetensors"
+    data = bytearray(layer.read_bytes())
+    data[-1] ^= 1
+    layer.write_bytes(data)
+    model = model_of(published)
+    house = EngineHouse(tmp_path / "home", [str(spoilt)], 1 << 30)
+    try:
+        with pytest.raises(ModelError) as caught:
+            await house.executor(model, 3, 4)
+        assert caught.value.code == "corrupt-weights"
+        engine = await house.executor(model, 3, 4, [str(published)])
+        assert (engine.lo, engine.hi) == (3, 4)
+    finally:
+        house.close()
+
+
+async def test_a_loader_that_cheats_is_noticed_at_the_next_start(published: Path, tmp_path: Path) -> None:
+    """What an upgrade that computes differently looks like."""
+    model = model_of(published)
+    honest = EngineHouse(tmp_path / "home", [str(published)], 1 << 30)
+    await honest.executor(model, 3, 6)
+    honest.close()
+
+    def changed(directory: Path, lo: int, hi: int) -> Executor:
+        return tamper(load(directory, lo, hi), as_bfloat16)
+
+    upgraded = EngineHouse(tmp_path / "home", [str(published)], 1 << 30, changed)
+    try:
+        with pytest.raises(BackendError, match="drifted"):
+            await upgraded.executor(model, 3, 6)
+    finally:
+        upgraded.close()
+
+
+def test_the_golden_input_is_fixed(published: Path) -> None:
+    ids = golden_input(load(published, 0, 1))
+    assert ids.dtype == np.int32
+    assert ids[:4].tolist() == golden_input(load(published, 0, 2))[:4].tolist()
+    states = golden_input(load(published, 1, 2))
+    assert states.dtype == np.float32
+    assert states.shape == (len(ids), 256)
+    assert np.abs(states).max() < 1.0
+    assert np.abs(states).mean() > 0.4
+
+
+def test_a_self_test_passes_again_and_again(published: Path, tmp_path: Path) -> None:
+    engine = load(published, 0, 2)
+    for _ in range(2):
+        self_test(engine, tmp_path / "golden.npy")
+
+
+def test_a_broken_golden_file_is_our_problem(published: Path, tmp_path: Path) -> None:
+    golden = tmp_path / "golden.npy"
+    golden.write_bytes(b"not numpy")
+    with pytest.raises(BackendError, match="delete it"):
+        self_test(load(published, 3, 4), golden)
+    np.save(golden, np.zeros((2, 2), dtype=np.float32))
+    with pytest.raises(BackendError, match="another shape"):
+        self_test(load(published, 3, 4), golden)
+
+
+def test_small_noise_is_already_too_much_for_a_verifier(published: Path, tmp_path: Path) -> None:
+    golden = tmp_path / "golden.npy"
+    self_test(load(published, 3, 6), golden)
+    with pytest.raises(BackendError, match="drifted"):
+        self_test(tamper(load(published, 3, 6), noisy(1e-4)), golden)
