@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -40,6 +41,9 @@ FAMILIES = {
     "qwen3": _LLAMA,
     "gpt2": Family("transformer", "transformer.h", "transformer.wte", "transformer.ln_f", positions="transformer.wpe"),
 }
+
+# Their angles depend on the longest sequence in the batch: sessions batched together would change each other.
+_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,20 @@ def read_config(directory: Path) -> Any:
             f"Supported types: {', '.join(sorted(FAMILIES))}.",
         )
     try:
-        return AutoConfig.from_pretrained(directory, local_files_only=True)
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    except (StrictDataclassError, ValueError, KeyError, TypeError, OSError) as error:
+        reason = " ".join(str(error).split())
         raise ModelError(
-            "no-model", f"{path} is not a valid {kind} config: {error}.", "Fetch the model again."
+            "no-model", f"{path} is not a valid {kind} config: {reason}.", "Fetch the model again."
         ) from error
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in _LENGTH_DEPENDENT_ROPE or getattr(config, "add_cross_attention", False):
+        raise ModelError(
+            "unsupported-model",
+            f"{directory.name} uses {rope} rotary embeddings or cross-attention, which are not supported.",
+            "Choose a model with fixed rotary embeddings.",
+        )
+    return config
 
 
 def build_skeleton(config: Any, attention: str) -> Skeleton:

@@ -65,7 +65,19 @@ class WeightSource:
         was none.
         """
         manifest = self._manifest or await self.manifest()
-        wanted = [manifest.file(name) for name in names]
+        try:
+            await self._fetch_all(manifest, [manifest.file(name) for name in names], dest, progress)
+        except OSError as error:
+            raise ModelError(
+                "cannot-write",
+                f"{error.filename or dest} cannot be written: {error.strerror}.",
+                "Free some space, or choose another directory.",
+            ) from error
+        return manifest
+
+    async def _fetch_all(
+        self, manifest: Manifest, wanted: Sequence[FileInfo], dest: Path, progress: FetchProgress | None
+    ) -> None:
         total = sum(info.size for info in wanted)
         await asyncio.to_thread(dest.mkdir, parents=True, exist_ok=True)
         done = 0
@@ -83,7 +95,6 @@ class WeightSource:
                 done += info.size
                 report(info.size)
         await asyncio.to_thread(manifest.save, dest)
-        return manifest
 
     async def _fetch_one(
         self, session: aiohttp.ClientSession, info: FileInfo, dest: Path, report: Callable[[int], None]
@@ -197,12 +208,6 @@ async def _append(
             report(written)
     except (aiohttp.ClientError, TimeoutError) as error:
         raise _unreachable(location, error) from error
-    except OSError as error:
-        raise ModelError(
-            "cannot-write",
-            f"{partial} cannot be written: {error.strerror}.",
-            "Free some space, or choose another directory.",
-        ) from error
     finally:
         await asyncio.to_thread(out.close)
     if written < info.size and _is_url(location):

@@ -102,7 +102,7 @@ def test_a_sequence_ends_at_the_models_context(first: ShardEngine) -> None:
         np.ones((2, 32), dtype=np.float32),
     ],
 )
-def test_bad_token_ids_are_refused_and_change_nothing(first: ShardEngine, inputs: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_bad_token_ids_are_refused_and_change_nothing(first: ShardEngine, inputs: np.ndarray) -> None:
     good, bad = first.new_sequence(), first.new_sequence()
     with pytest.raises(ModelError) as caught:
         first.step([StepItem(good, ids(1, 3)), StepItem(bad, inputs)])
@@ -114,7 +114,7 @@ def test_bad_token_ids_are_refused_and_change_nothing(first: ShardEngine, inputs
     "inputs",
     [np.ones((2, 31), dtype=np.float32), np.ones((0, 32), dtype=np.float32), np.array([1], dtype=np.int32)],
 )
-def test_bad_states_are_refused(last: ShardEngine, inputs: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_bad_states_are_refused(last: ShardEngine, inputs: np.ndarray) -> None:
     with pytest.raises(ModelError) as caught:
         run_one(last, last.new_sequence(), inputs)
     assert caught.value.code == "bad-input"
