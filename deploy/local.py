@@ -75,6 +75,11 @@ def _program(kind: Kind) -> list[str]:
     return [str((fitting or found)[0])]
 
 
+def chain_command(kind: Kind, port: int, chain_id: int = CHAIN_ID, keep: Path | None = None) -> list[str]:
+    """Command line of a local chain. Raises ConfigError "no-node-modules"."""
+    return [*_program(kind), *_arguments(kind, port, chain_id, keep)]
+
+
 def _arguments(kind: Kind, port: int, chain_id: int, keep: Path | None) -> Sequence[str]:
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
@@ -131,10 +136,9 @@ class LocalChain:
 
         Raises ConfigError "no-node-modules", ProcessError "process-died" or "process-slow".
         """
-        program = _program(kind)
         for attempt in range(_PORT_TRIES):
             chosen = port or free_port()
-            child = await spawn(kind, [*program, *_arguments(kind, chosen, chain_id, keep)], log)
+            child = await spawn(kind, chain_command(kind, chosen, chain_id, keep), log)
             rpc = Rpc(f"http://127.0.0.1:{chosen}", budget=2.0)
             chain = cls(kind, rpc.url, chain_id, child, rpc)
             try:

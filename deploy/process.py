@@ -21,7 +21,7 @@ class ProcessError(EfedError):
     """A process did not start, or died."""
 
 
-def _tie_to_parent(parent: int) -> Callable[[], None] | None:
+def tie_to_parent(parent: int) -> Callable[[], None] | None:
     """What the child runs before exec so that Linux kills it when this process dies, even by SIGKILL."""
     if not sys.platform.startswith("linux"):
         return None
@@ -36,7 +36,7 @@ def _tie_to_parent(parent: int) -> Callable[[], None] | None:
     return tie
 
 
-@dataclass
+@dataclass(eq=False)
 class Child:
     """A running process; its stderr (and stdout unless piped) goes to `log`."""
 
@@ -141,7 +141,7 @@ async def spawn(
                 env={**os.environ, **(env or {})},
                 cwd=cwd,
                 start_new_session=True,
-                preexec_fn=_tie_to_parent(os.getpid()),
+                preexec_fn=tie_to_parent(os.getpid()),
             )
         except (FileNotFoundError, PermissionError) as error:
             raise ConfigError("no-program", f"{argv[0]} cannot be run ({error.strerror}).", "Install it.") from error

@@ -1,7 +1,10 @@
-"""What the `deployed` fixture hands to tests."""
+"""What the `deployed` fixture hands to tests, and waiting for a condition."""
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,3 +37,13 @@ class LiveNetwork:
     def clock(self, chain: Chain) -> DevClock:
         """The clock of this chain."""
         return DevClock(chain.rpc, self.deployment.genesis, self.deployment.epoch_length)
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = 20.0) -> None:
+    """Wait until `condition` holds; AssertionError naming `what` when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if await condition():
+            return
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        await asyncio.sleep(0.05)
