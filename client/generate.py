@@ -14,7 +14,7 @@ from client.job import Job, JobRecord, Patience, RouteFailure, terms_for
 from client.options import GenerateOptions, Sampling, sampling_of
 from client.policy import RetryPolicy, may_retry, needs_fresh_session, nodes_to_avoid
 from client.receipts import receipt_document, save_receipt
-from client.routing import Candidate, Route, choose_route, named_route, resolve_names
+from client.routing import Candidate, Route, choose_known_route, named_route, resolve_names
 from client.session import PaidSession, SessionRequest, Sessions, is_route_error
 from client.text import IncrementalDecoder
 from client.tokenizer import Text
@@ -156,7 +156,8 @@ class Generation:
         if first and self._options.route:
             return named_route(candidates, self._model.layers, self._options.route)
         unwanted = {*avoid, *resolve_names(candidates, self._options.avoid)}
-        return choose_route(candidates, self._model.layers, unwanted)
+        known = [] if self._options.fresh_session else await self._sessions.open_routes(self._model.model_id)
+        return choose_known_route(candidates, self._model.layers, known, unwanted)
 
     async def _attempt(self, route: Route, fresh: bool) -> AsyncGenerator[Event]:
         """Run the rest of the generation on one route. The tokens so far become part of its prompt, so that every

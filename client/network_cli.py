@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 HELP = "Models, the nodes that serve them, verifiers and the epoch."
 
 STANDING = ("excluded", "probation", "active")
+WIDE = 140  # columns from which whole addresses fit; their first digits do for --route and --avoid
 STATUS = ("none", "active", "paused", "retired")
 
 
@@ -95,10 +96,11 @@ def _rounded(value: float | None) -> float | None:
 
 def show(view: dict[str, Any]) -> None:
     """Tables for a person."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    from efedllm.chain.amounts import format_amount
+    from efedllm.chain.amounts import GWEI, format_amount
 
     console = Console()
     console.print(
@@ -111,27 +113,32 @@ def show(view: dict[str, Any]) -> None:
         missing = ", ".join(f"{lo}..{hi - 1}" for lo, hi in model["uncovered"])
         cover = f"layers without a usable node: {missing}" if missing else "every layer is served"
         name = f"model {model['model_id'][:10]} ({model['status']})"
-        table = Table(title=f"{name}, {model['layers']} layers of {model['hidden']}; {cover}", title_justify="left")
-        for name in ("node", "layers", "gwei/1k", "trust", "standing", "stake", "latency", "endpoint"):
-            table.add_column(name, justify="right" if name in ("gwei/1k", "trust", "stake", "latency") else "left")
+        console.print(f"\n{name}, {model['layers']} layers of {model['hidden']}; {cover}", highlight=False)
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        table.add_column("node", no_wrap=True, min_width=10)
+        for name in ("layers", "EFED/1k", "trust", "standing", "stake", "latency"):
+            table.add_column(name, justify="left" if name == "standing" else "right", no_wrap=True)
+        table.add_column("endpoint", overflow="fold")
         for node in model["nodes"]:
             latency = "-" if node["latency_ms"] is None else f"{node['latency_ms']:.1f} ms"
             standing = node["standing"] if node["status"] == "active" else node["status"]
             table.add_row(
-                node["node"],
+                node["node"] if console.width >= WIDE else node["node"][:10],
                 f"{node['lo']}..{node['hi'] - 1}",
-                str(node["price_gwei_per_ktok"]),
+                format_amount(node["price_gwei_per_ktok"] * GWEI, ""),
                 f"{node['trust_ppm'] / 1e6:.3f}",
                 standing,
                 format_amount(node["stake_wei"], ""),
                 latency,
-                node["endpoint"] + (f" ({node['problem']})" if node["problem"] else ""),
+                node["endpoint"].removeprefix("http://") + (f" ({node['problem']})" if node["problem"] else ""),
             )
         console.print(table)
-    table = Table(title="verifiers", title_justify="left")
+    console.print(f"{len(view['verifiers'])} verifiers", highlight=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in ("verifier", "stake", "seat"):
         table.add_column(name)
     for verifier in view["verifiers"]:
         seat = "active" if verifier["active"] else "next epoch"
         table.add_row(verifier["verifier"], format_amount(verifier["stake_wei"], ""), seat)
-    console.print(table)
+    if view["verifiers"]:
+        console.print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -40,8 +41,10 @@ class CostWeights:
     """What each term is worth in milliseconds a token. The cost of a node in a route is our choice:
 
     latency + hop + price_per_layer * (price / cheapest price per layer) + distrust * (1 - trust) + queue * jobs
+    Latencies count in whole steps: measurements on one machine or in one building differ by noise only.
     """
 
+    latency_step: float = 5.0
     hop: float = 4.0  # framing, signing and scheduling that every further hop adds
     price_per_layer: float = 1.0  # paid per layer at the cheapest price on offer; a node at twice that price pays twice
     distrust: float = 50.0  # a node of trust 0 costs as much as 50 ms
@@ -76,7 +79,7 @@ def hop_cost(candidate: Candidate, reference_price: float, weights: CostWeights)
     if candidate.latency_ms is None:
         raise ValueError(f"{candidate.address} has no latency")
     return (
-        candidate.latency_ms
+        math.ceil(candidate.latency_ms / weights.latency_step) * weights.latency_step
         + weights.hop
         + weights.price_per_layer * candidate.price / reference_price
         + weights.distrust * (1_000_000 - candidate.trust_ppm) / 1_000_000
@@ -118,6 +121,35 @@ def choose_route(
                 step = hop_cost(candidate, reference, weights)
                 heapq.heappush(queue, (cost + step, hops + 1, (*addresses, candidate.address), candidate.hi))
     raise _not_covered(candidates, usable, layers, avoided)
+
+
+STICKINESS = 1.25  # a route with an open session may cost this much more than the best: it saves a transaction
+
+
+def choose_known_route(
+    candidates: Sequence[Candidate],
+    layers: int,
+    known: Sequence[Sequence[str]],
+    avoid: Collection[str] = (),
+    weights: CostWeights | None = None,
+) -> Route:
+    """`choose_route`, but the cheapest of the `known` routes (node addresses) when it costs at most STICKINESS as much.
+
+    Raises as `choose_route`.
+    """
+    weights = weights or CostWeights()
+    best = choose_route(candidates, layers, avoid, weights)
+    avoided = {address.lower() for address in avoid}
+    usable = {c.address: c for c in candidates if c.usable and c.address.lower() not in avoided}
+    reference = cheapest_per_layer([c for c in usable.values() if c.hi <= layers])
+    routes = []
+    for addresses in known:
+        hops = tuple(usable[address] for address in addresses if address in usable)
+        ends = [0, *(hop.hi for hop in hops)]
+        if len(hops) == len(addresses) and [hop.lo for hop in hops] == ends[:-1] and ends[-1] == layers:
+            routes.append(Route(hops, sum(hop_cost(hop, reference, weights) for hop in hops)))
+    fitting = [route for route in routes if route.cost <= best.cost * STICKINESS]
+    return min(fitting, key=lambda route: route.cost, default=best)
 
 
 def named_route(candidates: Sequence[Candidate], layers: int, names: Sequence[str]) -> Route:

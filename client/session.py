@@ -127,6 +127,11 @@ class Sessions:
         chain_id, escrow = self._chain.escrow_domain
         return await self._store.sessions(str(self._wallet.address), escrow, chain_id)
 
+    async def open_routes(self, model_id: bytes) -> list[tuple[str, ...]]:
+        """Routes for which this wallet has a session, as far as the store knows."""
+        keys = [SessionKey.from_json(json.loads(s.key_json)) for s in await self.known() if s.status == OPEN]
+        return [key.nodes for key in keys if key.model_id == model_id]
+
     @asynccontextmanager
     async def acquire(self, request: SessionRequest) -> AsyncIterator[PaidSession]:
         """An open session for the route with room for the job, used by nobody else until the block ends.

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.routing import (
+    STICKINESS,
     Candidate,
     CostWeights,
     cheapest_per_layer,
+    choose_known_route,
     choose_route,
     hop_cost,
     named_route,
@@ -175,3 +177,38 @@ def test_named_route_errors(names: list[str], code: str) -> None:
     with pytest.raises(ConfigError) as caught:
         named_route(nodes, LAYERS, names)
     assert caught.value.code == code
+
+
+def test_latencies_that_differ_by_noise_count_the_same() -> None:
+    dear_and_fast = candidate(0, 0, LAYERS, latency_ms=0.7, price=101)
+    cheap = candidate(1, 0, LAYERS, latency_ms=4.9)
+    assert choose_route([dear_and_fast, cheap], LAYERS).addresses == (cheap.address,)
+
+
+def test_a_route_with_an_open_session_is_kept_while_it_costs_little_more() -> None:
+    best = candidate(0, 0, LAYERS, latency_ms=60.0)
+    close = candidate(1, 0, LAYERS, latency_ms=70.0)
+    far = candidate(2, 0, LAYERS, latency_ms=200.0)
+    nodes = [best, close, far, candidate(3, 0, 3, latency_ms=None), candidate(4, 3, LAYERS)]
+    assert choose_known_route(nodes, LAYERS, []).addresses == (best.address,)
+    assert choose_known_route(nodes, LAYERS, [(far.address,), (close.address,)]).addresses == (close.address,)
+    for useless in ((far.address,), (address(3), address(4)), (address(4),), (address(9),)):
+        assert choose_known_route(nodes, LAYERS, [useless]).addresses == (best.address,)
+    assert choose_known_route(nodes, LAYERS, [(close.address,)], avoid=[close.address]).addresses == (best.address,)
+
+
+@given(networks(), st.lists(st.lists(st.integers(0, 9), max_size=4), max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_whatever_is_known_the_route_is_an_exact_cover_and_costs_little_more(
+    nodes: list[Candidate], known: list[list[int]]
+) -> None:
+    try:
+        best = choose_route(nodes, LAYERS)
+    except ConfigError:
+        return
+    route = choose_known_route(nodes, LAYERS, [[address(i) for i in hops] for hops in known])
+    assert [n.lo for n in route.hops] == [0, *[n.hi for n in route.hops[:-1]]]
+    assert route.hops[-1].hi == LAYERS
+    assert all(n.usable for n in route.hops)
+    assert best.cost <= route.cost * 1.000001
+    assert route.cost <= best.cost * STICKINESS
