@@ -28,6 +28,8 @@ class NetworkOptions:
     verifier_stake: int = 100 * WEI
     wallet_tokens: int = 1000 * WEI
     processes: bool = True
+    epoch_length: int | None = None  # seconds, instead of the profile's
+    verifier_poll: float = 1.0  # seconds between a verifier's looks at the chain
 
     def check(self) -> None:
         """Raises ConfigError "bad-options"."""

@@ -200,9 +200,11 @@ class LocalNetwork:
 
     async def _deploy(self, account: LocalAccount) -> Deployment:
         self._report("deploying the contracts")
-        done = await deploy_contracts(
-            self.rpc_url, account, Profile.load(self.options.profile), self.home / "deployments"
-        )
+        profile = Profile.load(self.options.profile)
+        if self.options.epoch_length is not None:
+            clock = profile.clock.model_copy(update={"epoch_length": self.options.epoch_length})
+            profile = profile.model_copy(update={"clock": clock})
+        done = await deploy_contracts(self.rpc_url, account, profile, self.home / "deployments")
         self.deployment_path = done.path
         return done.deployment
 
@@ -235,8 +237,8 @@ class LocalNetwork:
 
     def verifier_spec(self, member: Member) -> ProcessSpec:
         """The process of a verifier."""
-        stake = format_amount(self.options.verifier_stake, "")
-        return ProcessSpec(member.name, "verifier", [*self._common_args(member), "--stake", stake])
+        own = ["--stake", format_amount(self.options.verifier_stake, ""), "--poll", str(self.options.verifier_poll)]
+        return ProcessSpec(member.name, "verifier", [*self._common_args(member), *own])
 
     def _common_args(self, member: Member) -> list[str]:
         return [

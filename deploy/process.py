@@ -125,9 +125,11 @@ async def spawn(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     pipe_stdout: bool = False,
+    inherit: bool = False,
 ) -> Child:
     """Start a process tied to this one. Call it from the main thread: the kernel ties it to the calling thread.
 
+    `inherit`: stdout and stderr are ours, for a program whose output a person should see.
     Raises ConfigError "no-program" when the program does not exist.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -136,8 +138,8 @@ async def spawn(
             process = await asyncio.create_subprocess_exec(
                 *map(str, argv),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE if pipe_stdout else out,
-                stderr=out,
+                stdout=asyncio.subprocess.PIPE if pipe_stdout else None if inherit else out,
+                stderr=None if inherit else out,
                 env={**os.environ, **(env or {})},
                 cwd=cwd,
                 start_new_session=True,

@@ -1,0 +1,260 @@
+"""The demo: honest inference bought, audited and paid; then a cheating node caught, slashed and avoided."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from eth_utils.address import to_checksum_address
+
+from deploy.client_process import generate
+from deploy.demo_facts import (
+    Transaction,
+    gas_by_operation,
+    node_facts,
+    plain,
+    transactions,
+    verifier_facts,
+)
+from deploy.epochs import EpochDriver, EpochWork
+from deploy.network import LocalNetwork, Member
+from efedllm.chain.types import NodeInfo
+
+PROMPT = "def fibonacci(n):"
+MAX_CHEAT_EPOCHS = 3
+EXCLUDED, ACTIVE = 0, 2
+
+
+@dataclass(frozen=True)
+class Check:
+    """One claim of the demo, and whether the chain bears it out."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass
+class Purchase:
+    """An inference bought from the network, by the client's report."""
+
+    report: dict[str, Any]
+
+    @property
+    def route(self) -> list[str]:
+        """Addresses of the nodes that worked, in layer order."""
+        return [to_checksum_address(hop["node"]) for hop in self.report["route"]]
+
+    @property
+    def session(self) -> bytes:
+        """Escrow session that paid."""
+        return bytes.fromhex(self.report["session_id"][2:])
+
+    @property
+    def cost(self) -> int:
+        """What it cost, wei."""
+        return int(self.report["cost_wei"])
+
+
+@dataclass
+class Cheater:
+    """The node that was made to cheat, before and after."""
+
+    address: str
+    epochs: int = 0
+    caught: bool = False
+    trust_before: float = 0.0
+    trust_after: float = 0.0
+    stake_before: int = 0
+    stake_after: int = 0
+    slashed: int = 0
+    severe: bool = False
+    tx: str = ""
+
+
+@dataclass
+class DemoResult:
+    """Everything the demo has to show; see `to_json`."""
+
+    purchases: list[Purchase] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    cheater: Cheater | None = None
+    seconds: float = 0.0
+    nodes: list[dict[str, object]] = field(default_factory=list)
+    verifiers: list[dict[str, object]] = field(default_factory=list)
+    done: list[Transaction] = field(default_factory=list)
+    ledger: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Every check holds, and none is missing."""
+        return bool(self.checks) and all(check.ok for check in self.checks)
+
+    def to_json(self) -> dict[str, object]:
+        """The one object that `efedllm demo --json` prints. Amounts are wei as text."""
+        first = self.purchases[0].report if self.purchases else {}
+        cheater = None
+        if self.cheater is not None:
+            cheater = {
+                key: str(value) if key.startswith(("stake", "slashed")) else value
+                for key, value in vars(self.cheater).items()
+            }
+        return {
+            "ok": self.ok,
+            "tokens": first.get("tokens", 0),
+            "text": first.get("text", ""),
+            "tokens_per_second": first.get("tokens_per_second", 0.0),
+            "seconds": round(self.seconds, 1),
+            "nodes": self.nodes,
+            "verifiers": self.verifiers,
+            "cheater": cheater,
+            "gas": gas_by_operation(self.done),
+            "transactions": [plain(item) for item in self.done],
+            "ledger_check": self.ledger,
+            "checks": [vars(check) for check in self.checks],
+        }
+
+
+class Demo:
+    """Runs on a started LocalNetwork. `say` is told what happens; with `show` the text streams to the terminal."""
+
+    def __init__(self, network: LocalNetwork, say: Callable[[str], None], *, show: bool, max_tokens: int) -> None:
+        self._network = network
+        self._chain = network.chain
+        self._say = say
+        self._show = show
+        self._max_tokens = max_tokens
+        self._driver = EpochDriver(network.chain, network.clock, say)
+        self._paid: dict[bytes, int] = defaultdict(int)
+        self.result = DemoResult()
+
+    async def run(self) -> DemoResult:
+        """Both rounds, then the facts. Raises EfedError when something does not happen at all."""
+        started = time.monotonic()
+        await self._honest_round()
+        await self._cheating_round()
+        await self._facts()
+        self.result.seconds = time.monotonic() - started
+        return self.result
+
+    def _check(self, name: str, ok: bool, detail: str = "") -> None:
+        self.result.checks.append(Check(name, ok, detail))
+
+    async def _buy(self, prompt: str, **how: Any) -> Purchase:
+        report = await generate(self._network, prompt, self._max_tokens, show=self._show, **how)
+        purchase = Purchase(report)
+        self.result.purchases.append(purchase)
+        self._paid[purchase.session] += purchase.cost
+        return purchase
+
+    async def _audit(self, epoch: int, purchases: list[Purchase]) -> None:
+        nodes = frozenset(node for purchase in purchases for node in purchase.route)
+        paid = {purchase.session: self._paid[purchase.session] for purchase in purchases}
+        await self._driver.run(EpochWork(epoch, nodes, paid))
+
+    # --- round 1 ---
+
+    async def _honest_round(self) -> None:
+        # A seat taken in one epoch counts from the next one on.
+        epoch = await self._driver.start_next_epoch()
+        seats = await self._chain.call("VerifierCommittee", "seatsOf", epoch)
+        self._check("verifiers seated", len(seats) == len(self._network.verifiers), f"{len(seats)} seats")
+        self._say(f"Round 1, epoch {epoch}: the wallet {self._network.wallet.address} buys two inferences.")
+        first = await self._buy(PROMPT)
+        second = await self._buy("class Stack:", avoid=first.route)
+        for purchase in (first, second):
+            report = purchase.report
+            self._check(
+                "inference served",
+                report["tokens"] > 0 and report["receipts_ok"] and len(report["receipts"]) == len(purchase.route),
+                f"{report['tokens']} tokens, {len(report['receipts'])} receipts",
+            )
+        everyone = {member.address for member in self._network.nodes}
+        self._check("every node got work", everyone == {*first.route, *second.route})
+        self._say("The epoch: batches, seed, audits, verdicts, pay.")
+        await self._audit(epoch, [first, second])
+        for member in self._network.nodes:
+            info = await self._chain.node(member.address)
+            self._check(
+                f"{member.name} passed its audit",
+                info.trust_ppm >= await self._theta() and info.standing == ACTIVE,
+                f"trust {info.trust_ppm / 1e6:.3f}, standing {info.standing}",
+            )
+        claims = await self._chain.history("RewardPool", "RewardClaimed")
+        paid = {event.args["account"] for event in claims if event.args["epoch"] == epoch}
+        working = everyone | set(seats)
+        self._check("nodes and verifiers were rewarded", working <= paid, f"{len(paid & working)} of {len(working)}")
+
+    async def _theta(self) -> int:
+        return int((await self._chain.call("VerifierCommittee", "params")).theta)
+
+    # --- round 2 ---
+
+    async def _cheating_round(self) -> None:
+        route = self.result.purchases[0].route
+        member = next(node for node in self._network.nodes if node.address == route[0])
+        before = await self._chain.node(member.address)
+        cheater = Cheater(
+            member.address,
+            trust_before=before.trust_ppm / 1e6,
+            stake_before=before.stake_active + before.stake_unbonding,
+        )
+        self.result.cheater = cheater
+        self._say(f"Round 2: {member.name} {member.address} restarts with falsified weights.")
+        await self._network.stop_member(member)
+        await self._network.start_node(member, module="deploy.adversary")
+        while not cheater.caught and cheater.epochs < MAX_CHEAT_EPOCHS:
+            await self._cheat_once(member, route, cheater)
+        after = await self._chain.node(member.address)
+        self._check_caught(cheater, after, await self._theta())
+        self._say("The next request chooses its route itself.")
+        last = await self._buy(PROMPT)
+        self._check("the next request avoids the cheater", member.address not in last.route, " > ".join(last.route))
+
+    async def _cheat_once(self, member: Member, route: list[str], cheater: Cheater) -> None:
+        # A fresh epoch, so that the audit sees only the cheat.
+        epoch = await self._driver.start_next_epoch()
+        cheater.epochs += 1
+        purchase = await self._buy(PROMPT, route=route)
+        await self._audit(epoch, [purchase])
+        for event in await self._chain.history("VerifierCommittee", "NodeFailed"):
+            if event.args["node"] == member.address and event.args["epoch"] == epoch:
+                cheater.slashed += event.args["slashed"]
+                cheater.severe = event.args["severe"]
+                cheater.tx = event.tx_hash
+        info = await self._chain.node(member.address)
+        cheater.trust_after = info.trust_ppm / 1e6
+        cheater.stake_after = info.stake_active + info.stake_unbonding
+        cheater.caught = bool(cheater.tx) and info.standing == EXCLUDED and cheater.slashed > 0
+
+    def _check_caught(self, cheater: Cheater, info: NodeInfo, theta: int) -> None:
+        self._check("the cheater failed its audit", bool(cheater.tx), cheater.tx)
+        self._check(
+            "its trust fell below theta",
+            info.trust_ppm < theta,
+            f"{cheater.trust_before:.3f} -> {info.trust_ppm / 1e6:.3f}, theta {theta / 1e6:.3f}",
+        )
+        self._check("it is excluded", info.standing == EXCLUDED, f"until epoch {info.jailed_until}")
+        lost = cheater.stake_before - cheater.stake_after
+        self._check("its stake was slashed", lost == cheater.slashed > 0, f"{lost} wei")
+
+    # --- facts ---
+
+    async def _facts(self) -> None:
+        chain, result = self._chain, self.result
+        names = {member.address: member.name for member in self._network.nodes}
+        result.nodes = [plain(item) for item in await node_facts(chain, names)]
+        names = {member.address: member.name for member in self._network.verifiers}
+        result.verifiers = [plain(item) for item in await verifier_facts(chain, names)]
+        result.done = await transactions(chain)
+        ledger = await chain.ledger()
+        wei = ("minted", "burned", "supply", "in_wallets", "vault", "escrow")
+        result.ledger = {
+            "ok": ledger.ok,
+            **{name: str(getattr(ledger, name)) for name in wei},
+            "problems": ledger.problems,
+        }
+        self._check("every EFED is accounted for, to the wei", ledger.ok, "; ".join(ledger.problems))

@@ -1,0 +1,131 @@
+"""The whole story on this machine: inference bought and audited, one cheating node caught and slashed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from deploy.cli_common import console, print_json, run
+from deploy.demo import Demo, DemoResult
+from deploy.layout import NetworkOptions
+from deploy.network import LocalNetwork
+from efedllm import logs
+from efedllm.chain.amounts import format_amount
+from efedllm.errors import ConfigError
+from efedllm.settings import NETWORK_FILE, Settings
+
+app = typer.Typer(help=__doc__, add_completion=False)
+
+# Long enough that a slow machine finishes its audits in the commit phase; the clock is moved, nobody waits for it.
+EPOCH_SECONDS = 600
+
+
+@app.callback(invoke_without_command=True)
+def demo(
+    chain: Annotated[str, typer.Option(help="ganache or anvil.")] = "ganache",
+    home: Annotated[Path | None, typer.Option(help="Folder for the demo; wiped at the start.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Do not wipe the folder: resume what is there.")] = False,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of each inference.")] = 32,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+) -> None:
+    """The whole story on this machine: inference bought and audited, one cheating node caught and slashed."""
+    settings = Settings.load(network=False)
+    logs.setup("warning" if settings.log_level == "info" else settings.log_level, settings.log_format)
+    if chain not in ("ganache", "anvil"):
+        raise ConfigError("bad-options", f"The demo cannot run on {chain}.", "Use --chain ganache or --chain anvil.")
+    folder = home or settings.home / "demo"
+    if not keep:
+        wipe(folder)
+    options = NetworkOptions(home=folder, chain=chain, epoch_length=EPOCH_SECONDS, verifier_poll=0.5)
+    result: DemoResult | None = run(_demo(options, max_tokens, as_json))
+    if result is None:
+        raise typer.Exit(130)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        show(result)
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+def wipe(folder: Path) -> None:
+    """Delete an earlier demo; a folder that holds something else is refused. Raises ConfigError "not-a-demo"."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    ours = {"lock", "logs", "chain", "keys", "model", "deployments", NETWORK_FILE}
+    if not ours & {item.name for item in folder.iterdir()}:
+        raise ConfigError("not-a-demo", f"{folder} holds other files.", "Choose an empty folder with --home.")
+    # The compressed model depends on nothing but its options, and is kept.
+    for item in folder.iterdir():
+        if item.name not in ("model", "model.json"):
+            shutil.rmtree(item) if item.is_dir() else item.unlink()
+
+
+async def _demo(options: NetworkOptions, max_tokens: int, as_json: bool) -> DemoResult:
+    def say(text: str) -> None:
+        if not as_json:
+            console.print(f"[dim]·[/dim] {text}")
+
+    async with LocalNetwork(options, say) as network:
+        if not as_json:
+            from deploy.up_cli import show_network
+
+            show_network(network)
+        return await Demo(network, say, show=not as_json, max_tokens=max_tokens).run()
+
+
+def show(result: DemoResult) -> None:
+    """Tables of who earned and lost what, the transactions, and the checks."""
+    console.print(_nodes(result))
+    console.print(_transactions(result))
+    checks = Table(title="Read back from the chain", show_header=False)
+    for check in result.checks:
+        checks.add_row("[green]yes[/green]" if check.ok else "[red]NO[/red]", check.name, check.detail)
+    console.print(checks)
+    state = "all true" if result.ok else "NOT ALL TRUE"
+    console.print(f"{len(result.checks)} claims, {state}; {result.seconds:.0f} s after the set-up")
+
+
+def _money(wei: object) -> str:
+    return f"{float(format_amount(int(str(wei)), '')):,.4f}"
+
+
+def _nodes(result: DemoResult) -> Table:
+    table = Table(title="Nodes and verifiers, EFED")
+    for column in ("name", "address", "layers", "trust"):
+        table.add_column(column)
+    for column in ("stake", "fees", "rewards", "slashed"):
+        table.add_column(column, justify="right")
+    for node in result.nodes:
+        caught = result.cheater is not None and result.cheater.caught and node["address"] == result.cheater.address
+        table.add_row(
+            str(node["name"]),
+            str(node["address"]),
+            str(node["layers"]),
+            f"{node['trust']:.3f}",
+            *(_money(node[key]) for key in ("stake", "paid", "rewarded", "slashed")),
+            style="red" if caught else "",
+        )
+    for verifier in result.verifiers:
+        money = [_money(verifier[key]) for key in ("stake", "rewarded", "slashed")]
+        name, address = str(verifier["name"]), str(verifier["address"])
+        table.add_row(name, address, "", f"{verifier['audits']} audits", money[0], "", *money[1:])
+    return table
+
+
+def _transactions(result: DemoResult) -> Table:
+    table = Table(title="Transactions")
+    for column in ("block", "operation", "hash"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("gas", justify="right")
+    for item in result.done:
+        table.add_row(str(item.block), item.operation, item.hash, f"{item.gas:,}")
+    return table
+
+
+if __name__ == "__main__":
+    app()
