@@ -236,12 +236,12 @@ class Job(JobCore):
     async def _stop_if_idle(self) -> None:
         """Once nothing is in flight here, pass the stop on; at the last hop it becomes FINISH."""
         progress = self._progress
-        if progress.given != progress.done or progress.held or progress.finished:
+        if progress.given != progress.done or progress.held or progress.finished or progress.stop_passed:
             return
         if self._last:
             await self._finish("cancelled")
             return
-        progress.finished = "cancelled"
+        progress.stop_passed = True
         await self._forward(CancelMsg(self.id, "cancelled"))
         if not self._first and progress.done == 0:
             await self._end("cancelled", 0)

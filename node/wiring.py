@@ -46,7 +46,8 @@ class Wiring:
 @dataclass
 class Progress:
     """Where a job stands. `given`: positions handed to the engine, `done`: come back from it; `tokens`: sampled (last
-    hop) or received (hop 0).
+    hop) or received (hop 0). `stopping`: no further rows come; `stop_passed`: the next hop knows. `finished`: why
+    generation ended, on hop 0 and the last hop.
     """
 
     given: int = 0
@@ -55,6 +56,7 @@ class Progress:
     held: deque[Inputs] = field(default_factory=deque)
     started: bool = False
     stopping: bool = False
+    stop_passed: bool = False
     finished: str | None = None
 
 

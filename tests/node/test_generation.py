@@ -1,0 +1,230 @@
+"""Generation through real nodes: the tokens, the chained receipts, the evidence behind them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+
+from efedllm.commitments.boundary import verify_boundary
+from efedllm.commitments.canonical import WireDtype, decode, encode
+from efedllm.commitments.evidence import BoundaryEvidence
+from efedllm.commitments.links import check_route_commits
+from efedllm.commitments.messages import SignedCommit
+from efedllm.commitments.signing import check
+from efedllm.engine.protocol import StepItem
+from efedllm.engine.shard import ShardEngine
+from efedllm.wire.messages import CancelMsg
+from tests.node.node_kit import LIMITS, Lab, eventually
+from tests.node.raw_client import RawClient
+
+PROMPT = [7, 3, 90, 11, 42]
+
+
+def greedy(model_dir: Path, prompt: Sequence[int], n: int) -> list[int]:
+    """What one engine with all layers generates."""
+    engine = ShardEngine.load(model_dir, 0, 8)
+    sequence = engine.new_sequence()
+    tokens: list[int] = []
+    inputs = np.array(prompt, dtype=np.int32)
+    for _ in range(n):
+        hidden = engine.step([StepItem(sequence, inputs)])[0]
+        tokens.append(int(np.argmax(engine.logits(hidden[-1:])[0])))
+        inputs = np.array(tokens[-1:], dtype=np.int32)
+    return tokens
+
+
+async def get(url: str) -> tuple[int, bytes, Any]:
+    async with aiohttp.ClientSession() as http, http.get(url) as response:
+        return response.status, await response.read(), response.headers
+
+
+def faults(client: RawClient, spec: Any, outcome: Any, prompt: Sequence[int]) -> list[Any]:
+    return check_route_commits(
+        spec,
+        prompt,
+        outcome.tokens,
+        outcome.commits,
+        domain=client.domain,
+        route=client.route,
+        model_id=client.session.key.model_id,
+    )
+
+
+@pytest.mark.parametrize("dtype", [WireDtype.F32, WireDtype.BF16])
+async def test_two_nodes_generate_what_one_engine_does(pair: Lab, dtype: WireDtype) -> None:
+    async with await pair.client() as client:
+        spec, outcome = await client.generate(PROMPT, 12, 40, wire_dtype=int(dtype))
+    if dtype is WireDtype.F32:
+        assert outcome.tokens == greedy(pair.model_dir, PROMPT, 12)
+    assert len(outcome.tokens) == 12
+    assert outcome.finish is not None
+    assert (outcome.finish.reason, outcome.finish.tokens) == ("length", 12)
+    assert faults(client, spec, outcome, PROMPT) == []
+
+
+async def test_one_node_with_all_layers_closes_the_ring_alone(lab: Lab) -> None:
+    await lab.start(1, (0, 8))
+    async with await lab.client() as client:
+        spec, outcome = await client.generate(PROMPT, 9, 40)
+    assert outcome.tokens == greedy(lab.model_dir, PROMPT, 9)
+    assert faults(client, spec, outcome, PROMPT) == []
+
+
+async def test_three_nodes_and_a_prompt_longer_than_a_chunk(lab: Lab) -> None:
+    from dataclasses import replace
+
+    limits = replace(LIMITS, chunk_tokens=7)
+    prompt = [(i * 37) % 96 for i in range(40)]
+    for index, layers in enumerate(((0, 2), (2, 5), (5, 8)), start=1):
+        await lab.start(index, layers, limits=limits)
+    async with await lab.client() as client:
+        spec, outcome = await client.generate(prompt, 8, 60)
+    assert outcome.tokens == greedy(lab.model_dir, prompt, 8)
+    assert faults(client, spec, outcome, prompt) == []
+
+
+async def test_generation_stops_at_the_end_token(pair: Lab) -> None:
+    expected = greedy(pair.model_dir, PROMPT, 12)
+    stop = expected[5]
+    async with await pair.client() as client:
+        spec, outcome = await client.generate(PROMPT, 12, 40, eos_token=stop)
+    assert outcome.tokens == expected[: expected.index(stop) + 1]
+    assert outcome.finish is not None
+    assert outcome.finish.reason == "eos"
+    assert faults(client, spec, outcome, PROMPT) == []
+
+
+async def test_sampling_is_reproducible_from_the_seed(pair: Lab) -> None:
+    how: dict[str, Any] = {"temperature_milli": 900, "top_k": 20, "top_p_ppm": 900_000, "seed": b"\7" * 32}
+    async with await pair.client() as client:
+        _, first = await client.generate(PROMPT, 10, 40, **how)
+        _, second = await client.generate(PROMPT, 10, 40, **how)
+        _, other = await client.generate(PROMPT, 10, 60, **how | {"seed": b"\x08" * 32})
+    assert first.tokens == second.tokens
+    assert first.tokens != other.tokens
+
+
+async def test_jobs_of_many_clients_share_the_engine_and_do_not_mix(pair: Lab) -> None:
+    prompts = [[i + 1, 2 * i + 5, 60 - i] for i in range(5)]
+
+    async def one(prompt: list[int]) -> list[int]:
+        async with await pair.client(sessions.pop()) as client:
+            return (await client.generate(prompt, 10, 40))[1].tokens
+
+    sessions = [await pair.session() for _ in prompts]
+    results = await asyncio.gather(*(one(prompt) for prompt in prompts))
+    assert results == [greedy(pair.model_dir, prompt, 10) for prompt in prompts]
+    batcher = pair.apps[0].desk.shop.batcher
+    assert batcher.positions == 5 * (3 + 9)
+
+
+async def test_both_neighbours_hold_the_rows_and_both_signatures(pair: Lab) -> None:
+    async with await pair.client() as client:
+        spec, outcome = await client.generate(PROMPT, 6, 30)
+    first, second = outcome.commits
+    assert first is not None
+    assert second is not None
+    tokens = len(PROMPT) + 5
+    a, b = client.route
+    seen = []
+    for app in pair.apps:
+        status, body, headers = await get(f"{app.endpoint}/v1/boundaries/{first.commit.out_root.hex()}")
+        assert status == 200
+        assert (headers["X-Job"], headers["X-Boundary"]) == ("0x" + spec.job_id.hex(), "1")
+        assert (headers["X-Dtype"], headers["X-Dim"], headers["X-Count"]) == ("1", "32", str(tokens))
+        assert verify_boundary(spec.job_id, 1, WireDtype.F32, 32, body, second.commit.in_root)
+        seen.append(body)
+        _, raw, _ = await get(f"{app.endpoint}/v1/jobs/{spec.job_id.hex()}/evidence?boundary=1")
+        import json
+
+        evidence = BoundaryEvidence.from_json(json.loads(raw), spec.job_id, 1)
+        assert len(evidence.leaves) == tokens
+        assert sum(record.envelope.n for record in evidence.envelopes) == tokens
+        for record in evidence.envelopes:
+            digest = record.envelope.digest(client.domain)
+            assert record.sender_sig is not None
+            assert record.receiver_sig is not None
+            check(digest, record.sender_sig, a.signer)
+            check(digest, record.receiver_sig, b.signer)
+        _, raw, _ = await get(f"{app.endpoint}/v1/jobs/0x{spec.job_id.hex()}/receipt")
+        assert SignedCommit.from_json(json.loads(raw)) in outcome.commits
+    assert seen[0] == seen[1]
+    status, body, _ = await get(f"{pair.apps[0].endpoint}/v1/boundaries/{first.commit.in_root.hex()}")
+    assert status == 200
+    assert decode(body, WireDtype.I32, 1)[:, 0].tolist() == PROMPT + outcome.tokens[:-1]
+
+
+async def test_the_last_hidden_states_repeat_in_one_prefill(pair: Lab) -> None:
+    async with await pair.client() as client:
+        _, outcome = await client.generate(PROMPT, 8, 30)
+    last = outcome.commits[1]
+    assert last is not None
+    _, rows_in, _ = await get(f"{pair.apps[1].endpoint}/v1/boundaries/{last.commit.in_root.hex()}")
+    _, rows_out, _ = await get(f"{pair.apps[1].endpoint}/v1/boundaries/{last.commit.out_root.hex()}")
+    engine = ShardEngine.load(pair.model_dir, 3, 8)
+    inputs = decode(rows_in, WireDtype.F32, 32)
+    again = engine.step([StepItem(engine.new_sequence(), np.array(inputs))])[0]
+    np.testing.assert_allclose(again, decode(rows_out, WireDtype.F32, 32), rtol=2e-4, atol=2e-4)
+    assert encode(again, WireDtype.F32) != b""
+
+
+async def test_cancel_commits_what_was_done(pair: Lab) -> None:
+    async with await pair.client() as client:
+        spec = client.spec(PROMPT, 50)
+        await client.open_job(spec, PROMPT, 60)
+        await client.start(spec)
+
+        async def cancel(count: int) -> None:
+            if count == 4:
+                for hop in (0, 1):
+                    await client.send(hop, CancelMsg(spec.job_id, "enough"))
+
+        outcome = await client.collect(spec, on_token=cancel)
+    assert outcome.finish is not None
+    assert outcome.finish.reason == "cancelled"
+    assert 4 <= len(outcome.tokens) < 50
+    assert outcome.tokens == greedy(pair.model_dir, PROMPT, len(outcome.tokens))
+    assert faults(client, spec, outcome, PROMPT) == []
+
+
+async def test_cancel_before_the_start_leaves_nothing(pair: Lab) -> None:
+    async with await pair.client() as client:
+        spec = client.spec(PROMPT, 5)
+        await client.open_job(spec, PROMPT, 20)
+        await client.send(0, CancelMsg(spec.job_id, "changed my mind"))
+
+        async def over() -> bool:
+            return all(app.desk.running == 0 for app in pair.apps)
+
+        await eventually(over, "the job ends")
+    for app in pair.apps:
+        assert await app.store.counts() == {"cancelled": 1}
+
+
+async def test_a_client_that_vanishes_leaves_a_committed_job(pair: Lab) -> None:
+    session = await pair.session()
+    spec_id = b""
+    async with await pair.client(session) as client:
+        spec = client.spec(PROMPT, 50)
+        spec_id = spec.job_id
+        await client.open_job(spec, PROMPT, 60)
+        await client.start(spec)
+        for _ in range(3):
+            await client.receive()
+
+    async def committed() -> bool:
+        return all([await app.store.receipt(spec_id) is not None for app in pair.apps])
+
+    await eventually(committed, "both nodes commit")
+    first, second = [await app.store.receipt(spec_id) for app in pair.apps]
+    assert first is not None
+    assert second is not None
+    assert first.commit.tokens == second.commit.tokens >= len(PROMPT)
+    assert second.commit.prev_commit == first.commit.digest(pair.chain.efl_domain)
+    assert second.commit.in_root == first.commit.out_root
