@@ -51,7 +51,8 @@ contract CommitmentLog is ICommitmentLog, EpochClock, EntryPause {
         require(nodes.statusOf(msg.sender) != 0, NotANode(msg.sender));
         Batch[64] storage ring = _rings[msg.sender];
         // INVARIANT: numbers have neither gaps nor repetitions.
-        require(_isNext(ring, seq), WrongSequence(_nextSeq(ring), seq));
+        // `require` would evaluate the argument, a walk around the ring, on every call.
+        if (!_isNext(ring, seq)) revert WrongSequence(_nextSeq(ring), seq);
         Batch storage slot = ring[seq % RING];
         if (slot.digest != 0) {
             uint256 freeAt = uint256(slot.postedAt) + challengeWindow;

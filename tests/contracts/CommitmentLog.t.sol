@@ -73,6 +73,7 @@ contract CommitmentLogTest is Fixture {
         new CommitmentLog(registry, GENESIS, EPOCH, 0);
     }
 
+    /// forge-config: default.fuzz.runs = 24
     function testFuzz_post_sequencesOfAnyLength(uint8 count) public {
         for (uint64 i; i < count; ++i) {
             vm.warp(_now() + WINDOW / 64 + 1);

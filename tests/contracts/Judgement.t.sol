@@ -197,6 +197,7 @@ contract NodeJudgementTest is Fixture {
         _eq(until, 0);
     }
 
+    /// forge-config: default.fuzz.runs = 24
     function testFuzz_trust_staysInPpm(uint8[6] memory passed, uint8[6] memory failed) public {
         for (uint64 i; i < 6; ++i) {
             _judge(2 + i, _one(nodes[0]), _verdict(passed[i], failed[i] % 128, false));

@@ -113,6 +113,7 @@ contract DrawTest is TestBase {
     function testFuzz_draw_equalsAPlainShuffle(bytes32 seed, uint160 node_) public pure {
         address node = address(node_);
         address[] memory seats = _seats(9);
+        vm.assume(node_ < 0x1000 || node_ >= 0x1009);
         address[] memory members = Draw.draw(seed, node, seats, 5);
         bytes32 h = keccak256(abi.encode(seed, node));
         for (uint256 i; i < 5; ++i) {

@@ -249,6 +249,7 @@ contract StakeVaultTest is TestBase {
         _true((unbonding - s.unbonding) * total < slashed * unbonding + total, "by less than a wei");
     }
 
+    /// forge-config: default.fuzz.runs = 24
     function testFuzz_slash_reachesAllWhenRepeated(uint96 active, uint8 times) public {
         active = uint96(_bound(active, 1, 1_000));
         _staked(active, 0);
