@@ -21,6 +21,7 @@ from deploy.demo_facts import (
 )
 from deploy.epochs import EpochDriver, EpochWork
 from deploy.network import LocalNetwork, Member
+from efedllm.chain.amounts import format_amount
 from efedllm.chain.types import NodeInfo
 
 PROMPT = "def fibonacci(n):"
@@ -155,6 +156,10 @@ class Demo:
         paid = {purchase.session: self._paid[purchase.session] for purchase in purchases}
         await self._driver.run(EpochWork(epoch, nodes, paid))
 
+    def _names(self, addresses: list[str]) -> str:
+        known = {member.address: member.name for member in self._network.nodes}
+        return " > ".join(known.get(address, address) for address in addresses)
+
     # --- round 1 ---
 
     async def _honest_round(self) -> None:
@@ -170,7 +175,7 @@ class Demo:
             self._check(
                 "inference served",
                 report["tokens"] > 0 and report["receipts_ok"] and len(report["receipts"]) == len(purchase.route),
-                f"{report['tokens']} tokens, {len(report['receipts'])} receipts",
+                f"{report['tokens']} tokens by {self._names(purchase.route)}, {len(report['receipts'])} receipts",
             )
         everyone = {member.address for member in self._network.nodes}
         self._check("every node got work", everyone == {*first.route, *second.route})
@@ -212,7 +217,7 @@ class Demo:
         self._check_caught(cheater, after, await self._theta())
         self._say("The next request chooses its route itself.")
         last = await self._buy(PROMPT)
-        self._check("the next request avoids the cheater", member.address not in last.route, " > ".join(last.route))
+        self._check("the next request avoids the cheater", member.address not in last.route, self._names(last.route))
 
     async def _cheat_once(self, member: Member, route: list[str], cheater: Cheater) -> None:
         # A fresh epoch, so that the audit sees only the cheat.
@@ -231,7 +236,7 @@ class Demo:
         cheater.caught = bool(cheater.tx) and info.standing == EXCLUDED and cheater.slashed > 0
 
     def _check_caught(self, cheater: Cheater, info: NodeInfo, theta: int) -> None:
-        self._check("the cheater failed its audit", bool(cheater.tx), cheater.tx)
+        self._check("the cheater failed its audit", bool(cheater.tx), f"after {cheater.epochs} epoch")
         self._check(
             "its trust fell below theta",
             info.trust_ppm < theta,
@@ -239,7 +244,7 @@ class Demo:
         )
         self._check("it is excluded", info.standing == EXCLUDED, f"until epoch {info.jailed_until}")
         lost = cheater.stake_before - cheater.stake_after
-        self._check("its stake was slashed", lost == cheater.slashed > 0, f"{lost} wei")
+        self._check("its stake was slashed", lost == cheater.slashed > 0, format_amount(lost))
 
     # --- facts ---
 

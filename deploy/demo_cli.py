@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.table import Table
 
 from deploy.cli_common import console, print_json, run
 from deploy.demo import Demo, DemoResult
+from deploy.demo_facts import gas_by_operation
 from deploy.layout import NetworkOptions
 from deploy.network import LocalNetwork
 from efedllm import logs
@@ -82,7 +84,7 @@ def show(result: DemoResult) -> None:
     """Tables of who earned and lost what, the transactions, and the checks."""
     console.print(_nodes(result))
     console.print(_transactions(result))
-    checks = Table(title="Read back from the chain", show_header=False)
+    checks = Table(title="Read back from the chain", show_header=False, box=SIMPLE)
     for check in result.checks:
         checks.add_row("[green]yes[/green]" if check.ok else "[red]NO[/red]", check.name, check.detail)
     console.print(checks)
@@ -91,39 +93,47 @@ def show(result: DemoResult) -> None:
 
 
 def _money(wei: object) -> str:
-    return f"{float(format_amount(int(str(wei)), '')):,.4f}"
+    return f"{float(format_amount(int(str(wei)), '')):,.3f}"
+
+
+def _short(text: str) -> str:
+    """Enough of an address or hash to find it; the whole of it is in the --json output."""
+    return text if console.width >= 120 else f"{text[:8]}…{text[-4:]}"
 
 
 def _nodes(result: DemoResult) -> Table:
-    table = Table(title="Nodes and verifiers, EFED")
+    table = Table(title="Nodes and verifiers, amounts in EFED", box=SIMPLE)
     for column in ("name", "address", "layers", "trust"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for column in ("stake", "fees", "rewards", "slashed"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for node in result.nodes:
         caught = result.cheater is not None and result.cheater.caught and node["address"] == result.cheater.address
         table.add_row(
             str(node["name"]),
-            str(node["address"]),
+            _short(str(node["address"])),
             str(node["layers"]),
             f"{node['trust']:.3f}",
             *(_money(node[key]) for key in ("stake", "paid", "rewarded", "slashed")),
             style="red" if caught else "",
         )
     for verifier in result.verifiers:
-        money = [_money(verifier[key]) for key in ("stake", "rewarded", "slashed")]
-        name, address = str(verifier["name"]), str(verifier["address"])
-        table.add_row(name, address, "", f"{verifier['audits']} audits", money[0], "", *money[1:])
+        stake, rewarded, slashed = (_money(verifier[key]) for key in ("stake", "rewarded", "slashed"))
+        name, address = str(verifier["name"]), _short(str(verifier["address"]))
+        table.add_row(name, address, "", "", stake, "", rewarded, slashed)
     return table
 
 
 def _transactions(result: DemoResult) -> Table:
-    table = Table(title="Transactions")
-    for column in ("block", "operation", "hash"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("gas", justify="right")
-    for item in result.done:
-        table.add_row(str(item.block), item.operation, item.hash, f"{item.gas:,}")
+    """One row for each kind of transaction; all of them are in the --json output."""
+    table = Table(title=f"{len(result.done)} transactions", box=SIMPLE)
+    table.add_column("operation", no_wrap=True)
+    for column in ("how many", "mean gas"):
+        table.add_column(column, justify="right")
+    table.add_column("the last one", no_wrap=True)
+    for operation, gas in gas_by_operation(result.done).items():
+        same = [item for item in result.done if item.operation == operation]
+        table.add_row(operation, str(len(same)), f"{gas:,}", _short(same[-1].hash))
     return table
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.table import Table
 
 from deploy.bundled import ModelChoice
@@ -67,21 +68,24 @@ async def _up(options: NetworkOptions, as_json: bool) -> None:
 
 def show_network(network: LocalNetwork) -> None:
     """Tables of what runs where, and what to type next."""
-    table = Table(title=f"eFedLLM network, chain {network.chain.chain_id} at {network.rpc_url}")
-    for column in ("name", "address", "layers", "EFED / 1000 tokens", "endpoint"):
-        table.add_column(column)
+    table = Table(title=f"eFedLLM network: chain {network.chain.chain_id}, {network.rpc_url}", box=SIMPLE)
+    # A terminal of 80 columns has no room for where nodes listen; network.json has it.
+    wide = console.width >= 110
+    for column in ("name", "address", "layers", "EFED/1k tok", *(("endpoint",) if wide else ())):
+        table.add_column(column, no_wrap=True)
     for member in network.nodes:
         if member.place is not None:
             layers = f"{member.place.lo}:{member.place.hi}"
             price = format_amount(member.place.price * GWEI, "")
-            table.add_row(member.name, member.address, layers, price, member.endpoint)
+            table.add_row(member.name, member.address, layers, price, *((member.endpoint,) if wide else ()))
     for member in network.verifiers:
-        table.add_row(member.name, member.address, "", "", "")
-    table.add_row("wallet", network.wallet.address, "", "", str(network.wallet.path))
+        table.add_row(member.name, member.address)
+    table.add_row("wallet", network.wallet.address)
     console.print(table)
-    console.print(f"model   0x{network.model_id.hex()}\ncontracts {network.deployment_path}")
+    console.print(f"model     0x{network.model_id.hex()}")
+    console.print(f"contracts {network.deployment_path}", soft_wrap=True)
     suffix = "" if network.home == Path("~/.efedllm").expanduser() else f" --home {network.home}"
-    console.print(f'Try:  efedllm generate "def fibonacci(n):" --max-tokens 64{suffix}')
+    console.print(f'Try:  efedllm generate "def fibonacci(n):" --max-tokens 64{suffix}', soft_wrap=True)
 
 
 if __name__ == "__main__":
