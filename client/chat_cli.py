@@ -68,7 +68,7 @@ async def converse(client: Client, options: GenerateOptions) -> None:
     import asyncio
 
     from client.chat import Conversation
-    from client.generate_cli import stream
+    from client.generate_cli import stream, summarize
     from efedllm.errors import EfedError
 
     info = await client.model()
@@ -87,7 +87,7 @@ async def converse(client: Client, options: GenerateOptions) -> None:
                 continue
             if client.report is not None:
                 conversation.add(said, client.report.text)
-                note(client.report.summary())
+                summarize(client.report)
 
 
 def read_line() -> str | None:

@@ -25,6 +25,7 @@ from client.cli_common import (
 if TYPE_CHECKING:
     from client.api import Client
     from client.options import GenerateOptions
+    from client.report import Report
 
 HELP = "Continue a prompt: text on stdout, a summary on stderr."
 
@@ -101,9 +102,17 @@ def generate(
             if json_:
                 print_json(client.report.to_json())
             else:
-                note(client.report.summary())
+                summarize(client.report)
 
     run(main)
+
+
+def summarize(report: Report) -> None:
+    """The summary line, and one line for each fault in the receipts."""
+    note(report.summary())
+    for fault in report.faults:
+        guilty = f" Guilty: {', '.join(fault['guilty'])}." if fault["guilty"] else ""
+        note(f"fault: {fault['detail']}{guilty}")
 
 
 async def stream(client: Client, prompt: str | list[int], options: GenerateOptions, quiet: bool) -> None:

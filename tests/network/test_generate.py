@@ -1,0 +1,354 @@
+"""A client against real node processes on Ganache: the right tokens, receipts that link, no loss when a node dies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from client.api import Client
+from client.generate import Piece, Started, Switched
+from client.options import GenerateOptions, sampling_of
+from client.policy import RetryPolicy
+from deploy.layout import NetworkOptions
+from deploy.network import LocalNetwork, Member
+from efedllm.chain.amounts import WEI, cost_of_tokens
+from efedllm.commitments.links import check_route_commits
+from efedllm.commitments.messages import JobSpec, RouteHop, SignedCommit
+from efedllm.engine.protocol import StepItem
+from efedllm.engine.shard import ShardEngine
+from efedllm.errors import ConfigError
+from efedllm.sampling import SamplingSpec, sample
+
+pytestmark = [pytest.mark.network, pytest.mark.asyncio(loop_scope="module")]
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPT = "def read_lines(path):"
+GREEDY = GenerateOptions(max_tokens=24)
+SAMPLED = GenerateOptions(max_tokens=40, temperature=0.9, top_k=50, top_p=0.95, seed="11", stop_at_eos=False)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def network(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalNetwork]:
+    """Every layer on two nodes, no verifiers."""
+    home = tmp_path_factory.mktemp("network")
+    async with LocalNetwork(NetworkOptions(home=home, nodes=4, verifiers=0)) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def client(network: LocalNetwork) -> AsyncIterator[Client]:
+    async with Client.connect(home=network.home) as connected:
+        yield connected
+
+
+@cache
+def whole_engine(directory: Path) -> ShardEngine:
+    return ShardEngine.load(directory, 0, 8)
+
+
+def expected(network: LocalNetwork, prompt: list[int], options: GenerateOptions) -> list[int]:
+    """The tokens one engine over the whole model gives."""
+    engine = whole_engine(network.model_dir)
+    sampling = sampling_of(options, None)
+    spec = SamplingSpec(sampling.temperature_milli, sampling.top_k, sampling.top_p_ppm, sampling.seed)
+    sequence, ids = engine.new_sequence(), list(prompt)
+    feed = ids
+    for _ in range(options.max_tokens):
+        hidden = engine.step([StepItem(sequence, np.array(feed, dtype=np.int32))])[0]
+        ids.append(sample(engine.logits(hidden[-1:])[0], spec, len(ids)))
+        feed = ids[-1:]
+    return ids[len(prompt) :]
+
+
+async def prompt_ids(client: Client) -> list[int]:
+    model = await client.model()
+    return (await client.text(model, await client.nodes(model))).encode(PROMPT)
+
+
+async def text_of(client: Client, options: GenerateOptions, model: str | None = None) -> str:
+    async with aclosing(client.events(PROMPT, options, model=model)) as events:
+        return "".join([event.text async for event in events if isinstance(event, Piece)])
+
+
+def member(network: LocalNetwork, address: str) -> Member:
+    return next(node for node in network.nodes if node.address == address)
+
+
+async def efedllm(network: LocalNetwork, *words: str, **environment: str) -> tuple[int, str, str]:
+    """Run the command as a person would; exit code, stdout, stderr."""
+    process = await start(network, *words, **environment)
+    out, err = await asyncio.wait_for(process.communicate(), 120)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def start(network: LocalNetwork, *words: str, **environment: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "client",
+        *words,
+        cwd=network.home,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "EFEDLLM_HOME": str(network.home), **environment},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+def link_faults(network: LocalNetwork, path: str) -> list[Any]:
+    """What a third person finds in a receipt file, with the public checks only."""
+    document = json.loads(Path(path).read_text())
+    return list(
+        check_route_commits(
+            JobSpec.from_json(document["job_spec"]),
+            document["prompt_ids"],
+            document["token_ids"],
+            [SignedCommit.from_json(commit) for commit in document["commits"]],
+            domain=network.chain.efl_domain,
+            route=[RouteHop.from_json(hop) for hop in document["route"]],
+            model_id=network.model_id,
+        )
+    )
+
+
+async def test_the_route_gives_the_tokens_of_one_engine_and_receipts_that_link(
+    network: LocalNetwork, client: Client
+) -> None:
+    ids = await prompt_ids(client)
+    text = await text_of(client, GREEDY)
+    report = client.report
+    assert report is not None
+    assert report.token_ids == expected(network, ids, GREEDY)
+    assert report.text == text
+    assert report.receipts_ok
+    assert (report.faults, report.failovers, len(report.receipts)) == ([], [], 2)
+    assert [(hop["lo"], hop["hi"]) for hop in report.route] == [(0, 4), (4, 8)]
+    assert report.bytes_in > 0
+    assert report.bytes_out > 0
+    price = sum(network_price(network, hop["node"]) for hop in report.route)
+    assert report.cost_wei == cost_of_tokens(len(ids) + 24, price)
+    (path,) = report.receipt_files
+    assert link_faults(network, path) == []
+
+
+def network_price(network: LocalNetwork, address: str) -> int:
+    place = member(network, address).place
+    assert place is not None
+    return place.price
+
+
+async def test_sampling_is_fixed_by_the_seed(network: LocalNetwork, client: Client) -> None:
+    await text_of(client, SAMPLED)
+    assert client.report is not None
+    assert client.report.token_ids == expected(network, await prompt_ids(client), SAMPLED)
+
+
+async def test_bf16_between_the_nodes(client: Client) -> None:
+    f32 = await text_of(client, GREEDY)
+    assert client.report is not None
+    exact = client.report.bytes_in
+    assert len(await text_of(client, GenerateOptions(max_tokens=24, wire="bf16"))) > 0
+    assert client.report is not None
+    assert client.report.receipts_ok
+    assert f32
+    assert exact > 0
+
+
+async def test_jobs_share_a_session(network: LocalNetwork, client: Client) -> None:
+    await text_of(client, GREEDY)
+    assert client.report is not None
+    first = client.report
+    await text_of(client, GREEDY)
+    assert client.report.session_id == first.session_id
+    assert client.report.job_id != first.job_id
+    view = next(v for v in await client.sessions() if "0x" + v.session_id.hex() == first.session_id)
+    assert view.promised <= view.deposit
+    assert view.promised >= cost_of_tokens(view.tokens, network_price_of(network, view.nodes))
+
+
+def network_price_of(network: LocalNetwork, nodes: tuple[str, ...]) -> int:
+    return sum(network_price(network, node) for node in nodes)
+
+
+async def test_the_command_line(network: LocalNetwork, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    code, out, err = await efedllm(network, "generate", PROMPT, "--max-tokens", "8", "--report", str(file))
+    assert code == 0, err
+    report = json.loads(file.read_text())
+    assert out == report["text"] + "\n"
+    assert "receipts ok" in err
+    code, out, err = await efedllm(network, "generate", PROMPT, "--max-tokens", "8", "--json")
+    assert code == 0, err
+    assert json.loads(out)["token_ids"] == report["token_ids"]
+    code, out, err = await efedllm(network, "network", "--json")
+    view = json.loads(out)
+    (model,) = view["models"]
+    assert (len(model["nodes"]), model["uncovered"]) == (4, [])
+    assert all(node["latency_ms"] > 0 for node in model["nodes"])
+    code, out, err = await efedllm(network, "network")
+    assert code == 0, err
+    assert network.nodes[0].address[:10] in out
+
+
+async def test_errors_say_what_to_do(network: LocalNetwork, client: Client) -> None:
+    tail = [node.address for node in network.nodes if node.place is not None and node.place.lo == 4]
+
+    async def failing(model: str | None = None, **options: Any) -> ConfigError:
+        with pytest.raises(ConfigError) as caught:
+            await text_of(client, GenerateOptions(**options), model)
+        assert caught.value.hint
+        return caught.value
+
+    assert (await failing(model="0xdead")).code == "unknown-model"
+    uncovered = await failing(avoid=tuple(tail))
+    assert uncovered.code == "layers-not-covered"
+    assert "4..7 of 8" in uncovered.message
+    assert (await failing(route=(tail[0],))).code == "route-gap"
+    assert (await failing(avoid=("0x0123456789",))).code == "unknown-node"
+    assert (await failing(deposit=10**12, fresh_session=True)).code == "deposit-too-small"
+    assert (await failing(max_tokens=100_000)).code == "too-long"
+    assert (await failing(temperature=-1.0)).code == "bad-option"
+
+
+async def test_another_chain_or_password(network: LocalNetwork, tmp_path: Path) -> None:
+    other = tmp_path / "other-chain.json"
+    other.write_text(network.deployment_path.read_text().replace('"chain_id": 1337', '"chain_id": 5'))
+    password = tmp_path / "password"
+    password.write_text("wrong\n")
+    for words, wanted in (
+        (("--deployment", str(other)), "wrong-chain"),
+        (("--password-file", str(password)), "wrong-password"),
+    ):
+        code, out, err = await efedllm(network, "generate", PROMPT, "--json", *words)
+        assert code == 1, err
+        assert json.loads(out)["error"]["code"] == wanted
+
+
+async def test_a_conversation(network: LocalNetwork) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "client", "chat", "--max-tokens", "4", "--seed", "3"),
+        cwd=network.home,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "EFEDLLM_HOME": str(network.home)},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(b"hello\n/reset\nand now?\n/quit\nnever\n"), 120)
+    assert process.returncode == 0, err
+    assert err.decode().count("receipts ok") == 2
+    assert len(out.splitlines()) >= 2
+
+
+async def test_a_wallet_without_money(network: LocalNetwork, tmp_path: Path) -> None:
+    wallet = tmp_path / "poor.json"
+    code, _, err = await efedllm(
+        network, "wallet", "new", "--light", "--keystore", str(wallet), EFEDLLM_PASSWORD="secret"
+    )
+    assert code == 0, err
+    code, _, err = await efedllm(network, "generate", PROMPT, "--keystore", str(wallet), EFEDLLM_PASSWORD="secret")
+    assert code == 1
+    assert "the wallet holds 0 EFED" in err
+    assert "wallet balance" in err
+
+
+async def test_ctrl_c_is_clean_and_the_session_stays_usable(network: LocalNetwork) -> None:
+    process = await start(network, "generate", PROMPT, "--max-tokens", "300", "--no-stop-at-eos")
+    assert process.stdout is not None
+    assert await process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    code, _, text = await efedllm(network, "generate", PROMPT, "--max-tokens", "8")
+    assert code == 0, text
+
+
+async def test_a_killed_client_goes_on_in_its_session_without_paying_twice(
+    network: LocalNetwork, client: Client
+) -> None:
+    process = await start(network, "generate", PROMPT, "--max-tokens", "300", "--no-stop-at-eos")
+    assert process.stdout is not None
+    assert await process.stdout.read(1)
+    process.kill()
+    await process.communicate()
+    sessions = {view.session_id: view for view in await client.sessions()}
+    code, out, err = await efedllm(network, "generate", PROMPT, "--max-tokens", "8", "--json")
+    assert code == 0, err
+    used = bytes.fromhex(json.loads(out)["session_id"][2:])
+    after = {view.session_id: view for view in await client.sessions()}
+    for session_id, view in sessions.items():
+        assert after[session_id].promised >= view.promised
+        assert after[session_id].promised <= after[session_id].deposit
+    assert after[used].promised > 0
+
+
+@pytest.mark.parametrize("position", [0, 1])
+async def test_killing_a_node_in_the_middle_changes_no_token(
+    network: LocalNetwork, client: Client, position: int
+) -> None:
+    whole = expected(network, await prompt_ids(client), SAMPLED)
+    seen: list[int] = []
+    switches: list[Switched] = []
+    victim: Member | None = None
+    async with aclosing(client.events(PROMPT, SAMPLED, retry=RetryPolicy(attempts=2))) as events:
+        async for event in events:
+            if isinstance(event, Started) and victim is None:
+                victim = member(network, event.route.hops[position].address)
+            elif isinstance(event, Switched):
+                switches.append(event)
+            elif isinstance(event, Piece):
+                seen.append(event.token)
+                if len(seen) == 9:
+                    assert victim is not None
+                    assert victim.managed is not None
+                    os.kill(victim.managed.child.pid, signal.SIGKILL)
+    assert victim is not None
+    assert [switch.avoided for switch in switches] == [(victim.address,)]
+    assert seen == whole
+    report = client.report
+    assert report is not None
+    assert report.receipts_ok
+    assert victim.address not in [hop["node"] for hop in report.route]
+    assert link_faults(network, report.receipt_files[-1]) == []
+    # Asked for by name, it is an error that names it; then it comes back.
+    with pytest.raises(ConfigError) as caught:
+        await text_of(client, GenerateOptions(max_tokens=2, route=tuple(routed(network, victim))))
+    assert caught.value.code == "node-unreachable"
+    assert victim.address in caught.value.message
+    await network.stop_member(victim)
+    await network.start_node(victim)
+    await text_of(client, GenerateOptions(max_tokens=2, route=tuple(routed(network, victim))))
+
+
+def routed(network: LocalNetwork, through: Member) -> list[str]:
+    """A route that uses `through`."""
+    assert through.place is not None
+    others = [node for node in network.nodes if node.place is not None and node.place.lo != through.place.lo]
+    return [node.address for node in sorted([through, others[0]], key=lambda n: n.place.lo if n.place else 0)]
+
+
+async def test_closing_gives_the_rest_back(client: Client) -> None:
+    await text_of(client, GREEDY)
+    done = await client.close_sessions()
+    assert done
+    assert {item.outcome for item in done} <= {"closing", "closed"}
+    grace = await client.chain.call("SessionEscrow", "grace")
+    await client.chain.rpc.request("evm_increaseTime", [grace + 1])
+    await client.chain.rpc.request("evm_mine", [])
+    withdrawal = await client.withdraw()
+    held = await client.balances()
+    assert held.in_sessions == held.escrow == 0
+    assert 900 * WEI < held.efed < 1000 * WEI
+    assert withdrawal.amount > 0
