@@ -18,8 +18,8 @@ MAX_INITCODE = 49_152
 
 FUNCTIONS = {
     "EfedToken": "mint burn permit nonces cap totalSupply balanceOf transfer approve allowance grantRole MINTER_ROLE",
-    "StakeVault": "stake stakeWithPermit setSponsor stakeFor unbond cancelUnbond withdraw slash lock unlock jail stakeOf"
-    " totals jailedUntil grantRole SLASHER_ROLE GUARDIAN_ROLE",
+    "StakeVault": "stake stakeWithPermit setSponsor stakeFor unbond cancelUnbond withdraw slash lock unlock jail"
+    " stakeOf totals jailedUntil grantRole SLASHER_ROLE GUARDIAN_ROLE",
     "ModelRegistry": "register deprecate modelOf verifyTensor",
     "NodeRegistry": "register update setEndpoint pause resume retire nodeOf checkRoute setEntryPaused",
     "VerifierCommittee": "takeSeat leaveSeat seatCount seatsOf armSeed fixSeed seedOf armedBlock drawn isDrawn commit"
