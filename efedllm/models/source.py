@@ -57,8 +57,7 @@ class WeightSource:
         raise failure
 
     async def fetch(self, names: Sequence[str], dest: Path, progress: FetchProgress | None = None) -> Manifest:
-        """Bring the files `names`, and manifest.json, into `dest`; returns the manifest (that of the last `manifest`
-        call).
+        """Bring the files `names` of the manifest found last, and manifest.json, into `dest`; returns that manifest.
 
         Files already there with the right hash are kept; a partial download (NAME.part) is continued. Raises ModelError
         "corrupt-weights" when the only answers had wrong bytes, "missing-file" or "source-unreachable" when there
