@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
@@ -56,7 +57,8 @@ class Client:
         settings = settings or Settings.load(**flags)
         deployment = Deployment.load(settings.need_deployment())
         if account is None and not read_only:
-            account = keystore.load(settings.need_keystore(), keystore.read_password(settings.password_file))
+            password = keystore.read_password(settings.password_file)
+            account = await asyncio.to_thread(keystore.load, settings.need_keystore(), password)
         async with AsyncExitStack() as stack:
             directory = settings.home / "client"
             journal = directory / f"transactions-{account.address.lower()}.json" if account is not None else None

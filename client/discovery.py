@@ -16,7 +16,6 @@ from efedllm.chain.types import ModelInfo, NodeInfo
 from efedllm.errors import ConfigError, ProtocolError
 
 PROBE_SECONDS = 3.0  # for one node, all tries; nodes are probed at once, so also for the whole network
-PROBES = 2  # the first request opens the connection, the second measures the round trip
 MAX_INFO_BYTES = 64 * 1024
 MODEL_ACTIVE = 1
 
@@ -69,20 +68,23 @@ async def probe_all(nodes: Sequence[NodeInfo], chain_id: int, seconds: float = P
 
 
 async def probe(http: aiohttp.ClientSession, node: NodeInfo, chain_id: int) -> Candidate:
-    """The node's best round trip to GET /v1/info, or why it gave none."""
+    """Who answers at the node's endpoint, how busy it is, and the round trip to it; or why there is no answer."""
     latency: float | None = None
     info: dict[str, Any] = {}
     problem = ""
+    base = node.endpoint.rstrip("/")
     try:
-        for _ in range(PROBES):
-            started = time.perf_counter()
-            info = await _info(http, node.endpoint)
-            elapsed = (time.perf_counter() - started) * 1000
-            latency = elapsed if latency is None else min(latency, elapsed)
+        info = await _info(http, base)
         problem = identity_problem(info, node, chain_id)
+        # The connection is open now, and this answer needs no work: what is left is the round trip.
+        started = time.perf_counter()
+        health = await http.get(base + "/healthz", allow_redirects=False)
+        latency = (time.perf_counter() - started) * 1000
+        health.release()
+        if health.status != 200:
+            problem = problem or "it is shutting down"
     except (aiohttp.ClientError, OSError, ValueError, TimeoutError, ProtocolError) as error:
-        if latency is None:
-            problem = describe(error)
+        problem = problem or describe(error)
     queue = info.get("queue", 0)
     return Candidate(
         address=node.address,
@@ -101,8 +103,8 @@ async def probe(http: aiohttp.ClientSession, node: NodeInfo, chain_id: int) -> C
     )
 
 
-async def _info(http: aiohttp.ClientSession, endpoint: str) -> dict[str, Any]:
-    info = await get_json(http, endpoint.rstrip("/") + "/v1/info", MAX_INFO_BYTES)
+async def _info(http: aiohttp.ClientSession, base: str) -> dict[str, Any]:
+    info = await get_json(http, base + "/v1/info", MAX_INFO_BYTES)
     if not isinstance(info, dict):
         raise ProtocolError("bad-message", "its answer is no object")
     return info

@@ -14,7 +14,7 @@ from client.job import Job, JobRecord, Patience, RouteFailure, terms_for
 from client.options import GenerateOptions, Sampling, sampling_of
 from client.policy import RetryPolicy, may_retry, needs_fresh_session, nodes_to_avoid
 from client.receipts import receipt_document, save_receipt
-from client.routing import Candidate, Route, choose_known_route, named_route, resolve_names
+from client.routing import Candidate, Route, check_price, choose_known_route, named_route, resolve_names
 from client.session import PaidSession, SessionRequest, Sessions, is_route_error
 from client.text import IncrementalDecoder
 from client.tokenizer import Text
@@ -153,6 +153,9 @@ class Generation:
         candidates = self._candidates if first and self._candidates is not None else None
         if candidates is None:
             candidates = await find_candidates(self._chain, self._model)
+        return check_price(await self._pick(candidates, avoid, first), self._options.max_price)
+
+    async def _pick(self, candidates: list[Candidate], avoid: Collection[str], first: bool) -> Route:
         if first and self._options.route:
             return named_route(candidates, self._model.layers, self._options.route)
         unwanted = {*avoid, *resolve_names(candidates, self._options.avoid)}

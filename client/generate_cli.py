@@ -41,6 +41,7 @@ AvoidNames = Annotated[str | None, typer.Option("--avoid", help="Nodes not to us
 Deposit = Annotated[
     str | None, typer.Option("--deposit", help="EFED to lock in a new session; default: a few such jobs.")
 ]
+MaxPrice = Annotated[str | None, typer.Option("--max-price", help="Most EFED per 1000 tokens, whole route.")]
 NewSession = Annotated[bool, typer.Option("--new-session", help="Do not use an open session again.")]
 ReportFile = Annotated[Path | None, typer.Option("--report", help="Write the JSON report to this file too.")]
 
@@ -61,6 +62,7 @@ def generate(
     stop_at_eos: StopAtEos = True,
     route: RouteNames = None,
     avoid: AvoidNames = None,
+    max_price: MaxPrice = None,
     deposit: Deposit = None,
     new_session: NewSession = False,
     report: ReportFile = None,
@@ -74,7 +76,7 @@ def generate(
 ) -> None:
     from client.api import Client
     from client.options import GenerateOptions
-    from efedllm.chain import parse_amount
+    from efedllm.chain.amounts import GWEI, parse_amount
     from efedllm.chain.deployment import write_json
 
     settings = load_settings(home, rpc, deployment, keystore, password_file, model)
@@ -88,6 +90,7 @@ def generate(
         stop_at_eos=stop_at_eos,
         route=names(route),
         avoid=names(avoid),
+        max_price=None if max_price is None else parse_amount(max_price) // GWEI,
         deposit=None if deposit is None else parse_amount(deposit),
         fresh_session=new_session,
     )

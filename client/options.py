@@ -26,6 +26,9 @@ class GenerateOptions:
     stop_at_eos: bool = True
     route: tuple[str, ...] = ()  # nodes by address, in layer order; empty chooses
     avoid: tuple[str, ...] = ()
+    max_price: int | None = (
+        None  # gwei of EFED per 1000 tokens for the whole route; None takes what the best route costs
+    )
     deposit: int | None = None  # wei for a new session; None chooses
     fresh_session: bool = False
 

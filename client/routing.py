@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from efedllm.chain.amounts import GWEI, format_amount
 from efedllm.errors import ConfigError
 
 STANDING_EXCLUDED = 0
@@ -183,6 +184,18 @@ def named_route(candidates: Sequence[Candidate], layers: int, names: Sequence[st
         if hop.latency_ms is None:
             raise unreachable(hop)
     return Route(tuple(hops))
+
+
+def check_price(route: Route, max_price: int | None) -> Route:
+    """`route`, unless it costs more than `max_price` gwei per 1000 tokens: ConfigError "too-expensive"."""
+    if max_price is not None and route.price > max_price:
+        price, limit = (format_amount(amount * GWEI) for amount in (route.price, max_price))
+        raise ConfigError(
+            "too-expensive",
+            f"The best route costs {price} per 1000 tokens, more than {limit}.",
+            "Raise --max-price, or see `efedllm network` for cheaper nodes.",
+        )
+    return route
 
 
 def find_candidate(candidates: Sequence[Candidate], name: str) -> Candidate:

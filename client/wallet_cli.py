@@ -39,10 +39,10 @@ def new(
     """Make a wallet: an encrypted key file. Never overwrites one."""
     from efedllm.chain import keystore as files
 
-    settings = load_settings(home, None, None, keystore, password_file)
-    # The wallet of a local network is in the settings too, but a new one must not be aimed at its file.
-    path = keystore or settings.home / WALLET_FILE
-    password = files.read_password(password_file or settings.password_file, confirm=True)
+    path = keystore or load_settings(home, None, None).home / WALLET_FILE
+    # With a keystore named, the password file of a local network's own wallet is not taken for this one's.
+    settings = load_settings(home, None, None, path, password_file)
+    password = files.read_password(settings.password_file, confirm=True)
     address = files.create(path, password, light=light)
     if json_:
         print_json({"address": address, "keystore": str(path)})

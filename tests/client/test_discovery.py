@@ -44,8 +44,14 @@ def model(first: int, status: int = 1) -> ModelInfo:
 
 
 @asynccontextmanager
-async def server(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
+async def server(
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]], health: int = 200
+) -> AsyncIterator[str]:
+    async def healthz(_request: web.Request) -> web.StreamResponse:
+        return web.Response(status=health)
+
     app = web.Application()
+    app.router.add_get("/healthz", healthz)
     app.router.add_get("/v1/info", handler)
     runner = web.AppRunner(app, shutdown_timeout=0.5)
     await runner.setup()
@@ -88,6 +94,14 @@ async def test_an_impostor_is_not_usable(info: Any, problem: str) -> None:
         (found,) = await probe_all([node(1, url)], CHAIN_ID)
     assert not found.usable
     assert problem in found.problem
+
+
+async def test_a_node_that_is_shutting_down_is_not_usable() -> None:
+    info = {"node": node(1, "").address, "chain_id": CHAIN_ID}
+    async with server(answering(info), health=503) as url:
+        (found,) = await probe_all([node(1, url)], CHAIN_ID)
+    assert not found.usable
+    assert found.problem == "it is shutting down"
 
 
 async def test_dead_slow_and_broken_nodes_cost_bounded_time_and_say_why() -> None:

@@ -110,6 +110,15 @@ def test_wallet_new_never_overwrites(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_new_wallet_does_not_take_the_local_networks_password(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "password").write_text("known to everyone")
+    (home / "network.json").write_text(json.dumps({"wallet": "w.json", "password_file": str(home / "password")}))
+    done = efedllm("wallet", "new", "--light", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["error"]["code"] == "no-password"
+
+
 def test_a_missing_extra_is_named() -> None:
     assert extra_of("torch") == "serve"
     assert extra_of("solcx") == "contracts"

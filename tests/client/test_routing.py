@@ -13,6 +13,7 @@ from client.routing import (
     Candidate,
     CostWeights,
     cheapest_per_layer,
+    check_price,
     choose_known_route,
     choose_route,
     hop_cost,
@@ -141,6 +142,13 @@ def test_error_names_the_layers_nobody_serves() -> None:
 def test_error_when_ranges_overlap_but_never_meet() -> None:
     with pytest.raises(ConfigError, match="no chain of nodes meets end to end"):
         choose_route([candidate(0, 0, 4), candidate(1, 3, LAYERS)], LAYERS)
+
+
+def test_a_route_above_the_wanted_price_is_refused() -> None:
+    route = choose_route([candidate(0, 0, LAYERS, price=2 * 10**9)], LAYERS)
+    assert check_price(route, None) is check_price(route, 2 * 10**9) is route
+    with pytest.raises(ConfigError, match=r"costs 2 EFED per 1000 tokens, more than 1\.5 EFED"):
+        check_price(route, 15 * 10**8)
 
 
 def test_uncovered_spans() -> None:
