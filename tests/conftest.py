@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 import pytest_asyncio
@@ -22,17 +19,9 @@ from deploy.local import Kind, chain_command, dev_account, free_port
 from deploy.process import tie_to_parent
 from deploy.profile import Profile
 from efedllm.chain import Chain
-from tests.live_network import LiveNetwork
-
-_T = TypeVar("_T")
+from tests.live_network import LiveNetwork, run_in_thread
 
 _START_SECONDS = 60.0
-
-
-def run_in_thread(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run async work from a synchronous fixture, away from the tests' event loops."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()
 
 
 def _answers(url: str) -> bool:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from eth_account.signers.local import LocalAccount
 
 from deploy.devclock import DevClock
 from deploy.local import dev_account
 from efedllm.chain import Chain, Deployment
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -47,3 +50,9 @@ async def eventually(condition: Callable[[], Awaitable[bool]], what: str, second
             return
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
         await asyncio.sleep(0.05)
+
+
+def run_in_thread(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run async work from a synchronous fixture, away from the tests' event loops."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
