@@ -79,7 +79,7 @@ class NodeApp:
         account = await asyncio.to_thread(keystore.load, config.keystore, config.password)
         signer = await asyncio.to_thread(load_signer, config.home, config.password, config.light_keys)
         deployment = Deployment.load(config.deployment)
-        chain = await Chain.connect(config.rpc_url, deployment, account, journal=config.home / "pending.json")
+        chain = await Chain.connect(config.rpc_url, deployment, account, budget=config.rpc_budget, journal=config.home / "pending.json")
         self.chain = await stack.enter_async_context(chain)
         self.address = chain.account_address
         self.endpoint = config.endpoint or _endpoint(bound)

@@ -208,6 +208,7 @@ def make_config(
         stake=None if stake is None else parse_amount(stake),
         credit_tokens=credit_tokens,
         threads=threads,
+        rpc_budget=settings.rpc_budget,
         retire=retire,
         light_keys=Deployment.load(path).chain_id in LOCAL_CHAIN_IDS,
     )

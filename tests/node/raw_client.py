@@ -189,7 +189,7 @@ class RawClient:
         voucher = None if paid_tokens is None else self.voucher(paid_tokens)
         for hop in range(len(self.route)):
             await self.send(hop, self.open_msg(spec, prompt, hop, voucher))
-        opened = set()
+        opened: set[int] = set()
         while len(opened) < len(self.route):
             hop, message = await self.receive()
             if isinstance(message, ErrorMsg):

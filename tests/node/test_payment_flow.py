@@ -1,0 +1,108 @@
+"""Work and payment hand in hand, through real nodes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from efedllm.chain.amounts import cost_of_tokens
+from efedllm.errors import ProtocolError
+from efedllm.wire.messages import PayMsg
+from tests.node.node_kit import LIMITS, Lab, eventually
+from tests.node.raw_client import RawClient
+from tests.node.test_generation import PROMPT, greedy
+
+CREDIT = 4
+
+
+@pytest.fixture
+async def strict(lab: Lab) -> Lab:
+    """Two nodes that work 4 tokens ahead of payment."""
+    limits = replace(LIMITS, payment_timeout=0.7)
+    await lab.start(1, (0, 3), credit_tokens=CREDIT, limits=limits)
+    await lab.start(2, (3, 8), credit_tokens=CREDIT, limits=limits)
+    return lab
+
+
+async def pay(client: RawClient, tokens: int) -> None:
+    for hop in range(len(client.route)):
+        await client.send(hop, client.voucher(tokens))
+
+
+async def test_a_job_pauses_until_it_is_paid_and_loses_no_token(strict: Lab) -> None:
+    async with await strict.client() as client:
+        spec = client.spec(PROMPT, 20)
+        await client.open_job(spec, PROMPT, None)
+        await client.start(spec)
+        highest = 0
+
+        async def settle(message: PayMsg) -> None:
+            nonlocal highest
+            assert message.due == cost_of_tokens(message.tokens, client.session.price)
+            assert message.due > message.paid
+            if message.tokens > highest:
+                highest = message.tokens
+                await pay(client, highest)
+
+        outcome = await client.collect(spec, on_pay=settle)
+    assert outcome.tokens == greedy(strict.model_dir, PROMPT, 20)
+    assert len(outcome.pays) >= 3
+    # The first pause comes once the prompt and the credit are used up.
+    assert outcome.pays[0].tokens == len(PROMPT) + CREDIT
+    assert outcome.pays[0].paid == 0
+
+
+async def test_without_payment_the_job_ends_and_the_session_is_closed_to_new_ones(strict: Lab) -> None:
+    async with await strict.client() as client:
+        spec = client.spec(PROMPT, 20)
+        await client.open_job(spec, PROMPT, None)
+        await client.start(spec)
+        with pytest.raises(ProtocolError) as caught:
+            await client.collect(spec)
+        assert caught.value.code == "payment-required"
+
+        async def over() -> bool:
+            return all(app.desk.running == 0 for app in strict.apps)
+
+        await eventually(over, "both nodes give up")
+    async with await strict.client(client.session) as client:
+        client.next_seq = 1
+        spec = client.spec(PROMPT, 3)
+        with pytest.raises(ProtocolError) as caught:
+            await client.open_job(spec, PROMPT, None)
+        assert caught.value.code == "payment-required"
+        assert "voucher of at least" in caught.value.hint
+    # The debt paid, the session works again.
+    async with await strict.client(client.session) as client:
+        client.next_seq = 2
+        _, outcome = await client.generate(PROMPT, 3, 40)
+        assert len(outcome.tokens) == 3
+
+
+async def test_earlier_jobs_of_the_session_count(strict: Lab) -> None:
+    async with await strict.client() as client:
+        for _ in range(3):
+            spec = client.spec(PROMPT, 3)
+            await client.open_job(spec, PROMPT, 8 * client.next_seq)
+            await client.start(spec)
+            outcome = await client.collect(spec)
+            assert outcome.pays == []
+    entry = strict.apps[0].desk.shop.book.get(client.session.session_id)
+    assert entry is not None
+    assert entry.record.billed == 3 * (len(PROMPT) + 3)
+    assert entry.record.cumulative == cost_of_tokens(24, client.session.price)
+
+
+async def test_vouchers_survive_the_process(strict: Lab) -> None:
+    async with await strict.client() as client:
+        await client.generate(PROMPT, 3, 11)
+    app = strict.apps[0]
+    config = app.config
+    await strict.stop(app)
+    again = await strict.launch(replace(config, listen_port=int(app.endpoint.rsplit(":", 1)[1])))
+    entry = again.desk.shop.book.get(client.session.session_id)
+    assert entry is not None
+    assert entry.record.cumulative == cost_of_tokens(11, client.session.price)
+    assert entry.record.voucher is not None
+    assert entry.record.billed == len(PROMPT) + 3
