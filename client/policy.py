@@ -146,13 +146,14 @@ def may_retry(policy: RetryPolicy, failures: int) -> bool:
 _SESSION_ERRORS = frozenset(
     {
         "deposit-exhausted",
+        "job-exists",
         "payment-required",
         "price-too-low",
-        "session-closed",
         "session-expired",
         "session-not-open",
         "voucher-exceeds-deposit",
         "voucher-not-monotone",
+        "wrong-session",
     }
 )
 
