@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE
 from rich.table import Table
 
 from deploy.cli_common import console, print_json, run
@@ -84,7 +83,7 @@ def show(result: DemoResult) -> None:
     """Tables of who earned and lost what, the transactions, and the checks."""
     console.print(_nodes(result))
     console.print(_transactions(result))
-    checks = Table(title="Read back from the chain", show_header=False, box=SIMPLE)
+    checks = Table(title="Read back from the chain", show_header=False, box=None, padding=(0, 1))
     for check in result.checks:
         checks.add_row("[green]yes[/green]" if check.ok else "[red]NO[/red]", check.name, check.detail)
     console.print(checks)
@@ -102,7 +101,7 @@ def _short(text: str) -> str:
 
 
 def _nodes(result: DemoResult) -> Table:
-    table = Table(title="Nodes and verifiers, amounts in EFED", box=SIMPLE)
+    table = Table(title="Nodes and verifiers, amounts in EFED", box=None, padding=(0, 1))
     for column in ("name", "address", "layers", "trust"):
         table.add_column(column, no_wrap=True)
     for column in ("stake", "fees", "rewards", "slashed"):
@@ -126,7 +125,7 @@ def _nodes(result: DemoResult) -> Table:
 
 def _transactions(result: DemoResult) -> Table:
     """One row for each kind of transaction; all of them are in the --json output."""
-    table = Table(title=f"{len(result.done)} transactions", box=SIMPLE)
+    table = Table(title=f"{len(result.done)} transactions", box=None, padding=(0, 1))
     table.add_column("operation", no_wrap=True)
     for column in ("how many", "mean gas"):
         table.add_column(column, justify="right")

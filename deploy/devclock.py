@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from efedllm.chain.connection import LOCAL_CHAIN_IDS, Rpc
 from efedllm.chain.types import ChainTime, chain_time
@@ -62,12 +63,24 @@ class DevClock:
         return await self.skip_to(epoch, (phase + into) / 3)
 
 
-async def tick(rpc: Rpc, period: float = 1.0) -> None:
-    """Mine a block every `period` seconds until cancelled: instamine alone lets no time pass on chain."""
+async def tick(rpc: Rpc, period: float = 1.0, idle_period: float = 5.0, idle_after: float = 300.0) -> None:
+    """Mine a block every `period` seconds until cancelled: instamine alone lets no time pass on chain.
+
+    When nobody has sent a transaction for `idle_after` seconds the blocks come every `idle_period`: each costs time in
+    every later search for events.
+    """
+    last = 0
+    active = time.monotonic()
     while True:
-        await asyncio.sleep(period)
+        idle = time.monotonic() - active > idle_after
+        await asyncio.sleep(idle_period if idle else period)
         try:
             await rpc.request("evm_mine")
+            height = await rpc.integer("eth_blockNumber")
         except ChainError as error:
             if error.code != "rpc-down":
                 raise
+            continue
+        if height != last + 1:
+            active = time.monotonic()
+        last = height

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE
 from rich.table import Table
 
 from deploy.bundled import ModelChoice
@@ -68,10 +67,10 @@ async def _up(options: NetworkOptions, as_json: bool) -> None:
 
 def show_network(network: LocalNetwork) -> None:
     """Tables of what runs where, and what to type next."""
-    table = Table(title=f"eFedLLM network: chain {network.chain.chain_id}, {network.rpc_url}", box=SIMPLE)
+    table = Table(title=f"eFedLLM network: chain {network.chain.chain_id}, {network.rpc_url}", box=None, padding=(0, 1))
     # A terminal of 80 columns has no room for where nodes listen; network.json has it.
     wide = console.width >= 110
-    for column in ("name", "address", "layers", "EFED/1k tok", *(("endpoint",) if wide else ())):
+    for column in ("name", "address", "layers", "EFED/1k", *(("endpoint",) if wide else ())):
         table.add_column(column, no_wrap=True)
     for member in network.nodes:
         if member.place is not None:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.devclock import DevClock
+from deploy.devclock import DevClock, tick
 from deploy.local import Kind, LocalChain, free_port, node_modules
 from deploy.process import ProcessError, spawn
 from deploy.supervisor import ProcessSpec, Supervisor
+from efedllm.chain.connection import Rpc
 from efedllm.errors import ChainError, ConfigError
 from tests.live_network import eventually
 
@@ -54,6 +55,21 @@ async def test_time_flows_and_a_kept_chain_resumes_without_going_back(kind: Kind
         assert (await again.now()).timestamp >= jumped.timestamp
         await again.mine()
         assert (await again.now()).timestamp >= jumped.timestamp
+
+
+async def test_an_idle_chain_mines_less(anvil: str) -> None:
+    rpc = Rpc(anvil)
+    ticking = asyncio.create_task(tick(rpc, period=0.05, idle_period=30.0, idle_after=0.3))
+    try:
+        # After the last quick block it sleeps for the idle period.
+        await asyncio.sleep(1.0)
+        height = await rpc.integer("eth_blockNumber")
+        await asyncio.sleep(0.3)
+        assert await rpc.integer("eth_blockNumber") == height
+    finally:
+        ticking.cancel()
+        await asyncio.gather(ticking, return_exceptions=True)
+        await rpc.close()
 
 
 async def test_clock_of_a_foreign_chain_is_left_alone(tmp_path: Path) -> None:
