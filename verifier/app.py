@@ -30,9 +30,11 @@ from verifier.metrics import Health, Metrics, serve
 from verifier.observe import Observer
 from verifier.plan import Audit, AuditNode, plan, plan_claims
 from verifier.store import Store
-from verifier.weights import EngineHouse
+from verifier.weights import EngineHouse, warm_up
 
 _HEALTHY_FOR = 60.0
+# Share of an epoch after which its batches are posted and the weights for their audit are fetched.
+_PREPARE_AT = 0.9
 
 
 class Verifier:
@@ -58,6 +60,8 @@ class Verifier:
         self._observer = Observer(chain, chain.account_address)
         self._duties = Duties(chain, store, metrics, log)
         self._audits: dict[tuple[int, str], asyncio.Task[None]] = {}
+        self._preparing: asyncio.Task[None] | None = None
+        self._prepared_epoch = 0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Tick until `stop` is set. A chain that does not answer is waited for; audits end when we do."""
@@ -93,13 +97,16 @@ class Verifier:
                     self._start_audit(epoch, action.node, state.seed)
                 else:
                     await self._duties.do(action)
+        if time.fraction >= _PREPARE_AT and self._prepared_epoch < time.epoch:
+            self._prepared_epoch = time.epoch
+            self._preparing = asyncio.create_task(self._prepare(time.epoch))
         for action in plan_claims(await self._observer.unclaimed(time), time):
             await self._duties.do(action)
         return time
 
     async def cancel_audits(self) -> None:
         """Stop every running audit; none of them has left anything but its report."""
-        tasks = list(self._audits.values())
+        tasks = [*self._audits.values(), *([self._preparing] if self._preparing else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -108,6 +115,14 @@ class Verifier:
     async def wait_audits(self) -> None:
         """Wait until the running audits have ended."""
         await asyncio.gather(*self._audits.values(), return_exceptions=True)
+
+    async def _prepare(self, epoch: int) -> None:
+        """Load what the audits of this epoch's work may need. Only a head start: failures show again in the audit."""
+        try:
+            for batch in {batch.node: batch for batch in await self._chain.batches(epoch)}.values():
+                await self._auditor.prepare(batch)
+        except (AbstainError, ChainError) as error:
+            self._log.info("weights not ready yet", reason=str(error))
 
     def _start_audit(self, epoch: int, node: str, seed: bytes) -> None:
         running = self._audits.get((epoch, node))
@@ -186,14 +201,17 @@ async def open_verifier(
         chain = await stack.enter_async_context(
             await Chain.connect(config.rpc_url, deployment, account, budget=config.rpc_budget, journal=journal)
         )
+        house = EngineHouse(config.home, config.models, config.cache_bytes)
+        stack.callback(house.close)
+        warm = asyncio.ensure_future(house.run(warm_up))
+        stack.callback(warm.cancel)
         await take_seat(chain, config.stake, log)
         store = await Store.open(store_path(config.home, deployment, chain.account_address))
         stack.push_async_callback(store.close)
         # A node may take a twelfth of an epoch for one answer; an audit has a quarter of it in all.
         limits = FetchLimits(total=max(5.0, deployment.epoch_length / 12), memory=deployment.epoch_length / 3)
         reader = await stack.enter_async_context(NodeReader(limits))
-        house = EngineHouse(config.home, config.models, config.cache_bytes)
-        stack.callback(house.close)
+        await warm
         auditor = Auditor(chain, reader, house, config.home / "reports", chain.account_address, config.fee_ref_tokens)
         yield Verifier(chain, store, auditor, metrics, health, config, log), chain
 

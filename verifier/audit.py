@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -80,6 +80,18 @@ class NodeAudit:
     report: Path
 
 
+@dataclass(frozen=True)
+class _Scope:
+    """What the leaves of one batch share. `parties` and `paid` fill up as sessions are met."""
+
+    batch: BatchInfo
+    registration: Registration
+    executor: Executor
+    endpoints: Mapping[str, str]
+    parties: dict[str, Party]
+    paid: dict[bytes, bool]
+
+
 class Auditor:
     """Audits nodes on one chain. Raises AbstainError where we are at fault, ChainError when the chain is unreadable."""
 
@@ -101,11 +113,11 @@ class Auditor:
 
     async def audit(self, task: AuditTask) -> NodeAudit:
         """Audit every sampled leaf of the node's batches and write the report."""
-        endpoint = (await endpoints(self._chain)).get(task.node, "")
+        known = await endpoints(self._chain)
         reports: list[LeafReport] = []
         seen: set[tuple[bytes, int]] = set()
         for batch in task.batches:
-            leaves = await self._leaves(endpoint, batch)
+            leaves = await self._leaves(known.get(task.node, ""), batch)
             if leaves is None:
                 units = withheld_units(batch.count, task.rate_ppm)
                 detail = "no answer with the committed root"
@@ -118,8 +130,13 @@ class Auditor:
                 if is_sampled(task.seed, leaf.hash, task.rate_ppm):
                     sampled.append((index, leaf, fault if key in seen else None))
                 seen.add(key)
-            reports += await self._audit_batch(batch, sampled)
+            reports += await self._audit_batch(batch, sampled, known)
         return await self._conclude(task, reports)
+
+    async def prepare(self, batch: BatchInfo) -> None:
+        """Have the weights for a batch ready before its audit is due. Raises like `audit`."""
+        registration, model = await self._registration(batch)
+        await self._executor(model, registration.lo, registration.hi, await endpoints(self._chain))
 
     async def _conclude(self, task: AuditTask, reports: Sequence[LeafReport]) -> NodeAudit:
         verdict = tally(
@@ -164,12 +181,13 @@ class Auditor:
         return found
 
     async def _audit_batch(
-        self, batch: BatchInfo, sampled: Sequence[tuple[int, Leaf, Fault | None]]
+        self, batch: BatchInfo, sampled: Sequence[tuple[int, Leaf, Fault | None]], known: Mapping[str, str]
     ) -> list[LeafReport]:
         if not sampled:
             return []
         registration, model = await self._registration(batch)
-        executor = await self._executor(model, registration.lo, registration.hi)
+        executor = await self._executor(model, registration.lo, registration.hi, known)
+        scope = _Scope(batch, registration, executor, known, {}, {})
         gate = asyncio.Semaphore(_IN_WORK)
         withheld = 0
 
@@ -183,7 +201,7 @@ class Auditor:
                     leaf, batch.epoch, registration, self._chain.efl_domain, self._chain.escrow_domain
                 )
                 if fault is None:
-                    result, fetched = await self._recompute(leaf, batch, registration, executor)
+                    result, fetched = await self._recompute(leaf, scope)
                 else:
                     result, fetched = HopResult(None, fault), 0
                 withheld += result.fault is not None and result.fault.code == "withheld"
@@ -215,13 +233,11 @@ class Auditor:
             seconds=round(seconds, 6),
         )
 
-    async def _executor(self, model: ModelInfo, lo: int, hi: int) -> Executor:
-        mirrors: list[str] = []
-        if (model.weights_root, lo, hi) not in self._house.held:
-            bases = [base_url(node.endpoint) for node in await self._chain.nodes(model.model_id)]
-            mirrors = [f"{base}/v1/model" for base in bases if base is not None]
-            if model.uri.startswith(("http://", "https://")):
-                mirrors.append(model.uri)
+    async def _executor(self, model: ModelInfo, lo: int, hi: int, known: Mapping[str, str]) -> Executor:
+        # Nodes of other models fall out by their manifest.
+        mirrors = [f"{base}/v1/model" for base in map(base_url, known.values()) if base is not None]
+        if model.uri.startswith(("http://", "https://")):
+            mirrors.append(model.uri)
         try:
             return await self._house.executor(model, lo, hi, mirrors)
         except (ModelError, BackendError) as error:
@@ -256,28 +272,29 @@ class Auditor:
         views: list[Any] = [await call_at(self._chain, "NodeRegistry", "nodeOf", node, block=block) for block in blocks]
         return frozenset(view.signer for view in views)
 
-    async def _recompute(
-        self, leaf: Leaf, batch: BatchInfo, registration: Registration, executor: Executor
-    ) -> tuple[HopResult, int]:
+    async def _recompute(self, leaf: Leaf, scope: _Scope) -> tuple[HopResult, int]:
         """Fetch both boundaries by root, run the hop, check its links; second value is the bytes fetched."""
         assert leaf.terms is not None
         commit, spec, nodes = leaf.commit, leaf.terms.spec, leaf.terms.key.nodes
-        if (await self._chain.session(spec.session_id)).status == 0:
+        if spec.session_id not in scope.paid:
+            scope.paid[spec.session_id] = (await self._chain.session(spec.session_id)).status != 0
+        if not scope.paid[spec.session_id]:
             return HopResult(None, Fault("unknown-session", "no escrow session pays for this job")), 0
         wire = as_dtype(commit.wire_dtype)
         first, last = commit.hop == 0, commit.hop == len(nodes) - 1
-        own = await self._party(nodes[commit.hop], batch)
+        own = await self._party(nodes[commit.hop], scope)
         # Boundary 0 is the prompt and what the last hop sent back.
-        before = None if len(nodes) == 1 else await self._party(nodes[commit.hop - 1], batch)
-        after = None if last else await self._party(nodes[commit.hop + 1], batch)
-        dtype, dim = (WireDtype.I32, 1) if first else (wire, registration.hidden)
+        before = None if len(nodes) == 1 else await self._party(nodes[commit.hop - 1], scope)
+        after = None if last else await self._party(nodes[commit.hop + 1], scope)
+        hidden = scope.registration.hidden
+        dtype, dim = (WireDtype.I32, 1) if first else (wire, hidden)
         try:
             inputs = await self._boundary(commit, commit.hop, dtype, dim, [own, before])
-            outputs = await self._boundary(commit, commit.hop + 1, wire, registration.hidden, [own, after])
+            outputs = await self._boundary(commit, commit.hop + 1, wire, hidden, [own, after])
         except UnavailableError as error:
             return HopResult(None, Fault("withheld", str(error))), 0
         try:
-            result = await self._house.run(partial(rerun, executor, leaf, spec, inputs, outputs))
+            result = await self._house.run(partial(rerun, scope.executor, leaf, spec, inputs, outputs))
         except BackendError as error:
             raise AbstainError(str(error)) from error
         fault = result.fault
@@ -292,9 +309,12 @@ class Auditor:
             fault = await check_outputs(self._reader, self._chain.efl_domain, commit, own, after)
         return HopResult(result.statistic, fault), len(inputs) + len(outputs)
 
-    async def _party(self, node: str, batch: BatchInfo) -> Party:
+    async def _party(self, node: str, scope: _Scope) -> Party:
         """A node of the session's route by its registration; addresses inside the leaf are not trusted."""
-        return Party((await endpoints(self._chain)).get(node, ""), await self._signers(node, batch))
+        if node not in scope.parties:
+            signers = await self._signers(node, scope.batch)
+            scope.parties[node] = Party(scope.endpoints.get(node, ""), signers)
+        return scope.parties[node]
 
     async def _boundary(
         self, commit: HopCommit, boundary: int, dtype: WireDtype, dim: int, holders: Sequence[Party | None]

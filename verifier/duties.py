@@ -116,20 +116,9 @@ async def take_seat(chain: Chain, wanted: int | None, log: Any) -> None:
             f"A seat needs {format_amount(needed)}, --stake says {format_amount(wanted)}.",
             f"Pass --stake {format_amount(needed).removesuffix(' EFED')} or more.",
         )
-    active = int((await chain.call("StakeVault", "stakeOf", me)).active)
-    missing = max(needed, wanted or 0) - active
-    if missing > 0:
-        balance = await chain.token_balance(me)
-        if balance < missing:
-            raise ConfigError(
-                "insufficient-balance",
-                f"{me} has {format_amount(balance)}, but {format_amount(missing)} more must be staked.",
-                f"Send EFED to {me}.",
-            )
-        await chain.ensure_allowance("StakeVault", missing)
-        result = await chain.send("StakeVault", "stake", missing)
-        log.info("staked", amount=format_amount(missing), tx=result.hash)
-    if any(seat.address == me for seat in await chain.verifiers()):
+    seated = any(seat.address == me for seat in await chain.verifiers())
+    await _stake_up_to(chain, max(needed, wanted or 0), log, required=not seated)
+    if seated:
         return
     try:
         result = await chain.send("VerifierCommittee", "takeSeat")
@@ -138,6 +127,28 @@ async def take_seat(chain: Chain, wanted: int | None, log: Any) -> None:
             raise
         return
     log.info("seat taken", from_epoch=result.event("SeatTaken").args["activeFrom"], tx=result.hash)
+
+
+async def _stake_up_to(chain: Chain, target: int, log: Any, *, required: bool) -> None:
+    """A seated verifier that was slashed a little keeps its seat: it need not be able to pay to start again."""
+    me = chain.account_address
+    missing = target - int((await chain.call("StakeVault", "stakeOf", me)).active)
+    if missing <= 0:
+        return
+    balance = await chain.token_balance(me)
+    if balance < missing:
+        error = ConfigError(
+            "insufficient-balance",
+            f"{me} has {format_amount(balance)}, but {format_amount(missing)} more must be staked.",
+            f"Send EFED to {me}.",
+        )
+        if required:
+            raise error
+        log.warning("stake below target", reason=str(error))
+        return
+    await chain.ensure_allowance("StakeVault", missing)
+    result = await chain.send("StakeVault", "stake", missing)
+    log.info("staked", amount=format_amount(missing), tx=result.hash)
 
 
 def _fields(action: Action) -> dict[str, Any]:

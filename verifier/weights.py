@@ -37,6 +37,11 @@ def load_shard(directory: Path, lo: int, hi: int) -> Executor:
     return ShardEngine.load(directory, lo, hi, threads=1)
 
 
+def warm_up() -> None:
+    """Import what the first load needs: that takes seconds, which the commit phase may not have."""
+    import efedllm.engine.shard  # noqa: F401
+
+
 class EngineHouse:
     """Keeps executors by (weights root, layer range), least recently used first to go when `max_bytes` is exceeded.
 
@@ -49,6 +54,7 @@ class EngineHouse:
         self._max_bytes = max_bytes
         self._loader = loader
         self._engines: OrderedDict[tuple[bytes, int, int], Executor] = OrderedDict()
+        self._locks: dict[tuple[bytes, int, int], asyncio.Lock] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
 
     def close(self) -> None:
@@ -71,13 +77,15 @@ class EngineHouse:
         Raises ModelError when the weights cannot be had and BackendError when the self-test fails.
         """
         key = (model.weights_root, lo, hi)
-        engine = self._engines.get(key)
-        if engine is None:
-            directory = await self._published(model.weights_root, lo, hi, mirrors)
-            engine = await self.run(self._loader, directory, lo, hi)
-            self._engines[key] = engine
-            self._evict(key)
-        self._engines.move_to_end(key)
+        # Two audits that need the same weights must not fetch and load them twice.
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            engine = self._engines.get(key)
+            if engine is None:
+                directory = await self._published(model.weights_root, lo, hi, mirrors)
+                engine = await self.run(self._loader, directory, lo, hi)
+                self._engines[key] = engine
+                self._evict(key)
+            self._engines.move_to_end(key)
         golden = self._home / "golden" / f"{model.weights_root.hex()}-{lo}-{hi}.npy"
         await self.run(self_test, engine, golden)
         return engine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,22 @@ async def test_an_engine_is_loaded_once_and_tested_every_time(
     np.save(golden[0], values * np.float32(1.001))
     with pytest.raises(BackendError, match="drifted"):
         await house.executor(model_of(published), 3, 6)
+
+
+async def test_two_audits_at_once_load_the_weights_once(published: Path, tmp_path: Path) -> None:
+    loads: list[int] = []
+
+    def counting(directory: Path, lo: int, hi: int) -> Executor:
+        loads.append(lo)
+        return load(directory, lo, hi)
+
+    house = EngineHouse(tmp_path / "home", [str(published)], 1 << 30, counting)
+    try:
+        first, second = await asyncio.gather(*(house.executor(model_of(published), 3, 6) for _ in range(2)))
+    finally:
+        house.close()
+    assert first is second
+    assert loads == [3]
 
 
 async def test_the_least_recently_used_engine_goes_first(published: Path, tmp_path: Path) -> None:

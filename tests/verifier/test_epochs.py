@@ -1,0 +1,370 @@
+"""Whole epochs on real contracts: honest work earns trust, cheats are slashed, crashes neither lose nor double."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from efedllm.chain.amounts import WEI
+from efedllm.commitments.canonical import WireDtype
+from efedllm.commitments.hashing import keccak
+from efedllm.commitments.messages import Voucher
+from efedllm.errors import ConfigError
+from efedllm.sampling import SamplingSpec
+from tests.verifier.audit_lab import PROMPT, RANGES, Trace, as_int8, decode_route, load, tamper
+from tests.verifier.audit_network import (
+    NODES,
+    VERIFIERS,
+    Network,
+    committed,
+    drive,
+    enter_verifier,
+    judge_epoch,
+    own_contracts,
+    revealed,
+    rolled_back,
+    staked_network,
+    verifiers,
+)
+from tests.verifier.served_node import Lies
+from verifier.app import Verifier
+from verifier.sampling import Verdict, unpack_verdict
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+NEW = 8
+WARM = SamplingSpec(900, 50, 950_000, bytes(range(32)))
+
+
+@pytest.fixture(scope="module")
+def honest(published: Path) -> Trace:
+    return decode_route([load(published, *layers) for layers in RANGES], PROMPT, NEW, WireDtype.F32, WARM)
+
+
+@pytest.fixture(scope="module")
+def cheated(published: Path) -> Trace:
+    """The middle node computes with int8 weights."""
+    engines = [load(published, *layers) for layers in RANGES]
+    engines[1] = tamper(engines[1], as_int8)
+    return decode_route(engines, PROMPT, NEW, WireDtype.F32, WARM)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def staked(ganache: str, tmp_path_factory: pytest.TempPathFactory, published: Path) -> AsyncIterator[Network]:
+    home = tmp_path_factory.mktemp("network")
+    async with own_contracts(ganache, home) as live, staked_network(live, home, published) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def network(staked: Network, tmp_path: Path) -> AsyncIterator[Network]:
+    async with rolled_back(staked, tmp_path) as made:
+        yield made
+
+
+async def work(
+    network: Network, trace: Trace, lies: dict[int, Lies] | None = None, roots: dict[int, bytes] | None = None
+) -> int:
+    """Let an epoch of one job pass, with the verifiers' seats active; returns the epoch."""
+    epoch = (await network.now()).epoch + 1
+    await network.clock.skip_to(epoch, 0.1)
+    await network.serve([network.job(trace, epoch, WARM, PROMPT, NEW)], lies)
+    await network.post(roots or {})
+    return epoch
+
+
+async def verdicts(network: Network, epoch: int) -> dict[str, set[Verdict]]:
+    """What the verifiers said about each node."""
+    found: dict[str, set[Verdict]] = {}
+    for event in await network.admin.history("VerifierCommittee", "Revealed"):
+        if event.args["epoch"] == epoch:
+            for node, verdict in zip(event.args["nodes"], event.args["verdicts"], strict=True):
+                found.setdefault(node, set()).add(unpack_verdict(verdict))
+    return found
+
+
+async def standing(network: Network, hop: int) -> tuple[int, int]:
+    """(standing, trust in ppm) of a node."""
+    node = network.node(hop)
+    return (
+        await network.admin.call("VerifierCommittee", "standingOf", node),
+        await network.admin.call("VerifierCommittee", "trustOf", node),
+    )
+
+
+async def test_honest_nodes_earn_trust_and_verifiers_are_paid_once(network: Network, honest: Trace) -> None:
+    async with verifiers(network) as running:
+        epoch = await work(network, honest)
+        voucher = Voucher(network.key.session_id(*network.admin.escrow_domain), 10 * WEI, 48, bytes(32))
+        signature = network.client.sign(voucher.digest(*network.admin.escrow_domain))
+        await network.chains[NODES[0]].send("SessionEscrow", "settle", network.key, voucher, signature)
+        await judge_epoch(network, running, epoch)
+        assert await verdicts(network, epoch) == {network.node(hop): {Verdict(10, 0, False)} for hop in range(3)}
+        for hop in range(3):
+            assert (await standing(network, hop))[1] > 300_000
+        for index in VERIFIERS:
+            assert await network.admin.call("VerifierCommittee", "pointsOf", epoch, network.chain_address(index)) == 30
+        await network.clock.skip_to(epoch + 2, 0.1)
+        for _ in range(2):
+            for verifier in running:
+                await verifier.tick()
+        claims = await network.admin.history("RewardPool", "RewardClaimed")
+        paid = {event.args["account"]: event.args["amount"] for event in claims}
+        assert set(paid) == {network.chain_address(index) for index in VERIFIERS}
+        assert len(claims) == 3
+        assert len(set(paid.values())) == 1
+        assert min(paid.values()) > 0
+
+
+async def test_a_cheap_node_is_slashed_and_only_that_one(network: Network, cheated: Trace) -> None:
+    async with verifiers(network) as running:
+        epoch = await work(network, cheated)
+        stakes = [(await network.admin.node(network.node(hop))).stake_active for hop in range(3)]
+        await judge_epoch(network, running, epoch)
+        said = await verdicts(network, epoch)
+        assert said[network.node(1)] == {Verdict(0, 10, True)}
+        assert said[network.node(0)] == said[network.node(2)] == {Verdict(10, 0, False)}
+        after = [(await network.admin.node(network.node(hop))).stake_active for hop in range(3)]
+        assert after == [stakes[0], stakes[1] * 8 // 10, stakes[2]]
+        assert await standing(network, 1) == (0, 0)
+        reports = {index: network.home / f"verifier{index}" / "reports" / str(epoch) for index in VERIFIERS}
+        found = json.loads((reports[VERIFIERS[0]] / f"{network.node(1)}.json").read_text())
+        assert found["leaves"][0]["code"] == "wrong-output"
+        assert found["leaves"][0]["statistic"] > 30
+        # The evidence on chain is the hash of each verifier's report on disk.
+        for event in await network.admin.history("VerifierCommittee", "Revealed"):
+            index = next(i for i in VERIFIERS if network.chain_address(i) == event.args["verifier"])
+            for node, evidence in zip(event.args["nodes"], event.args["evidence"], strict=True):
+                assert keccak((reports[index] / f"{node}.json").read_bytes()) == evidence
+
+
+@pytest.mark.parametrize(
+    ("liars", "failed"), [((1,), ()), ((0, 1, 2), (0, 1, 2))], ids=["the neighbours have it", "nobody has it"]
+)
+async def test_withheld_bytes_come_from_the_neighbours_or_fail_without_slashing(
+    network: Network, honest: Trace, liars: tuple[int, ...], failed: tuple[int, ...]
+) -> None:
+    async with verifiers(network) as running:
+        epoch = await work(network, honest, {hop: Lies(boundaries=True) for hop in liars})
+        await judge_epoch(network, running, epoch)
+        said = await verdicts(network, epoch)
+        for hop in range(3):
+            expected = Verdict(0, 10, False) if hop in failed else Verdict(10, 0, False)
+            assert said[network.node(hop)] == {expected}
+
+
+async def test_a_batch_that_does_not_match_its_root_fails(network: Network, honest: Trace) -> None:
+    def other_salt(leaf: dict[str, object]) -> None:
+        leaf["salt"] = "0x" + "00" * 32
+
+    lies = {0: Lies(batches=True), 1: Lies(), 2: Lies(edit_leaf=other_salt)}
+    async with verifiers(network) as running:
+        epoch = await work(network, honest, lies, {1: keccak(b"other")})
+        await judge_epoch(network, running, epoch)
+        assert await verdicts(network, epoch) == {network.node(hop): {Verdict(0, 10, False)} for hop in range(3)}
+
+
+async def test_a_job_nobody_pays_for_fails(network: Network, honest: Trace) -> None:
+    async with verifiers(network) as running:
+        epoch = (await network.now()).epoch + 1
+        await network.clock.skip_to(epoch, 0.1)
+        unpaid = replace(network, key=replace(network.key, nonce=1))
+        await network.serve([unpaid.job(honest, epoch, WARM, PROMPT, NEW)])
+        await network.post({})
+        await judge_epoch(network, running, epoch)
+        assert await verdicts(network, epoch) == {network.node(hop): {Verdict(0, 10, False)} for hop in range(3)}
+
+
+async def test_without_weights_a_verifier_abstains(network: Network, honest: Trace) -> None:
+    async with AsyncExitStack() as stack:
+        running = []
+        for index in VERIFIERS:
+            running.append(await enter_verifier(stack, network.config(index, models=index != VERIFIERS[0])))
+        epoch = await work(network, honest)
+        await network.clock.skip_to_phase(epoch + 1, 0, 0.02)
+        await drive(network, running, lambda: committed(network, epoch, VERIFIERS[1:]))
+        await network.clock.skip_to_phase(epoch + 1, 0, 0.9)
+        await running[0].tick()
+        assert not await committed(network, epoch, VERIFIERS[:1])
+        done, abstained = await running[0]._store.verdicts(epoch)
+        assert done == []
+        assert set(abstained) == {network.node(hop) for hop in range(3)}
+
+
+class CrashError(BaseException):
+    """Stands for a kill: nothing of ours may catch it."""
+
+
+def crash_at(verifier: Verifier, fn: str, *, before: bool) -> None:
+    """Die just before the transaction `fn` is sent, or just after it was mined."""
+    chain = verifier._chain
+    send = chain.send
+
+    async def dying(contract: str, name: str, *args: object, value: int = 0) -> object:
+        if name == fn and before:
+            raise CrashError
+        result = await send(contract, name, *args, value=value)
+        if name == fn:
+            raise CrashError
+        return result
+
+    chain.send = dying  # type: ignore[method-assign, assignment]
+
+
+@pytest.mark.parametrize("fn", ["commit", "reveal"])
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+async def test_a_crash_around_a_transaction_neither_doubles_nor_loses_it(
+    network: Network, honest: Trace, fn: str, before: bool
+) -> None:
+    index = VERIFIERS[0]
+    async with verifiers(network, VERIFIERS[1:]) as others, AsyncExitStack() as stack:
+        first = await enter_verifier(stack, network.config(index))
+        epoch = await work(network, honest)
+        crash_at(first, fn, before=before)
+        await network.clock.skip_to_phase(epoch + 1, 0, 0.02)
+        if fn == "reveal":
+            await drive(network, [first, *others], lambda: committed(network, epoch))
+            await network.clock.skip_to_phase(epoch + 1, 1)
+        with pytest.raises(CrashError):
+            await drive(network, [first, *others], lambda: revealed(network, epoch))
+        kept = await first._store.attestation(epoch)
+        assert kept is not None
+        await stack.aclose()
+
+        second = await enter_verifier(stack, network.config(index))
+        await drive(network, [second, *others], lambda: committed(network, epoch))
+        await network.clock.skip_to_phase(epoch + 1, 1)
+        await drive(network, [second, *others], lambda: revealed(network, epoch))
+        assert await second._store.attestation(epoch) == kept
+        assert await verdicts(network, epoch) == {network.node(hop): {Verdict(10, 0, False)} for hop in range(3)}
+        me = network.chain_address(index)
+        for name in ("Committed", "Revealed"):
+            events = await network.admin.history("VerifierCommittee", name)
+            assert len([event for event in events if event.args["verifier"] == me]) == 1
+
+
+async def test_a_restart_inside_the_audits_repeats_only_what_is_missing(network: Network, honest: Trace) -> None:
+    index = VERIFIERS[0]
+    async with verifiers(network, VERIFIERS[1:]) as others, AsyncExitStack() as stack:
+        first = await enter_verifier(stack, network.config(index))
+        epoch = await work(network, honest)
+        await network.clock.skip_to_phase(epoch + 1, 0, 0.02)
+
+        async def seeded() -> bool:
+            return await network.admin.seed(epoch) is not None
+
+        await drive(network, [first, *others], seeded)
+        await first.tick()
+        # Audits are running: end here.
+        await stack.aclose()
+        second = await enter_verifier(stack, network.config(index))
+        await drive(network, [second, *others], lambda: committed(network, epoch))
+        done, _ = await second._store.verdicts(epoch)
+        assert {verdict.node for verdict in done} == {network.node(hop) for hop in range(3)}
+
+
+async def test_starting_again_stakes_and_seats_only_once(network: Network) -> None:
+    index = 8
+    me = network.chain_address(index)
+    await network.admin.send("EfedToken", "transfer", me, 150 * WEI)
+    for stake in (None, None, 120 * WEI):
+        async with AsyncExitStack() as stack:
+            await enter_verifier(stack, network.config(index, stake=stake))
+    assert await network.admin.token_balance(me) == 30 * WEI
+    taken = await network.admin.history("VerifierCommittee", "SeatTaken")
+    assert [event.args["verifier"] for event in taken].count(me) == 1
+    # A seated verifier that cannot pay for more keeps running with what it has.
+    async with AsyncExitStack() as stack:
+        await enter_verifier(stack, network.config(index, stake=500 * WEI))
+
+
+@pytest.mark.parametrize(
+    ("efed", "stake", "code"), [(0, None, "insufficient-balance"), (200, 50 * WEI, "stake-too-low")]
+)
+async def test_a_seat_that_cannot_be_paid_is_refused_before_anything_is_sent(
+    network: Network, efed: int, stake: int | None, code: str
+) -> None:
+    me = network.chain_address(8)
+    await network.admin.send("EfedToken", "transfer", me, efed * WEI)
+    with pytest.raises(ConfigError) as caught:
+        async with AsyncExitStack() as stack:
+            await enter_verifier(stack, network.config(8, stake=stake))
+    assert caught.value.code == code
+    assert await network.admin.token_balance(me) == efed * WEI
+
+
+async def start(network: Network, index: int) -> asyncio.subprocess.Process:
+    """`python -m verifier run` until its ready line."""
+    config = network.config(index)
+    password = config.home / "password"
+    password.write_text(config.password)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "verifier", "run", "--rpc", config.rpc_url, "--deployment", str(config.deployment)),
+        *("--keystore", str(config.keystore), "--password-file", str(password), "--home", str(config.home)),
+        *("--model", config.models[0], "--poll", "0.1", "--listen", "127.0.0.1:0"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=(config.home / "log").open("ab"),
+    )
+    assert process.stdout is not None
+    line = json.loads(await asyncio.wait_for(process.stdout.readline(), 120) or b"{}")
+    assert line.items() >= {"event": "ready", "address": network.chain_address(index), "pid": process.pid}.items(), (
+        config.home / "log"
+    ).read_text()
+    return process
+
+
+async def test_a_killed_process_reveals_after_its_restart(network: Network, honest: Trace) -> None:
+    index = VERIFIERS[0]
+
+    async def until(done: Callable[[], Awaitable[bool]]) -> None:
+        deadline = time.monotonic() + 120
+        while not await done():
+            assert time.monotonic() < deadline, (network.home / f"verifier{index}" / "log").read_text()
+            await network.clock.mine()
+            await asyncio.sleep(0.05)
+
+    epoch = await work(network, honest)
+    await network.clock.skip_to_phase(epoch + 1, 0, 0.02)
+    process = await start(network, index)
+    try:
+        await until(lambda: committed(network, epoch, [index]))
+        process.kill()
+        assert await process.wait() == -signal.SIGKILL
+        await network.clock.skip_to_phase(epoch + 1, 1)
+        process = await start(network, index)
+        await until(lambda: revealed(network, epoch, [index]))
+        assert await verdicts(network, epoch) == {network.node(hop): {Verdict(10, 0, False)} for hop in range(3)}
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    status = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "verifier", "status", "--json", "--rpc", network.live.rpc_url),
+        *("--deployment", str(network.live.path), "--home", str(network.config(index).home)),
+        *("--keystore", str(network.config(index).keystore)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await asyncio.wait_for(status.communicate(), 120)
+    report = json.loads(out)
+    assert status.returncode == 0
+    assert (report["address"], report["seat"], report["stake"]) == (
+        network.chain_address(index),
+        "active",
+        str(100 * WEI),
+    )
+    assert [(record["epoch"], set(record["verdicts"].values())) for record in report["epochs"]] == [(epoch, {10})]
+    assert report["epochs"][0]["commit_tx"]
+    assert report["epochs"][0]["reveal_tx"]
