@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from aiohttp import web
-from toy_node import DOMAIN, MODEL_ID
 
 from client.faults import find_faults
 from client.job import JobRecord
@@ -20,6 +19,7 @@ from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.links import fed_ids, token_tree
 from efedllm.commitments.messages import Envelope, HopCommit, JobSpec, RouteHop, SignedCommit, ids_hash
 from efedllm.commitments.signing import Signer
+from tests.client.toy_node import DOMAIN, MODEL_ID
 
 SIGNERS = (Signer(b"\x11" * 32), Signer(b"\x12" * 32))
 ADDRESSES = ("0x" + "1" * 40, "0x" + "2" * 40)

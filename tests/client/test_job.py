@@ -7,7 +7,14 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
-from toy_node import (
+
+from client.faults import find_faults
+from client.job import Job, Patience, RouteFailure
+from client.store import Store
+from efedllm.chain.amounts import cost_of_tokens
+from efedllm.commitments.messages import NO_EOS, Envelope, RouteHop
+from efedllm.commitments.signing import check
+from tests.client.toy_node import (
     CLIENT_SIGNER,
     DOMAIN,
     MODEL_ID,
@@ -22,13 +29,6 @@ from toy_node import (
     running,
     terms,
 )
-
-from client.faults import find_faults
-from client.job import Job, Patience, RouteFailure
-from client.store import Store
-from efedllm.chain.amounts import cost_of_tokens
-from efedllm.commitments.messages import NO_EOS, Envelope, RouteHop
-from efedllm.commitments.signing import check
 
 PROMPT = [5, 6, 7]
 IMPATIENT = Patience(opening=5.0, first_token=0.5, token=0.5, receipts=0.3)

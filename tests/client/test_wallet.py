@@ -24,7 +24,7 @@ from efedllm.chain.reverts import RevertError
 from efedllm.errors import ChainError, ConfigError
 
 if TYPE_CHECKING:
-    from live_network import LiveNetwork
+    from tests.live_network import LiveNetwork
 
 PRICE = 4_000_000  # gwei per 1000 tokens and node: 0.004 EFED
 NODES = (2, 3)

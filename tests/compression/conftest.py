@@ -1,5 +1,5 @@
 from __future__ import annotations
 
-from model_fixtures import bundled_model, checkpoint, published
+from tests.model_fixtures import bundled_model, checkpoint, published
 
 __all__ = ["bundled_model", "checkpoint", "published"]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_helpers import FAMILIES, Pipeline, ids, load_split, run_one
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
@@ -17,6 +16,7 @@ from efedllm.engine.protocol import Float32, StepItem
 from efedllm.engine.shard import ShardEngine
 from efedllm.models.manifest import Manifest
 from efedllm.models.tensorfile import TensorFile
+from tests.engine.engine_helpers import FAMILIES, Pipeline, ids, load_split, run_one
 
 ATOL = 1e-5
 PROMPT = ids(1, 13)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_helpers import ids, run_one
 
 from efedllm.engine.protocol import Executor, StepItem
 from efedllm.engine.shard import ShardEngine
 from efedllm.errors import ModelError
+from tests.engine.engine_helpers import ids, run_one
 
 ATOL = 1e-5
 

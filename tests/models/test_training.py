@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import torch
-from model_fixtures import ROOT
 from safetensors.torch import load_file
+
+from tests.model_fixtures import ROOT
 
 SETTINGS = "--vocab 300 --layers 1 --hidden 32 --context 16 --long-context 32 --batch-tokens 64 --threads 1"
 SCHEDULE = "--steps 60 --long-steps 4 --every 2 --eval-tokens 200"
