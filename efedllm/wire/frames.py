@@ -80,7 +80,7 @@ class Frame:
 
 def _check_sizes(kind: FrameType, body: int, payload: int) -> None:
     limits = LIMITS[kind]
-    if body > limits.max_body or payload > limits.max_payload or HEADER_BYTES + body + payload > MAX_FRAME:
+    if body > limits.max_body or payload > limits.max_payload:
         raise ProtocolError(
             "oversized",
             f"A {kind.name} frame of {body} + {payload} bytes exceeds {limits.max_body} + {limits.max_payload}.",

@@ -122,6 +122,10 @@ def test_a_receiver_that_leaves_out_the_end() -> None:
     assert fault.guilty == {1}
 
 
+def test_a_sender_that_changes_a_row_and_a_receiver_that_leaves_one_out() -> None:
+    assert link(TRUE, LIE, TRUE[:-1]).blame().guilty == {0, 1}
+
+
 def test_a_sender_that_leaves_out_the_end() -> None:
     fault = link(TRUE, TRUE[:-1], TRUE).blame()
     assert fault.guilty == {0}
@@ -298,6 +302,11 @@ def test_a_hop_0_that_reads_other_tokens_than_it_was_told() -> None:
     assert blame_read([*FED[:-1], 99], FED, FED).guilty == {0}
     assert blame_read(FED[:-1], FED, FED).guilty == {0}
     assert blame_read([*FED, 99], FED, FED).guilty == {0}
+
+
+def test_a_last_hop_that_lies_and_a_hop_0_that_leaves_a_token_out() -> None:
+    told = [*PROMPT, 99, *FED[len(PROMPT) + 1 :]]
+    assert blame_read(told[:-1], told, told).guilty == {0, 2}
 
 
 def test_a_hop_0_that_reads_another_prompt() -> None:

@@ -24,6 +24,7 @@ from tests.commitments.route_fixture import (
     PROMPT,
     SIGNERS,
     SPEC,
+    T,
     check,
     commitments,
     route,
@@ -75,6 +76,15 @@ def test_every_mutation_of_one_commit_is_seen_and_nobody_else_is_blamed(hop: int
         assert guilty == {hop}
     elif hop < 2:
         assert ("prev-commit", hop + 1) in {(f.kind, f.boundary) for f in faults}
+
+
+def test_the_same_root_with_another_count_is_a_dispute() -> None:
+    """A root binds its count, so one of the two lies about it; opening the leaves tells which."""
+    commits: list[SignedCommit | None] = [*commitments(3)]
+    original = commits[1]
+    assert original is not None
+    commits[1] = sign(1, dataclasses.replace(original.commit, tokens=T + 1))
+    assert {f.boundary for f in check(commits) if f.kind == "boundary-mismatch"} == {1, 2}
 
 
 @pytest.mark.parametrize("hop", [0, 1, 2])

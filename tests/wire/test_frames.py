@@ -206,6 +206,11 @@ def test_headers_are_judged_before_anything_is_copied(header: tuple[Any, ...], c
     assert caught.value.code == code
 
 
+def test_every_type_stays_within_the_whole_frame() -> None:
+    assert set(LIMITS) == set(FrameType)
+    assert max(HEADER.size + limits.max_body + limits.max_payload for limits in LIMITS.values()) == MAX_FRAME
+
+
 def test_the_largest_frame_and_one_byte_more() -> None:
     room = LIMITS[FrameType.ACT].max_payload
     largest = Frame(FrameType.ACT, bytes(ACT_BODY_BYTES), bytes(room))
@@ -224,7 +229,7 @@ def test_the_largest_frame_and_one_byte_more() -> None:
     "body",
     [
         b'{"job_id":NaN}',
-        b'{"job_id":1,"job_id":2}',
+        b'{"job_id":"0x' + b"00" * 32 + b'","job_id":"0x' + b"00" * 32 + b'"}',
         b"[]",
         b"null",
         b"\xff\xfe",

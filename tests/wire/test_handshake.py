@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 
 from efedllm.commitments.eip712 import Domain
+from efedllm.commitments.messages import Hello
 from efedllm.errors import EfedError, ProtocolError
 from efedllm.wire import (
     Identity,
@@ -166,8 +167,6 @@ async def test_an_impostor_cannot_sign_for_the_registered_signer() -> None:
     async def impostor(peer: Peer) -> None:
         await peer.send(HelloMsg(DOMAIN.chain_id, "node", NODE, bytes(32)).to_frame())
         theirs = HelloMsg.from_frame(await peer.recv(10))
-        from efedllm.commitments.messages import Hello
-
         signature = OTHER.sign(Hello(NODE, theirs.challenge).digest(DOMAIN))
         await peer.send(WelcomeMsg(DOMAIN.chain_id, NODE, SIGNER.address, signature).to_frame())
         await peer.wait_closed()
@@ -175,10 +174,19 @@ async def test_an_impostor_cannot_sign_for_the_registered_signer() -> None:
     assert await refused(Identity(DOMAIN), impostor, expect_node=NODE, expect_signer=SIGNER.address) == "bad-signature"
 
 
+async def test_a_node_that_proves_to_be_another_than_it_said() -> None:
+    async def two_faced(peer: Peer) -> None:
+        await peer.send(HelloMsg(DOMAIN.chain_id, "node", OTHER.address, bytes(32)).to_frame())
+        theirs = HelloMsg.from_frame(await peer.recv(10))
+        signature = SIGNER.sign(Hello(NODE, theirs.challenge).digest(DOMAIN))
+        await peer.send(WelcomeMsg(DOMAIN.chain_id, NODE, SIGNER.address, signature).to_frame())
+        await peer.wait_closed()
+
+    assert await refused(Identity(DOMAIN), two_faced) == "wrong-node"
+
+
 async def test_a_recorded_answer_does_not_fit_a_new_challenge() -> None:
     async def replay(peer: Peer) -> None:
-        from efedllm.commitments.messages import Hello
-
         await peer.send(HelloMsg(DOMAIN.chain_id, "node", NODE, bytes(32)).to_frame())
         old = SIGNER.sign(Hello(NODE, b"\x07" * 32).digest(DOMAIN))
         await peer.send(WelcomeMsg(DOMAIN.chain_id, NODE, SIGNER.address, old).to_frame())

@@ -1,0 +1,54 @@
+"""What Python hashes and signs is what the deployed contracts compute."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from efedllm.chain import Chain
+from efedllm.commitments.hashing import as_address, keccak
+from efedllm.commitments.merkle import WeightsTree
+from efedllm.commitments.messages import SessionKey, Voucher
+from efedllm.commitments.signing import Signer
+
+NODES = tuple(as_address("0x" + bytes([i] * 20).hex()) for i in range(1, 4))
+KEY = SessionKey(
+    client=Signer(b"\x01" * 32).address,
+    signer=Signer(b"\x02" * 32).address,
+    model_id=keccak(b"model"),
+    nonce=2**64 - 1,
+    expiry=2**40 - 1,
+    max_price_per_ktok=2**64 - 1,
+    nodes=NODES,
+    shares=(1, 9998, 1),
+)
+
+
+def as_tuple(key: SessionKey) -> tuple[object, ...]:
+    return tuple(getattr(key, field.name) for field in fields(SessionKey))
+
+
+async def test_session_ids(chain: Chain) -> None:
+    chain_id, escrow = chain.escrow_domain
+    for count, shares in ((1, (10_000,)), (2, (4000, 6000)), (3, KEY.shares)):
+        key = SessionKey(KEY.client, KEY.signer, KEY.model_id, 1, 2, 3, NODES[:count], shares)
+        assert await chain.call("SessionEscrow", "sessionIdOf", as_tuple(key)) == key.session_id(chain_id, escrow)
+    assert await chain.call("SessionEscrow", "sessionIdOf", as_tuple(KEY)) == KEY.session_id(chain_id, escrow)
+
+
+async def test_voucher_digests(chain: Chain) -> None:
+    chain_id, escrow = chain.escrow_domain
+    for cumulative, tokens in ((0, 0), (2**128 - 1, 2**64 - 1), (10**18, 1000)):
+        voucher = Voucher(KEY.session_id(chain_id, escrow), cumulative, tokens, keccak(b"receipts"))
+        members = (voucher.session_id, voucher.cumulative, voucher.tokens, voucher.receipts_root)
+        assert await chain.call("SessionEscrow", "voucherDigest", members) == voucher.digest(chain_id, escrow)
+
+
+async def test_weight_proofs(chain: Chain) -> None:
+    leaves = [keccak(bytes([i])) for i in range(7)]
+    tree = WeightsTree(leaves)
+    params = {"weightsRoot": tree.root, "layers": 4, "hidden": 8, "rankBps": 10_000, "quant": 0, "profile": 0}
+    done = await chain.send("ModelRegistry", "register", bytes(32), params, keccak(b"manifest"), "")
+    model_id = done.event("ModelRegistered").args["modelId"]
+    for i, leaf in enumerate(leaves):
+        assert await chain.call("ModelRegistry", "verifyTensor", model_id, leaf, tree.proof(i))
+        assert not await chain.call("ModelRegistry", "verifyTensor", model_id, keccak(leaf), tree.proof(i))
