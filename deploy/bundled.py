@@ -24,9 +24,9 @@ class ModelChoice:
     """Which model a local network serves, and how it is compressed (see CompressOptions)."""
 
     source: str = ""
-    keep: float = 1.0
+    keep: float = 0.9
     quant: str = "int8"
-    method: str = "truncate"
+    method: str = "whiten"
 
     def resolved(self) -> str:
         """Folder or hub id of the checkpoint; the bundled one by default."""
@@ -65,7 +65,7 @@ async def ensure_model(choice: ModelChoice, out: Path, log: Path) -> Manifest:
     if found is not None:
         return found
     argv = [
-        *(sys.executable, "-m", "deploy.model_cli", "compress", choice.resolved()),
+        *(sys.executable, "-m", "deploy.model_cli", "compress", "--model", choice.resolved()),
         *("--out", str(out), "--keep", str(choice.keep), "--quant", choice.quant, "--method", choice.method, "--json"),
     ]
     child = await spawn("model compress", argv, log, env=THREADS)

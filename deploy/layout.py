@@ -13,12 +13,24 @@ GWEI_PER_EFED = 10**9
 
 
 @dataclass(frozen=True)
+class Place:
+    """A node's layers [lo, hi) and its price in gwei of EFED per 1000 tokens."""
+
+    lo: int
+    hi: int
+    price: int
+
+
+@dataclass(frozen=True)
 class NetworkOptions:
-    """What to start. `chain`: ganache, anvil, or the RPC address of a running chain."""
+    """What to start. `chain`: ganache, anvil, or the RPC address of a running chain. `layout`: one node for each place,
+    instead of `nodes` replicas in two stages.
+    """
 
     home: Path
     chain: str = "ganache"
     nodes: int = 4
+    layout: tuple[Place, ...] = ()
     verifiers: int = 3
     profile: str = "local"
     model: ModelChoice = field(default_factory=ModelChoice)
@@ -37,17 +49,8 @@ class NetworkOptions:
             raise ConfigError(
                 "bad-options", f"--chain {self.chain} is not known.", "Use ganache, anvil or http://HOST:PORT."
             )
-        if not 0 <= self.nodes <= 64 or not 0 <= self.verifiers <= 64:
+        if len(self.layout) > 64 or not 0 <= self.nodes <= 64 or not 0 <= self.verifiers <= 64:
             raise ConfigError("bad-options", "Between 0 and 64 nodes and verifiers can be started.", "Use fewer.")
-
-
-@dataclass(frozen=True)
-class Place:
-    """A node's layers [lo, hi) and its price in gwei of EFED per 1000 tokens."""
-
-    lo: int
-    hi: int
-    price: int
 
 
 def places(layers: int, nodes: int) -> list[Place]:

@@ -213,7 +213,7 @@ class LocalNetwork:
         options = self.options
         self._wallet = keys.purse("wallet", options.wallet_tokens)
         ports = last_node_ports(self.home)
-        for index, place in enumerate(places(layers, options.nodes)):
+        for index, place in enumerate(options.layout or places(layers, options.nodes)):
             name = f"node-{index}"
             purse = keys.purse(name, options.node_stake)
             port = usable(ports.get(name)) or free_port()
