@@ -10,7 +10,7 @@ import {IStakeVault} from "./interfaces/IStakeVault.sol";
 /// @title NodeRegistry
 /// @notice Nodes by address: one registration at a time, for one contiguous layer range of one model.
 contract NodeRegistry is INodeRegistry, EpochClock, EntryPause {
-    /// @dev The first five fields and `updateDue` share a slot.
+    /// @dev The first six fields share a slot.
     struct Node {
         address signer;
         uint16 lo;

@@ -301,7 +301,7 @@ abstract contract Fixture is TestBase {
         return abi.encodePacked(r, s, v);
     }
 
-    /// @dev Gives both nodes full trust work: three units of ten passed audits is above theta with this prior.
+    /// @dev Ten full audits passed by both nodes: trust far above theta.
     function _trusted(uint64 e) internal {
         _judge(e, nodes, _verdict(100, 0, false));
     }

@@ -534,8 +534,18 @@ contract EscrowCloseTest is EscrowFixture {
         _wrongStatus(3);
         escrow.topUp(key, 1);
         vm.stopPrank();
+        _settleManyOfOne(v, sig);
+        _eq(escrow.sessionOf(id).settled, 0);
         _eq(escrow.balanceOf(client), 1e23);
         _solvent();
+    }
+
+    function _settleManyOfOne(ISessionEscrowTypes.Voucher memory v, bytes memory sig) private {
+        ISessionEscrowTypes.SessionKey[] memory keys = new ISessionEscrowTypes.SessionKey[](1);
+        ISessionEscrowTypes.Voucher[] memory vs = new ISessionEscrowTypes.Voucher[](1);
+        bytes[] memory sigs = new bytes[](1);
+        (keys[0], vs[0], sigs[0]) = (key, v, sig);
+        escrow.settleMany(keys, vs, sigs);
     }
 
     function test_requestClose_cannotRestartTheGracePeriod() public {
