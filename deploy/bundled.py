@@ -28,6 +28,17 @@ class ModelChoice:
     quant: str = "int8"
     method: str = "whiten"
 
+    @classmethod
+    def of(cls, source: str, keep: float | None = None, quant: str = "int8", method: str | None = None) -> ModelChoice:
+        """The choice for a checkpoint; without `source` the bundled one, which has the text that "whiten" needs."""
+        bundled = cls()
+        return cls(
+            source,
+            keep=keep if keep is not None else (1.0 if source else bundled.keep),
+            quant=quant,
+            method=method or ("truncate" if source else bundled.method),
+        )
+
     def resolved(self) -> str:
         """Folder or hub id of the checkpoint; the bundled one by default."""
         return self.source or str(project_root() / "models" / "pylib-7m")

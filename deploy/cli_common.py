@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import typer
 from eth_account.signers.local import LocalAccount
 from rich.console import Console
 
 from deploy.local import dev_account
 from efedllm.chain import keystore
 from efedllm.chain.connection import LOCAL_CHAIN_IDS
-from efedllm.errors import ConfigError
+from efedllm.errors import ConfigError, EfedError
 from efedllm.settings import Settings
 
 # Progress and tables for people go to stderr, so that stdout carries results only.
@@ -43,6 +45,18 @@ def open_account(settings: Settings, chain_id: int | None = None) -> LocalAccoun
     raise ConfigError(
         "no-keystore", "An account is needed on this chain.", "Pass --keystore FILE and --password-file FILE."
     )
+
+
+def entry(app: typer.Typer) -> None:
+    """Run a command as a program of its own, with the errors that `efedllm` shows."""
+    try:
+        app()
+    except EfedError as error:
+        if "--json" in sys.argv:
+            print_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from deploy.cli_common import console, print_json, run
+from deploy.cli_common import console, entry, print_json, run
 from deploy.demo import Demo, DemoResult
 from deploy.demo_facts import gas_by_operation
 from deploy.layout import NetworkOptions
@@ -19,7 +19,7 @@ from efedllm.chain.amounts import format_amount
 from efedllm.errors import ConfigError
 from efedllm.settings import NETWORK_FILE, Settings
 
-app = typer.Typer(help=__doc__, add_completion=False)
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 # Long enough that a slow machine finishes its audits in the commit phase; the clock is moved, nobody waits for it.
 EPOCH_SECONDS = 600
@@ -137,4 +137,4 @@ def _transactions(result: DemoResult) -> Table:
 
 
 if __name__ == "__main__":
-    app()
+    entry(app)

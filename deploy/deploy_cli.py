@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from deploy.cli_common import console, open_account, print_json, run
+from deploy.cli_common import console, entry, open_account, print_json, run
 from deploy.deployer import Deployed, Step, deploy_contracts
 from deploy.profile import Profile
 from efedllm import logs
@@ -16,7 +16,7 @@ from efedllm.chain.connection import Rpc
 from efedllm.errors import ConfigError
 from efedllm.settings import Settings
 
-app = typer.Typer(help=__doc__, add_completion=False)
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback(invoke_without_command=True)
@@ -105,3 +105,7 @@ def _show(done: Deployed) -> None:
         table.add_row(step.name, step.detail, "" if step.skipped else f"{step.gas:,}")
     console.print(table)
     print(done.path)
+
+
+if __name__ == "__main__":
+    entry(app)

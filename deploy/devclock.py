@@ -11,6 +11,7 @@ from efedllm.errors import ChainError
 
 # A jump lands a little behind the wanted second, because the server adds its own wall clock.
 _TRIES = 5
+_MINE_SECONDS = 20.0
 
 
 class DevClock:
@@ -39,6 +40,15 @@ class DevClock:
         for _ in range(blocks):
             await self._rpc.request("evm_mine")
 
+    async def _mine_past(self, block: int) -> None:
+        """Mine until the chain is higher than `block`: a busy ganache answers evm_mine before it has mined."""
+        deadline = time.monotonic() + _MINE_SECONDS
+        await self._rpc.request("evm_mine")
+        while await self._rpc.integer("eth_blockNumber") <= block:
+            if time.monotonic() > deadline:
+                raise ChainError("clock-stuck", f"The chain mines no block after {block}.", "Restart the local chain.")
+            await asyncio.sleep(0.02)
+
     async def advance_to(self, timestamp: int) -> ChainTime:
         """Mine a block at `timestamp` or a second or two later; does nothing when the chain is there already."""
         await self.check()
@@ -47,7 +57,7 @@ class DevClock:
             if now.timestamp >= timestamp:
                 return now
             await self._rpc.request("evm_increaseTime", [timestamp - now.timestamp])
-            await self._rpc.request("evm_mine")
+            await self._mine_past(now.block)
         now = await self.now()
         if now.timestamp < timestamp:
             raise ChainError("clock-stuck", f"The chain's clock stays at {now.timestamp}, {timestamp} was wanted.")

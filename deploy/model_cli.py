@@ -10,14 +10,14 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from deploy.cli_common import console, open_account, print_json, run
+from deploy.cli_common import console, entry, open_account, print_json, run
 from deploy.publish import Published, publish
 from deploy.serve import model_app, parse_listen, start_server
 from efedllm import logs
 from efedllm.chain import Chain, Deployment
 from efedllm.settings import Settings
 
-app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Directory = Annotated[Path, typer.Option("--dir", help="Folder of a published model.")]
@@ -25,7 +25,7 @@ Directory = Annotated[Path, typer.Option("--dir", help="Folder of a published mo
 
 @app.command()
 def compress(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of a transformers checkpoint.")],
+    model: Annotated[str, typer.Option(help="Folder or hub id of a transformers checkpoint.")],
     out: Annotated[Path, typer.Option(help="Folder to write the published model to.")],
     keep: Annotated[float, typer.Option(help="Fraction of each matrix's parameters to keep; 1 keeps all.")] = 1.0,
     quant: Annotated[str, typer.Option(help="none or int8.")] = "none",
@@ -153,4 +153,4 @@ async def _serve(directory: Path, host: str, port: int, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    entry(app)

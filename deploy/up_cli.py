@@ -9,14 +9,14 @@ import typer
 from rich.table import Table
 
 from deploy.bundled import ModelChoice
-from deploy.cli_common import console, print_json, run
+from deploy.cli_common import console, entry, print_json, run
 from deploy.layout import NetworkOptions
 from deploy.network import LocalNetwork
 from efedllm import logs
 from efedllm.chain.amounts import GWEI, format_amount
 from efedllm.settings import Settings
 
-app = typer.Typer(help=__doc__, add_completion=False)
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback(invoke_without_command=True)
@@ -27,8 +27,13 @@ def up(
     verifiers: Annotated[int, typer.Option(help="Verifiers.")] = 3,
     profile: Annotated[str, typer.Option(help="Parameters of the contracts.")] = "local",
     model: Annotated[str, typer.Option(help="Checkpoint folder or hub id; the bundled model by default.")] = "",
-    keep: Annotated[float, typer.Option(help="Fraction of each matrix to keep when compressing.")] = 1.0,
+    keep: Annotated[
+        float | None, typer.Option(help="Fraction of each matrix to keep; 0.9 for the bundled model, else 1.")
+    ] = None,
     quant: Annotated[str, typer.Option(help="none or int8.")] = "int8",
+    method: Annotated[
+        str | None, typer.Option(help="truncate, or whiten (calibration.txt beside the model), as for the bundled one.")
+    ] = None,
     keystore: Annotated[Path | None, typer.Option(help="Account that pays on a chain that is not local.")] = None,
     password_file: Annotated[Path | None, typer.Option(help="File with its password.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when ready.")] = False,
@@ -42,7 +47,7 @@ def up(
         nodes=nodes,
         verifiers=verifiers,
         profile=profile,
-        model=ModelChoice(source=model, keep=keep, quant=quant),
+        model=ModelChoice.of(model, keep, quant, method),
         keystore=settings.keystore,
         password_file=settings.password_file,
     )
@@ -88,4 +93,4 @@ def show_network(network: LocalNetwork) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    entry(app)
