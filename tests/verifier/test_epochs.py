@@ -19,8 +19,9 @@ from efedllm.chain.amounts import WEI
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.hashing import keccak
 from efedllm.commitments.messages import Voucher
-from efedllm.errors import ConfigError
+from efedllm.errors import ChainError, ConfigError
 from efedllm.sampling import SamplingSpec
+from tests.chain.drop_proxy import DropProxy
 from tests.verifier.audit_lab import PROMPT, RANGES, Trace, as_int8, decode_route, load, tamper
 from tests.verifier.audit_network import (
     NODES,
@@ -271,6 +272,39 @@ async def test_a_restart_inside_the_audits_repeats_only_what_is_missing(network:
         await drive(network, [second, *others], lambda: committed(network, epoch))
         done, _ = await second._store.verdicts(epoch)
         assert {verdict.node for verdict in done} == {network.node(hop) for hop in range(3)}
+
+
+async def test_while_the_chain_is_away_nobody_is_accused(network: Network, honest: Trace) -> None:
+    index = VERIFIERS[0]
+    proxy = DropProxy(network.live.rpc_url)
+    await proxy.start()
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(proxy.stop)
+        config = replace(network.config(index), rpc_url=proxy.url, rpc_budget=0.3)
+        verifier = await enter_verifier(stack, config)
+        epoch = await work(network, honest)
+        await network.clock.skip_to_phase(epoch + 1, 0, 0.02)
+
+        async def seeded() -> bool:
+            return await network.admin.seed(epoch) is not None
+
+        await drive(network, [verifier], seeded)
+        await verifier.tick()
+        proxy.refuse()
+        await verifier.wait_audits()
+        with pytest.raises(ChainError) as caught:
+            await verifier.tick()
+        assert caught.value.code == "rpc-down"
+        early, abstained = await verifier._store.verdicts(epoch)
+        assert {verdict.verdict for verdict in early} <= {10}
+        assert len(early) < 3
+        assert abstained == {}
+
+        proxy.mode = "pass"
+        await drive(network, [verifier], lambda: committed(network, epoch, [index]))
+        done, abstained = await verifier._store.verdicts(epoch)
+        assert {verdict.verdict for verdict in done} == {10}
+        assert abstained == {}
 
 
 async def test_starting_again_stakes_and_seats_only_once(network: Network) -> None:
