@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The binary itself: npm's launcher always exits 0, whatever forge found.
+FORGE = $(firstword $(wildcard node_modules/@foundry-rs/forge-*/bin/forge))
 export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 
@@ -48,12 +50,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	forge fmt --check
+	$(FORGE) fmt --check
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	forge fmt
+	$(FORGE) fmt
 
 test: lint
 	$(BIN)/pytest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from efedllm.chain.amounts import format_amount
 
 @dataclass(frozen=True)
 class Report:
-    """Times in seconds where the name ends in _s, milliseconds in _ms; amounts in wei."""
+    """Times in seconds where the name ends in _s, milliseconds in _ms, Unix seconds in _at; amounts in wei."""
 
     text: str
     prompt: str
@@ -20,6 +21,7 @@ class Report:
     token_ids: list[int]
     tokens_per_second: float
     first_token_s: float
+    first_token_at: float
     session_id: str
     job_id: str
     model_id: str
@@ -62,6 +64,7 @@ def report_of(finished: Finished, prompt: str, model_id: bytes) -> Report:
         token_ids=list(finished.token_ids),
         tokens_per_second=rate(jobs),
         first_token_s=first_token(jobs),
+        first_token_at=first_token_at(jobs),
         session_id="0x" + last.session_id.hex(),
         job_id="0x" + last.record.spec.job_id.hex(),
         model_id="0x" + model_id.hex(),
@@ -99,3 +102,9 @@ def first_token(jobs: list[JobOutcome]) -> float:
     """Seconds from starting the first job (session open, nodes not yet connected) to the first token."""
     firsts = [job.record.first_token for job in jobs if job.record.first_token is not None]
     return firsts[0] - jobs[0].record.started if firsts else 0.0
+
+
+def first_token_at(jobs: list[JobOutcome]) -> float:
+    """Unix time of the first token; 0 when there was none."""
+    firsts = [job.record.first_token for job in jobs if job.record.first_token is not None]
+    return round(time.time() - (time.perf_counter() - firsts[0]), 3) if firsts else 0.0

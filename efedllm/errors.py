@@ -6,7 +6,8 @@ from __future__ import annotations
 class EfedError(Exception):
     """Base of every expected failure.
 
-    `code` is stable and machine readable (it travels in ERROR frames and in `--json` output); `hint` says what to do next.
+    `code` is stable and machine readable (it travels in ERROR frames and in `--json` output); `hint` says what to do
+    next.
     """
 
     def __init__(self, code: str, message: str, hint: str = "") -> None:

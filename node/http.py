@@ -88,7 +88,7 @@ class Pages:
         """Clients and other nodes."""
         if self._desk.connections >= self._shop.limits.max_connections:
             return web.json_response({"error": {"code": "busy", "message": "Too many connections."}}, status=503)
-        peer = await accept(request)
+        peer = await accept(request, stats=self._shop.metrics.wire)
         try:
             remote = await handshake(peer, self._identity)
         except ProtocolError as error:

@@ -8,7 +8,7 @@ from typing import Protocol
 from efedllm.commitments.messages import RouteHop
 from efedllm.errors import EfedError, ProtocolError
 from efedllm.logs import get_logger
-from efedllm.wire import Identity, Peer, Remote, connect, handshake, parse
+from efedllm.wire import Identity, Peer, PeerStats, Remote, connect, handshake, parse
 from efedllm.wire.messages import AnyMessage, ErrorMsg, Message
 
 
@@ -71,8 +71,9 @@ async def pump(link: Link, handler: Handler) -> None:
 class Neighbours:
     """The links to other nodes, whichever side opened them."""
 
-    def __init__(self, identity: Identity, handler: Handler, connect_timeout: float) -> None:
+    def __init__(self, identity: Identity, handler: Handler, connect_timeout: float, stats: PeerStats) -> None:
         self._identity = identity
+        self._stats = stats
         self._handler = handler
         self._timeout = connect_timeout
         self._links: dict[str, Link] = {}
@@ -110,7 +111,7 @@ class Neighbours:
             return link
 
     async def _dial(self, hop: RouteHop) -> Link:
-        peer = await connect(hop.endpoint, timeout=self._timeout)
+        peer = await connect(hop.endpoint, timeout=self._timeout, stats=self._stats)
         try:
             remote = await handshake(
                 peer, self._identity, expect_node=hop.node, expect_signer=hop.signer, timeout=self._timeout

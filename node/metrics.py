@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from efedllm.wire import PeerStats
+
+
+class _WireCollector(Collector):
+    """Shows what all connections together carried, without a second set of counters on the hot path."""
+
+    def __init__(self, stats: PeerStats) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        labels = ["direction", "frame"]
+        frames = CounterMetricFamily("efedllm_node_wire_frames", "Frames sent and received", labels=labels)
+        octets = CounterMetricFamily("efedllm_node_wire_bytes", "Frame bytes sent and received", labels=labels)
+        for direction, counts in (("sent", self._stats.sent), ("received", self._stats.received)):
+            for frame, count in counts.items():
+                frames.add_metric([direction, frame.name.lower()], count.frames)
+                octets.add_metric([direction, frame.name.lower()], count.bytes)
+        yield frames
+        yield octets
 
 
 class Metrics:
@@ -12,6 +34,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.wire = PeerStats()
+        """Shared by every connection of this node."""
+        self.registry.register(_WireCollector(self.wire))
         self.positions = Counter("efedllm_node_positions", "Positions computed", registry=self.registry)
         self.tokens = Counter("efedllm_node_tokens", "Tokens sampled (last hop)", registry=self.registry)
         self.pauses = Counter("efedllm_node_payment_pauses", "Jobs paused for payment", registry=self.registry)

@@ -85,9 +85,10 @@ class Peer:
         name: str = "the other side",
         limits: PeerLimits | None = None,
         session: aiohttp.ClientSession | None = None,
+        stats: PeerStats | None = None,
     ) -> None:
         self.name = name
-        self.stats = PeerStats()
+        self.stats = PeerStats() if stats is None else stats
         self._ws = ws
         self._limits = limits or PeerLimits()
         self._session = session
@@ -320,11 +321,13 @@ async def connect(
     timeout: float = 10.0,  # noqa: ASYNC109  (the error names the endpoint)
     session: aiohttp.ClientSession | None = None,
     limits: PeerLimits | None = None,
+    stats: PeerStats | None = None,
 ) -> Peer:
     """A Peer to the node at `url` (its registered endpoint, or a WebSocket URL).
 
-    Without `session` the Peer owns one and closes it. Raises ProtocolError "unreachable" when nothing answers within
-    `timeout` seconds or what answers is no node, "bad-endpoint" for a malformed URL.
+    Without `session` the Peer owns one and closes it; `stats` may be shared with other Peers. Raises ProtocolError
+    "unreachable" when nothing answers within `timeout` seconds or what answers is no node, "bad-endpoint" for a
+    malformed URL.
     """
     target = ws_url(url)
     limits = limits or PeerLimits()
@@ -349,14 +352,14 @@ async def connect(
         if owned is not None:
             await owned.close()
         raise
-    return Peer(ws, name=url, limits=limits, session=owned)
+    return Peer(ws, name=url, limits=limits, session=owned, stats=stats)
 
 
-async def accept(request: web.Request, *, limits: PeerLimits | None = None) -> Peer:
+async def accept(request: web.Request, *, limits: PeerLimits | None = None, stats: PeerStats | None = None) -> Peer:
     """The server's Peer for a WebSocket request. The handler ends with `return peer.response`."""
     limits = limits or PeerLimits()
     ws: web.WebSocketResponse[Any] = web.WebSocketResponse(
         timeout=limits.close_timeout, heartbeat=limits.heartbeat, max_msg_size=_MAX_MESSAGE, compress=False
     )
     await ws.prepare(request)
-    return Peer(ws, name=request.remote or "the other side", limits=limits)
+    return Peer(ws, name=request.remote or "the other side", limits=limits, stats=stats)

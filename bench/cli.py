@@ -1,0 +1,79 @@
+"""Measure the network: every figure of the README."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from efedllm import logs
+
+app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
+
+console = Console(stderr=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure the network: every figure of the README."""
+    logs.setup("warning")
+
+
+@app.command()
+def demo(
+    turns: Annotated[int, typer.Option(min=1, help="How often each route is measured.")] = 5,
+    tokens: Annotated[int, typer.Option(min=2, help="New tokens of one generation.")] = 128,
+    with_demo: Annotated[bool, typer.Option("--demo/--no-demo", help="Run `efedllm demo` for gas as well.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Write the JSON to this file too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Tokens per second through 1, 2 and 4 nodes against transformers, bytes, signatures, gas."""
+    from bench.demo import DemoBench, run
+
+    options = DemoBench(turns, tokens, with_demo)
+    result = asyncio.run(run(options, lambda text: console.print(f"[dim]·[/dim] {text}")))
+    text = json.dumps(result, indent=2)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n")
+    if as_json:
+        print(text)
+    else:
+        _show(result)
+
+
+def _show(result: dict[str, Any]) -> None:
+    base = result["baseline_tokens_per_second"]
+    print(f"transformers.generate: {base['median']} tokens/s ({base['slowest']} to {base['fastest']})")
+    table = Table(title="Through the network, one thread per node")
+    for column in ("hops", "tokens/s", "of baseline", "ms/token", "first token s", "bytes/token", "signing+hashing"):
+        table.add_column(column, justify="right")
+    for route in result["routes"]:
+        table.add_row(
+            str(route["hops"]),
+            f"{route['tokens_per_second']} ({route['slowest']} to {route['fastest']})",
+            f"{route['of_baseline']:.0%}",
+            str(route["ms_per_token"]),
+            str(route["first_token_s"]),
+            f"{route['bytes_per_token']:,}",
+            f"{route['authentication_share']:.1%}",
+        )
+    Console().print(table)
+    print(f"one more hop adds {result['ms_per_extra_hop']} ms per token")
+    demo = result["demo"]
+    if demo is None:
+        return
+    print(f"demo: {demo['seconds']} s, first token after {demo['seconds_to_first_token']} s")
+    gas = Table(title="Gas")
+    gas.add_column("operation")
+    gas.add_column("mean", justify="right")
+    for name, value in demo["gas"].items():
+        gas.add_row(name, f"{value:,}")
+    Console().print(gas)
+    each = ", ".join(f"{gas:,} at {jobs}" for jobs, gas in demo["gas_per_inference"].items())
+    print(f"gas per inference by inferences in a session: {each}")
