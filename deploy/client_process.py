@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 INFERENCE_SECONDS = 180.0
 
+# A fixed seed: the same text every time, from honest nodes.
+SAMPLING = ("--temperature", "0.5", "--top-p", "0.9", "--seed", "1")
+
 
 async def generate(
     network: LocalNetwork,
@@ -35,11 +38,13 @@ async def generate(
     report = folder / f"{len(list(folder.iterdir()))}.json"
     argv = [
         *(sys.executable, "-m", "client", "generate", prompt, "--max-tokens", str(max_tokens)),
-        *("--home", str(network.home), "--report", str(report)),
+        *("--home", str(network.home), "--report", str(report), *SAMPLING),
         *(("--route", ",".join(route)) if route else ()),
         *(("--avoid", ",".join(avoid)) if avoid else ()),
     ]
-    # An environment of the person's own must not lead the client to another network.
+    if show:
+        # The client prints what follows the prompt.
+        print(f"\n{prompt}", end="", flush=True)
     child = await spawn("client", argv, network.home / "logs" / "client.log", inherit=show)
     try:
         async with asyncio.timeout(INFERENCE_SECONDS):

@@ -149,6 +149,10 @@ class Demo:
         purchase = Purchase(report)
         self.result.purchases.append(purchase)
         self._paid[purchase.session] += purchase.cost
+        self._say(
+            f"{report['tokens']} tokens, {report['tokens_per_second']:.0f} a second, the first after "
+            f"{report['first_token_s']:.2f} s, for {format_amount(purchase.cost)}, by {self._names(purchase.route)}"
+        )
         return purchase
 
     async def _audit(self, epoch: int, purchases: list[Purchase]) -> None:
@@ -169,7 +173,7 @@ class Demo:
         self._check("verifiers seated", len(seats) == len(self._network.verifiers), f"{len(seats)} seats")
         self._say(f"Round 1, epoch {epoch}: the wallet {self._network.wallet.address} buys two inferences.")
         first = await self._buy(PROMPT)
-        second = await self._buy("class Stack:", avoid=first.route)
+        second = await self._buy("class Stack:\n    def __init__(self", avoid=first.route)
         for purchase in (first, second):
             report = purchase.report
             self._check(

@@ -30,7 +30,7 @@ def demo(
     chain: Annotated[str, typer.Option(help="ganache or anvil.")] = "ganache",
     home: Annotated[Path | None, typer.Option(help="Folder for the demo; wiped at the start.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Do not wipe the folder: resume what is there.")] = False,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of each inference.")] = 32,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of each inference.")] = 40,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
     """The whole story on this machine: inference bought and audited, one cheating node caught and slashed."""

@@ -129,7 +129,7 @@ async def spawn(
 ) -> Child:
     """Start a process tied to this one. Call it from the main thread: the kernel ties it to the calling thread.
 
-    `inherit`: stdout and stderr are ours, for a program whose output a person should see.
+    `inherit`: stdout is ours, for a program whose output a person should see.
     Raises ConfigError "no-program" when the program does not exist.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ async def spawn(
                 *map(str, argv),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE if pipe_stdout else None if inherit else out,
-                stderr=None if inherit else out,
+                stderr=out,
                 env={**os.environ, **(env or {})},
                 cwd=cwd,
                 start_new_session=True,
