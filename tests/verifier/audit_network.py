@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -132,7 +133,7 @@ async def own_contracts(rpc_url: str, out: Path) -> AsyncIterator[LiveNetwork]:
     """The local profile with epochs long enough for a busy machine: a local chain's clock runs while we compute."""
     text = (PROFILES / "local.toml").read_text()
     profile = out / "slow.toml"
-    profile.write_text(text.replace("epoch_length = 60 ", f"epoch_length = {EPOCH_SECONDS} "))
+    profile.write_text(re.sub(r"epoch_length = \d+", f"epoch_length = {EPOCH_SECONDS}", text))
     rpc = Rpc(rpc_url)
     snapshot = await rpc.request("evm_snapshot")
     done = await deploy_contracts(rpc_url, dev_account(), Profile.load(str(profile)), out)
