@@ -56,6 +56,7 @@ class NodeApp:
         self.failed: asyncio.Future[None] | None = None
         self.address = ""
         self.endpoint = ""
+        self.price = 0
         self.desk: Desk
         self.duties: Duties
         self.store: Store
@@ -79,7 +80,9 @@ class NodeApp:
         account = await asyncio.to_thread(keystore.load, config.keystore, config.password)
         signer = await asyncio.to_thread(load_signer, config.home, config.password, config.light_keys)
         deployment = Deployment.load(config.deployment)
-        chain = await Chain.connect(config.rpc_url, deployment, account, budget=config.rpc_budget, journal=config.home / "pending.json")
+        chain = await Chain.connect(
+            config.rpc_url, deployment, account, budget=config.rpc_budget, journal=config.home / "pending.json"
+        )
         self.chain = await stack.enter_async_context(chain)
         self.address = chain.account_address
         self.endpoint = config.endpoint or _endpoint(bound)
@@ -120,7 +123,8 @@ class NodeApp:
             metrics=metrics,
         )
         identity = Identity(chain.efl_domain, self.address, signer)
-        self.desk = Desk(shop, chain, identity, offer_terms.price)
+        self.desk = Desk(shop, chain, identity)
+        self.price = offer_terms.price
         self.duties = Duties(chain, clock, store, traces, book, config.policy, metrics)
         self._gauges(metrics, executor)
         await self._serve(bound, identity, model_dir, manifest)
@@ -140,6 +144,7 @@ class NodeApp:
             await wait_for_signer(
                 chain, signer.address, 1.5 * deployment.epoch_length, min(2.0, deployment.epoch_length / 20)
             )
+        self._spawn(clock.run(config.policy.tick), "clock")
         self._spawn(self.duties.run(), "duties")
         self._log.info(
             "serving",
@@ -206,7 +211,7 @@ class NodeApp:
             "lo": facts.lo,
             "hi": facts.hi,
             "layers": facts.layers,
-            "price_per_ktok": self.desk.price,
+            "price_per_ktok": self.price,
             "max_positions": facts.max_positions,
             "credit_tokens": shop.credit,
             "chain_id": self.chain.chain_id,

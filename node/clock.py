@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from efedllm.chain import Chain, ChainTime
+from efedllm.errors import ChainError
+from efedllm.logs import get_logger
 
 
 class Clock:
-    """Holds the latest ChainTime; the duty loop keeps it fresh."""
+    """Holds the latest ChainTime. Its own loop keeps it fresh: a duty may wait long for a transaction."""
 
     def __init__(self, chain: Chain, time: ChainTime) -> None:
         self._chain = chain
@@ -20,3 +24,13 @@ class Clock:
         """Ask the chain. On ChainError the last known time stays."""
         self.time = await self._chain.now()
         return self.time
+
+    async def run(self, period: float) -> None:
+        """Ask every `period` seconds until cancelled."""
+        log = get_logger("clock")
+        while True:
+            try:
+                await self.refresh()
+            except ChainError as error:
+                log.warning("chain time unknown", code=error.code, reason=error.message)
+            await asyncio.sleep(period)

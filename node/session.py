@@ -36,11 +36,10 @@ TOKEN_BYTES = 4
 class Desk:
     """All jobs of the node, and the door through which they come. Implements `links.Handler`."""
 
-    def __init__(self, shop: Workshop, chain: Chain, identity: Identity, price: int) -> None:
+    def __init__(self, shop: Workshop, chain: Chain, identity: Identity) -> None:
         self.shop = shop
-        self.price = price
         self.draining = False
-        self.neighbours = Neighbours(identity, self, shop.limits.connect_timeout)
+        self.neighbours = Neighbours(identity, self, shop.limits.connect_timeout, shop.metrics.wire)
         self._chain = chain
         self._jobs: dict[bytes, Job] = {}
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
@@ -199,11 +198,12 @@ class Desk:
 
     async def _admit(self, link: Link, msg: OpenJobMsg) -> None:
         shop, spec = self.shop, msg.job_spec
-        entry = await shop.book.enter(msg.session_key, msg.hop, self.price)
+        nodes = await shop.book.route(msg.session_key.nodes)
+        route = check_route(msg, nodes)
+        entry = await shop.book.enter(msg.session_key, msg.hop, nodes[msg.hop].price_per_ktok)
         if msg.voucher is not None and msg.voucher_signature is not None:
             await shop.book.take(entry, msg.voucher, msg.voucher_signature)
         check_credit(entry.account(shop.credit), entry.record.deposit, spec.prompt_tokens)
-        route = check_route(msg, await shop.book.route(msg.session_key.nodes))
         following = await self._following(route, msg.hop)
         record = JobRecord(
             job_id=spec.job_id,
