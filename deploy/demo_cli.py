@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -12,17 +13,25 @@ from rich.table import Table
 from deploy.cli_common import console, entry, print_json, run
 from deploy.demo import Demo, DemoResult
 from deploy.demo_facts import gas_by_operation
+from deploy.homefiles import lock_home
 from deploy.layout import NetworkOptions
 from deploy.network import LocalNetwork
 from efedllm import logs
 from efedllm.chain.amounts import format_amount
+from efedllm.chain.connection import LOCAL_CHAIN_IDS
 from efedllm.errors import ConfigError
-from efedllm.settings import NETWORK_FILE, Settings
+from efedllm.settings import Settings, read_network
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 # Long enough that a slow machine finishes its audits in the commit phase; the clock is moved, nobody waits for it.
 EPOCH_SECONDS = 600
+
+# What a local network and its clients leave in their home.
+_OURS = re.compile(
+    r"lock|logs|chain|keys|model|model\.json|models|deployments|network\.json|deployer\.pending\.json|client|receipts"
+    r"|reports|(node|verifier)-\d+"
+)
 
 
 @app.callback(invoke_without_command=True)
@@ -54,16 +63,24 @@ def demo(
 
 
 def wipe(folder: Path) -> None:
-    """Delete an earlier demo; a folder that holds something else is refused. Raises ConfigError "not-a-demo"."""
-    if not folder.exists() or not any(folder.iterdir()):
+    """Delete an earlier demo. Nothing is deleted of a folder that holds anything else, or a network that runs.
+
+    Raises ConfigError "not-a-demo" or "home-busy".
+    """
+    if not folder.exists():
         return
-    ours = {"lock", "logs", "chain", "keys", "model", "deployments", NETWORK_FILE}
-    if not ours & {item.name for item in folder.iterdir()}:
-        raise ConfigError("not-a-demo", f"{folder} holds other files.", "Choose an empty folder with --home.")
-    # The compressed model depends on nothing but its options, and is kept.
-    for item in folder.iterdir():
-        if item.name not in ("model", "model.json"):
-            shutil.rmtree(item) if item.is_dir() else item.unlink()
+    if not folder.is_dir():
+        raise ConfigError("not-a-demo", f"{folder} is not a folder.", "Choose an empty folder with --home.")
+    foreign = sorted(item.name for item in folder.iterdir() if not _OURS.fullmatch(item.name))
+    if foreign:
+        raise ConfigError("not-a-demo", f"{folder} holds other files ({foreign[0]}).", "Choose an empty folder.")
+    if read_network(folder).get("chain_id") not in (None, *LOCAL_CHAIN_IDS):
+        raise ConfigError("not-a-demo", f"{folder} holds keys of a public chain.", "Choose an empty folder.")
+    with lock_home(folder):
+        # The compressed model depends on nothing but its options, and is kept.
+        for item in folder.iterdir():
+            if item.name not in ("lock", "model", "model.json"):
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 
 async def _demo(options: NetworkOptions, max_tokens: int, as_json: bool) -> DemoResult:

@@ -15,6 +15,7 @@ import pytest
 from deploy.accounts import GAS_MONEY, Keys, fund
 from deploy.bundled import ModelChoice, cached, ensure_model
 from deploy.demo_cli import wipe
+from deploy.homefiles import lock_home
 from deploy.layout import NetworkOptions, Place, places
 from deploy.network import LocalNetwork
 from deploy.process import ProcessError, spawn
@@ -215,19 +216,47 @@ def test_addresses_to_listen_on(text: str) -> None:
 def test_wiping_spares_the_model_and_refuses_foreign_folders(tmp_path: Path) -> None:
     home = tmp_path / "home"
     wipe(home)
-    for name in ("chain", "keys", "model"):
+    for name in ("chain", "keys", "model", "node-0", "verifier-12"):
         (home / name).mkdir(parents=True)
         (home / name / "x").write_text("x")
     (home / "network.json").write_text("{}")
     wipe(home)
-    assert [item.name for item in home.iterdir()] == ["model"]
-    foreign = tmp_path / "photos"
-    foreign.mkdir()
-    (foreign / "a.jpg").write_text("x")
+    assert {item.name for item in home.iterdir()} == {"lock", "model"}
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "wallet.json", "logs.txt", "node-x"])
+def test_wiping_refuses_a_folder_that_holds_anything_else(tmp_path: Path, name: str) -> None:
+    home = tmp_path / "mine"
+    (home / "logs").mkdir(parents=True)
+    (home / "network.json").write_text("{}")
+    (home / name).write_text("x")
     with pytest.raises(ConfigError) as caught:
-        wipe(foreign)
+        wipe(home)
     assert caught.value.code == "not-a-demo"
-    assert (foreign / "a.jpg").exists()
+    assert name in caught.value.message
+    assert {item.name for item in home.iterdir()} == {"logs", "network.json", name}
+
+
+def test_wiping_refuses_keys_of_a_public_chain_and_what_is_no_folder(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "keys").mkdir(parents=True)
+    (home / "network.json").write_text(json.dumps({"chain_id": 11155111}))
+    for place in (home, home / "network.json"):
+        with pytest.raises(ConfigError) as caught:
+            wipe(place)
+        assert caught.value.code == "not-a-demo"
+    assert {item.name for item in home.iterdir()} == {"keys", "network.json"}
+
+
+def test_wiping_refuses_a_network_that_runs(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "chain").mkdir(parents=True)
+    with lock_home(home), pytest.raises(ConfigError) as caught:
+        wipe(home)
+    assert caught.value.code == "home-busy"
+    assert (home / "chain").exists()
+    wipe(home)
+    assert not (home / "chain").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
