@@ -91,6 +91,8 @@ class Child:
         for reader in self._readers:
             reader.cancel()
         await asyncio.gather(*self._readers, return_exceptions=True)
+        # asyncio closes the pipes only when it sees their end, which may be after our event loop has gone.
+        self.process._transport.close()  # type: ignore[attr-defined]
 
     async def first_line(self, deadline: float, what: str) -> bytes:
         """First line of stdout that starts with "{"; the process must have `pipe_stdout`. Raises ProcessError."""

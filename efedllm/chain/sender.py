@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eth_account.signers.local import LocalAccount
+from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 from efedllm.chain.amounts import format_amount
@@ -65,6 +66,7 @@ class Sender:
         A call that failed with "rpc-down" or "tx-timeout" (or was cancelled) may be repeated with the same arguments:
         the identical signed transaction is sent again. Raises RevertError or ChainError.
         """
+        to = None if to is None else to_checksum_address(to)
         payload = keccak(
             text=f"{self._chain_id}|{self._account.address}|{to}|{data.hex()}|{value}",
         ).hex()

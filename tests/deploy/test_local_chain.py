@@ -148,7 +148,7 @@ async def test_sigkill_of_the_parent_leaves_no_process(tmp_path: Path) -> None:
     assert len(pids) == 2, parent.tail()
     assert all(alive(pid) for pid in pids)
     os.kill(parent.pid, signal.SIGKILL)
-    await parent.process.wait()
+    await parent.stop()
     for pid in pids:
         await eventually(partial(gone, pid), f"process {pid} is gone")
 
