@@ -95,19 +95,31 @@ def generate(
         fresh_session=new_session,
     )
     text = sys.stdin.read() if prompt == "-" else prompt
+    if report is not None:
+        # Before anything is paid.
+        check_writable(report)
 
     async def main() -> None:
         async with Client.connect(settings) as client:
             await stream(client, text, options, quiet=json_)
             assert client.report is not None
-            if report is not None:
-                write_json(report, client.report.to_json())
             if json_:
                 print_json(client.report.to_json())
             else:
                 summarize(client.report)
+            if report is not None:
+                write_json(report, client.report.to_json())
 
     run(main)
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of a file to be written. Raises OSError, or ConfigError "bad-path" when the file is a folder."""
+    from efedllm.errors import ConfigError
+
+    if path.is_dir():
+        raise ConfigError("bad-path", f"{path} is a folder.", "Give a file to --report.")
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def summarize(report: Report) -> None:

@@ -17,7 +17,7 @@ import client.chat_cli
 import client.generate_cli
 import client.network_cli
 import client.wallet_cli
-from efedllm.errors import ConfigError, EfedError
+from efedllm.errors import ConfigError, EfedError, file_error
 
 GROUP = "efedllm.commands"
 DISTRIBUTION = "efedllm-network"
@@ -136,5 +136,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         # The reader of our output is gone, as in `efedllm ... | head`.
         sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        shown = file_error(error)
+        if shown is None:
+            raise
+        report(shown, as_json)
         sys.exit(1)
     sys.exit(0)

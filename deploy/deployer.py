@@ -124,7 +124,7 @@ class Deployer:
             raise ChainError(
                 "no-contract",
                 f"{files.final} names contracts that are not on this chain.",
-                "check --rpc, or use another --out folder.",
+                "Check --rpc, or use another --out folder.",
             )
         if deployment.params != self._profile.params():
             raise ConfigError(

@@ -13,9 +13,15 @@ from efedllm.settings import read_network
 
 
 def lock_home(home: Path) -> IO[str]:
-    """Take the home for this process; closing the result, or dying, gives it back. ConfigError "home-busy"."""
-    home.mkdir(parents=True, exist_ok=True)
-    handle = (home / "lock").open("w")
+    """Take the home for this process; closing the result, or dying, gives it back.
+
+    Raises ConfigError "home-busy" or "bad-home".
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        handle = (home / "lock").open("w")
+    except OSError as error:
+        raise ConfigError("bad-home", f"{home} cannot be used: {error.strerror}.", "Check --home.") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -34,3 +34,14 @@ class ModelError(EfedError):
 
 class ConfigError(EfedError):
     """Settings or arguments do not fit together."""
+
+
+def file_error(error: OSError) -> ConfigError | None:
+    """The error to show for a file or folder that cannot be used; None when `error` is about something else."""
+    if error.filename is None:
+        return None
+    return ConfigError(
+        "bad-path",
+        f"{error.filename} cannot be used: {error.strerror}.",
+        "Check the path and its permissions.",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +14,12 @@ from web3 import AsyncHTTPProvider, AsyncWeb3
 from web3.types import RPCEndpoint
 
 from efedllm.errors import ChainError
+from efedllm.logs import get_logger
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
+# An outage longer than this is worth a line in the log, seconds.
+_QUIET = 3.0
 _RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 # Chain ids of development chains, where receipts come at once and the clock may be moved.
@@ -53,6 +57,13 @@ def _revert_data(error: dict[str, Any]) -> bytes | None:
     return None
 
 
+def _detail(problem: Exception) -> str:
+    """Why a server was not reached, in words."""
+    if isinstance(problem, aiohttp.ClientConnectorError) and problem.os_error.errno:
+        return os.strerror(problem.os_error.errno).lower()
+    return "no answer in time" if isinstance(problem, TimeoutError) else str(problem) or type(problem).__name__
+
+
 class Rpc:
     """One RPC endpoint. `budget` seconds bound every request with all its retries; `attempt` bounds each try."""
 
@@ -66,6 +77,8 @@ class Rpc:
         self.w3: AsyncWeb3[AsyncHTTPProvider] = AsyncWeb3(self._provider)
         self._session: aiohttp.ClientSession | None = None
         self._opening = asyncio.Lock()
+        self._away = False
+        self._log = get_logger("rpc")
 
     async def _ready(self) -> None:
         async with self._opening:
@@ -87,7 +100,8 @@ class Rpc:
         Raises RpcError for an answer that is an error, ChainError "rpc-down" when the budget is used up.
         """
         await self._ready()
-        deadline = time.monotonic() + self.budget
+        begun = time.monotonic()
+        deadline = begun + self.budget
         pause = _FIRST_PAUSE
         while True:
             try:
@@ -99,18 +113,23 @@ class Rpc:
                     raise ChainError(
                         "rpc-refused",
                         f"The RPC server {self.url} answered {error.status} {error.message}.",
-                        "check --rpc and its credentials.",
+                        "Check --rpc and its credentials.",
                     ) from error
                 problem: Exception = error
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 problem = error
             if time.monotonic() + pause >= deadline:
-                detail = str(problem) or type(problem).__name__
                 raise ChainError(
-                    "rpc-down", f"The chain at {self.url} does not answer ({detail}).", "check --rpc"
+                    "rpc-down",
+                    f"The chain at {self.url} does not answer ({_detail(problem)}).",
+                    "Start it (a local network: `efedllm up`), or check --rpc.",
                 ) from problem
+            if not self._away and time.monotonic() - begun > _QUIET:
+                self._away = True
+                self._log.warning("the chain does not answer, waiting", rpc=self.url, seconds=round(self.budget))
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+        self._away = False
         if answer.get("error") is not None:
             error_field: Any = answer["error"]
             raise RpcError(method, error_field if isinstance(error_field, dict) else {"message": str(error_field)})

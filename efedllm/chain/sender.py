@@ -181,7 +181,7 @@ class Sender:
             await self._rpc.request("eth_call", [call, "latest"])
         except RpcError as error:
             raise (decode_revert(error.data or b"", what) if error.is_revert else error) from error
-        raise ChainError("gas-unknown", f"The chain could not estimate the gas of {what}.", "check --rpc")
+        raise ChainError("gas-unknown", f"The chain could not estimate the gas of {what}.", "Check --rpc.")
 
     def _call(self, to: str | None, data: bytes, value: int) -> dict[str, str]:
         call = {"from": self._account.address, "data": "0x" + data.hex(), "value": hex(value)}

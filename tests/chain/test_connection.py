@@ -46,6 +46,7 @@ async def test_nothing_listens_ends_within_the_budget_with_a_hint(deployed: Live
         await Chain.connect(f"http://127.0.0.1:{free_port()}", deployed.deployment, budget=0.3)
     assert caught.value.code == "rpc-down"
     assert "check --rpc" in caught.value.hint
+    assert "(connection refused)" in caught.value.message
 
 
 async def test_an_address_that_is_none() -> None:

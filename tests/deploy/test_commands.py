@@ -95,7 +95,7 @@ def test_deploy_errors(efedllm: Command, ganache: str, tmp_path: Path, words: li
 def test_deploy_without_a_chain(efedllm: Command, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     error = error_of(efedllm("deploy", "--rpc", url, "--json", env={"EFEDLLM_RPC_BUDGET": "0.3"}))
-    assert (error["code"], error["hint"]) == ("rpc-down", "check --rpc")
+    assert (error["code"], error["hint"]) == ("rpc-down", "Start it (a local network: `efedllm up`), or check --rpc.")
     error = error_of(efedllm("deploy", "--json", env={"EFEDLLM_HOME": str(tmp_path)}))
     assert error["code"] == "no-network"
 
@@ -118,6 +118,22 @@ def test_model_commands_on_folders_that_are_none(efedllm: Command, tmp_path: Pat
     assert error_of(efedllm("model", "serve", "--dir", str(tmp_path), "--json"))["code"] == "not-published"
     words = ["model", "publish", "--dir", str(tmp_path), "--json"]
     assert error_of(efedllm(*words, env={"EFEDLLM_HOME": str(tmp_path)}))["code"] == "no-network"
+
+
+def test_homes_that_cannot_be_used(efedllm: Command, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("precious")
+    for words, code in (
+        (("up", "--home", str(file)), "bad-home"),
+        (("demo", "--home", str(file)), "not-a-demo"),
+        (("wallet", "new", "--light", "--home", str(file)), "bad-path"),
+        (("up", "--home", "/proc/nowhere"), "bad-home"),
+    ):
+        error = error_of(efedllm(*words, "--json", env={"EFEDLLM_PASSWORD": "pw"}))
+        assert error["code"] == code
+        assert words[-1] in error["message"]
+        assert error["hint"]
+    assert file.read_text() == "precious"
 
 
 def test_up_and_demo_refuse_chains_they_cannot_use(efedllm: Command, tmp_path: Path) -> None:
