@@ -237,10 +237,10 @@ async def test_old_evidence_is_forgotten_and_receipts_are_kept(lab: Lab) -> None
     await app.duties.tick()
     traces = app.desk.shop.traces
     assert await traces.size(spec.job_id, "in.bin") > 0
-    await skip(lab, epoch + 2, 0.1)
+    await skip(lab, epoch + 1, 0.1)
     await app.duties.tick()
     assert await traces.size(spec.job_id, "in.bin") > 0
-    await skip(lab, epoch + 4, 0.1)
+    await skip(lab, epoch + 2, 0.1)
     await app.duties.tick()
     assert await traces.size(spec.job_id, "in.bin") == 0
     assert await app.store.receipt(spec.job_id) is not None
