@@ -108,6 +108,7 @@ class DemoResult:
             "tokens": first.get("tokens", 0),
             "text": first.get("text", ""),
             "tokens_per_second": first.get("tokens_per_second", 0.0),
+            "first_token_at": first.get("first_token_at", 0.0),
             "seconds": round(self.seconds, 1),
             "nodes": self.nodes,
             "verifiers": self.verifiers,
