@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,3 +129,25 @@ def read_network(home: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+@dataclass(frozen=True)
+class LocalMember:
+    """A node or verifier of the local network: its name, its account, its own folder."""
+
+    name: str
+    address: str
+    home: Path
+
+
+def local_members(settings: Settings, role: Literal["nodes", "verifiers"]) -> list[LocalMember]:
+    """Who serves or audits the local network of `settings.home`; nobody when another chain or account is asked for."""
+    local = read_network(settings.home)
+    if settings.rpc_url != local.get("rpc_url") or str(settings.keystore) != local.get("wallet"):
+        return []
+    found = local.get(role)
+    return [
+        LocalMember(str(item["name"]), str(item["address"]), Path(str(item["home"])))
+        for item in (found if isinstance(found, list) else [])
+        if isinstance(item, dict) and {"name", "address", "home"} <= item.keys()
+    ]

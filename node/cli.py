@@ -18,10 +18,9 @@ from rich.table import Table
 from efedllm import logs
 from efedllm.chain import Chain, Deployment, format_amount, keystore, parse_amount
 from efedllm.chain.connection import LOCAL_CHAIN_IDS
-from efedllm.chain.types import NodeInfo
-from efedllm.commitments.eip712 import parse_hex, to_hex
+from efedllm.commitments.eip712 import parse_hex
 from efedllm.errors import ConfigError, EfedError, ProtocolError
-from efedllm.settings import Settings
+from efedllm.settings import Settings, local_members
 from node.flags import (
     Credit,
     DeploymentFile,
@@ -33,20 +32,19 @@ from node.flags import (
     Listen,
     ModelId,
     Models,
+    NetworkHome,
     PasswordFile,
     Price,
     Retire,
     Rpc,
     Stake,
 )
+from node.status import show_all, status_of
 
 if TYPE_CHECKING:
     from node.config import NodeConfig
 
 app = typer.Typer(help="Serve layers of a model for pay.", no_args_is_help=True)
-
-STATUS = {0: "not registered", 1: "active", 2: "paused", 3: "retired"}
-STANDING = {0: "excluded", 1: "probation", 2: "active"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,7 @@ class Account:
     def settings(self) -> Settings:
         """Flags over environment over files."""
         settings = Settings.load(
+            home=self.home,
             rpc_url=self.rpc,
             deployment=self.deployment,
             keystore=self.keystore,
@@ -265,50 +264,30 @@ def status(
     rpc: Rpc = None,
     deployment: DeploymentFile = None,
     key: Keystore = None,
-    password_file: PasswordFile = None,
+    home: NetworkHome = None,
     as_json: Json = False,
 ) -> None:
-    """What the chain says of this node: registration, stake, trust, earnings."""
+    """Registration, stake, trust and earnings: of one node, or of all nodes of a local network. Needs no password."""
 
     async def work() -> int:
-        from node.rewards import claimable_epochs
-
-        async with _connected(Account(rpc, deployment, key, password_file)) as chain:
-            info, time = await asyncio.gather(chain.node(chain.account_address), chain.now())
-            rewards = await claimable_epochs(chain, time)
-            ready = (await chain.call("StakeVault", "stakeOf", chain.account_address)).readyAt
-            _show(describe(info, time.epoch, sum(rewards.values()), int(ready), as_json), as_json)
+        settings = Account(rpc, deployment, key, None, home).settings()
+        network = Deployment.load(settings.need_deployment())
+        members = local_members(settings, "nodes")
+        address = "" if members else keystore.address_of(settings.need_keystore())
+        async with await Chain.connect(settings.need_rpc(), network, budget=settings.rpc_budget) as chain:
+            time = await chain.now()
+            if not members:
+                _show(await status_of(chain, address, time, as_json), as_json)
+                return 0
+            found = await asyncio.gather(*(status_of(chain, member.address, time, as_json) for member in members))
+        nodes = [{"name": member.name} | status for member, status in zip(members, found, strict=True)]
+        if as_json:
+            _show({"epoch": time.epoch, "nodes": nodes}, as_json)
+        else:
+            show_all(nodes, time.epoch)
         return 0
 
     _run(work, as_json)
-
-
-def describe(info: NodeInfo, epoch: int, rewards: int, ready_at: int, raw: bool) -> dict[str, Any]:
-    """A node's state for people, or with `raw` for programs (wei as decimal text)."""
-
-    def money(wei: int) -> str:
-        return str(wei) if raw else format_amount(wei)
-
-    registered = info.status != 0
-    return {
-        "address": info.address,
-        "status": STATUS[info.status],
-        "model_id": to_hex(info.model_id) if registered else None,
-        "layers": f"{info.lo}:{info.hi}" if registered else None,
-        "price_per_ktok_gwei": info.price_per_ktok if registered else None,
-        "endpoint": info.endpoint if registered else None,
-        "signer": info.signer if registered else None,
-        "stake": money(info.stake_active),
-        "unbonding": money(info.stake_unbonding),
-        "withdrawable_at": ready_at if info.stake_unbonding else None,
-        "trust": info.trust_ppm / 1e6,
-        "standing": STANDING[info.standing],
-        "offences": info.offences,
-        "excluded_until_epoch": info.jailed_until if info.jailed_until > epoch else None,
-        "fees": money(info.owed),
-        "rewards": money(rewards),
-        "epoch": epoch,
-    }
 
 
 @app.command()
@@ -319,12 +298,13 @@ def unstake(
     deployment: DeploymentFile = None,
     key: Keystore = None,
     password_file: PasswordFile = None,
+    home: NetworkHome = None,
     as_json: Json = False,
 ) -> None:
     """Begin to unbond stake; it can be withdrawn after the unbonding period."""
 
     async def work() -> int:
-        async with _connected(Account(rpc, deployment, key, password_file)) as chain:
+        async with _connected(Account(rpc, deployment, key, password_file, home)) as chain:
             me = chain.account_address
             info = await chain.node(me)
             wei = info.stake_active if amount is None else parse_amount(amount)
@@ -352,12 +332,13 @@ def withdraw(
     deployment: DeploymentFile = None,
     key: Keystore = None,
     password_file: PasswordFile = None,
+    home: NetworkHome = None,
     as_json: Json = False,
 ) -> None:
     """Take unbonded stake back to the account."""
 
     async def work() -> int:
-        async with _connected(Account(rpc, deployment, key, password_file)) as chain:
+        async with _connected(Account(rpc, deployment, key, password_file, home)) as chain:
             me = chain.account_address
             wei = int((await chain.call("StakeVault", "stakeOf", me)).unbonding)
             if wei == 0:
@@ -375,6 +356,7 @@ def claim(
     deployment: DeploymentFile = None,
     key: Keystore = None,
     password_file: PasswordFile = None,
+    home: NetworkHome = None,
     as_json: Json = False,
 ) -> None:
     """Claim epoch rewards and withdraw fees now; a running node does so by itself."""
@@ -382,9 +364,9 @@ def claim(
     async def work() -> int:
         from node.rewards import claimable_epochs
 
-        async with _connected(Account(rpc, deployment, key, password_file)) as chain:
+        async with _connected(Account(rpc, deployment, key, password_file, home)) as chain:
             me = chain.account_address
-            rewards = await claimable_epochs(chain, await chain.now())
+            rewards = await claimable_epochs(chain, await chain.now(), me)
             if rewards:
                 await chain.send("RewardPool", "claim", list(rewards))
             owed = int(await chain.call("SessionEscrow", "owedOf", me))

@@ -23,6 +23,7 @@ Endpoint = Annotated[
     str | None, typer.Option("--endpoint", metavar="URL", help="http://HOST:PORT as others reach this node.")
 ]
 Home = Annotated[Path | None, typer.Option("--home", help="The node's own directory.")]
+NetworkHome = Annotated[Path | None, typer.Option("--home", help="Where `efedllm up` keeps its network.")]
 Stake = Annotated[str | None, typer.Option("--stake", metavar="EFED", help="Stake this much if less is staked.")]
 Credit = Annotated[int, typer.Option("--credit-tokens", help="Tokens worked ahead of payment, beyond the prompt.")]
 Retire = Annotated[bool, typer.Option("--retire", help="Leave the registry when stopped.")]

@@ -38,9 +38,8 @@ def claim_range(time: ChainTime, lookback: int) -> range:
     return range(max(1, time.epoch - 1 - lookback), max(1, time.epoch - 1))
 
 
-async def claimable_epochs(chain: Chain, time: ChainTime, lookback: int = 64) -> dict[int, int]:
-    """Wei that can be claimed now, by epoch; epochs without a reward are left out."""
-    me = chain.account_address
+async def claimable_epochs(chain: Chain, time: ChainTime, me: str, lookback: int = 64) -> dict[int, int]:
+    """Wei that the account `me` can claim now, by epoch; epochs without a reward are left out."""
     found = {}
     for epoch in claim_range(time, lookback):
         amount = int(await chain.call("RewardPool", "claimable", epoch, me))

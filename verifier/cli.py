@@ -13,9 +13,11 @@ from rich.table import Table
 
 from efedllm import logs
 from efedllm.chain.amounts import format_amount, parse_amount
-from efedllm.settings import Settings
+from efedllm.settings import LocalMember, Settings, local_members
 
 if TYPE_CHECKING:
+    from efedllm.chain.client import Chain
+    from efedllm.chain.deployment import Deployment
     from verifier.config import VerifierConfig
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -92,54 +94,61 @@ def status(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Stake, seat, and the last attested epochs of this verifier. Needs no password."""
+    """Stake, seat, last attested epochs: of one verifier, or of all of a local network. Needs no password."""
     settings, directory = _settings(home, rpc, deployment, keystore, None)
-    report = asyncio.run(_status(settings, directory))
+    members = local_members(settings, "verifiers")
+    reports = asyncio.run(_status(settings, directory, members))
     if as_json:
-        print(json.dumps(report, indent=2))
+        named = [{"name": member.name} | report for member, report in zip(members, reports, strict=False)]
+        print(json.dumps({"verifiers": named} if members else reports[0], indent=2))
         return
-    _show(report)
+    for report in reports:
+        _show(report)
 
 
-async def _status(settings: Settings, home: Path) -> dict[str, Any]:
+async def _status(settings: Settings, home: Path, members: list[LocalMember]) -> list[dict[str, Any]]:
     from efedllm.chain.client import Chain
     from efedllm.chain.deployment import Deployment
     from efedllm.chain.keystore import address_of
+
+    network = Deployment.load(settings.need_deployment())
+    wanted = [(member.address, member.home) for member in members]
+    wanted = wanted or [(address_of(settings.need_keystore()), home)]
+    async with await Chain.connect(settings.need_rpc(), network, budget=settings.rpc_budget) as chain:
+        return [await _status_of(chain, network, address, folder) for address, folder in wanted]
+
+
+async def _status_of(chain: Chain, network: Deployment, address: str, home: Path) -> dict[str, Any]:
     from verifier.app import store_path
     from verifier.observe import Observer
     from verifier.store import Store
 
-    address = address_of(settings.need_keystore())
-    network = Deployment.load(settings.need_deployment())
-    async with await Chain.connect(settings.need_rpc(), network, budget=settings.rpc_budget) as chain:
-        time = await chain.now()
-        stake = await chain.call("StakeVault", "stakeOf", address)
-        seats = await chain.verifiers()
-        history: list[dict[str, Any]] = []
-        path = store_path(home, network, address)
-        if path.exists():
-            store = await Store.open(path)
-            try:
-                history = await store.history()
-            finally:
-                await store.close()
-        for record in history:
-            record["points"] = await chain.call("VerifierCommittee", "pointsOf", record["epoch"], address)
-        unclaimed = await Observer(chain, address).unclaimed(time)
-        return {
-            "address": address,
-            "epoch": time.epoch,
-            "phase": time.phase,
-            "stake": str(stake.active),
-            "unbonding": str(stake.unbonding),
-            "seat": next(
-                ("active" if seat.active else "next epoch" for seat in seats if seat.address == address), None
-            ),
-            "seats": len(seats),
-            "balance": str(await chain.token_balance(address)),
-            "unclaimed_epochs": sorted(unclaimed),
-            "epochs": history,
-        }
+    time = await chain.now()
+    stake = await chain.call("StakeVault", "stakeOf", address)
+    seats = await chain.verifiers()
+    history: list[dict[str, Any]] = []
+    path = store_path(home, network, address)
+    if path.exists():
+        store = await Store.open(path)
+        try:
+            history = await store.history()
+        finally:
+            await store.close()
+    for record in history:
+        record["points"] = await chain.call("VerifierCommittee", "pointsOf", record["epoch"], address)
+    unclaimed = await Observer(chain, address).unclaimed(time)
+    return {
+        "address": address,
+        "epoch": time.epoch,
+        "phase": time.phase,
+        "stake": str(stake.active),
+        "unbonding": str(stake.unbonding),
+        "seat": next(("active" if seat.active else "next epoch" for seat in seats if seat.address == address), None),
+        "seats": len(seats),
+        "balance": str(await chain.token_balance(address)),
+        "unclaimed_epochs": sorted(unclaimed),
+        "epochs": history,
+    }
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -97,7 +97,8 @@ async def command(lab: Lab, index: int, *arguments: str) -> tuple[int, dict[str,
     password = lab.directory / "password"
     password.write_text(PASSWORD)
     flags = ("--rpc", lab.live.rpc_url, "--deployment", str(lab.live.path), "--keystore", str(config.keystore))
-    words = [*arguments, *flags, "--password-file", str(password), "--json"]
+    secret = () if arguments[0] == "status" else ("--password-file", str(password))
+    words = [*arguments, *flags, *secret, "--json"]
     result = await asyncio.to_thread(CliRunner().invoke, app, words)
     return result.exit_code, json.loads(result.stdout)
 
