@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,17 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from efedllm.engine.linear import DenseLinear, LowRankLinear
+from efedllm.engine.linear import DenseLinear, LowRankLinear, PackedLinear
 from efedllm.errors import ModelError
 from efedllm.models.families import Skeleton, is_matrix
 from efedllm.models.manifest import EMBED_FILE, HEAD_FILE, Manifest, TensorInfo, layer_file
-from efedllm.models.tensorfile import TensorFile
+from efedllm.models.packing import PACKED_BITS, unpack
+from efedllm.models.tensorfile import TensorFile, check_layout
 
 _TORCH_DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "int8": torch.int8,
+    "uint8": torch.uint8,
 }
 
 
@@ -49,8 +52,7 @@ def load_modules(model_dir: Path, manifest: Manifest, skeleton: Skeleton, lo: in
 
     Raises ModelError "corrupt-weights" when the files and the architecture do not fit together.
     """
-    tensors = {t.name: t for t in manifest.tensors_for(lo, hi)}
-    reader = _Reader(model_dir, tensors)
+    reader = _FloatReader(manifest.tensors_for(lo, hi))
     family = skeleton.family
     layers: list[nn.Module] = []
     for index in range(lo, hi):
@@ -83,13 +85,15 @@ def load_modules(model_dir: Path, manifest: Manifest, skeleton: Skeleton, lo: in
     )
 
 
-class _Reader:
-    def __init__(self, model_dir: Path, tensors: dict[str, TensorInfo]) -> None:
-        self._dir = model_dir
-        self._tensors = tensors
+class TensorReader:
+    """The published tensors of a layer range, each of which must find its place in the architecture."""
+
+    def __init__(self, tensors: Iterable[TensorInfo]) -> None:
+        self._tensors = {t.name: t for t in tensors}
         self._used: set[str] = set()
 
     def entry(self, name: str, shape: tuple[int, int] | None = None) -> TensorInfo:
+        """Raises ModelError "corrupt-weights" when there is no such tensor, or one of another [rows, cols]."""
         tensor = self._tensors.get(name)
         if tensor is None:
             raise _misfit(f"the manifest has no {name}")
@@ -98,10 +102,23 @@ class _Reader:
         self._used.add(name)
         return tensor
 
+    def parts(self, file: TensorFile, tensor: TensorInfo) -> list[Tensor]:
+        """The parts of `tensor` as published, in hashing order; no copy."""
+        return [_part(file, name) for name in tensor.parts]
+
     def vector(self, file: TensorFile, name: str, size: int) -> Tensor:
+        """float32 [size]."""
         tensor = self.entry(name, (size, 1))
         return _part(file, tensor.parts[0]).float()
 
+    def check_all_used(self) -> None:
+        """Raises ModelError "corrupt-weights" when a tensor was never asked for."""
+        unused = sorted(set(self._tensors) - self._used)
+        if unused:
+            raise _misfit(f"{unused[0]} has no place in this architecture")
+
+
+class _FloatReader(TensorReader):
     def matrix(self, file: TensorFile, name: str) -> Tensor:
         """A dense matrix, float32."""
         tensor = self.entry(name)
@@ -119,18 +136,15 @@ class _Reader:
         tensor = self.entry(f"{path}.weight", shape)
         has_bias = getattr(module, "bias", None) is not None
         bias = self.vector(file, f"{path}.bias", tensor.rows) if has_bias else None
+        if tensor.form == "packed":
+            return _packed(file, tensor, bias)
         if tensor.form == "lowrank":
             u, v = _expanded(file, tensor)
             return LowRankLinear(u, v, bias)
         return DenseLinear(_expanded(file, tensor)[0], bias)
 
-    def check_all_used(self) -> None:
-        unused = sorted(set(self._tensors) - self._used)
-        if unused:
-            raise _misfit(f"{unused[0]} has no place in this architecture")
 
-
-def _fill(root: nn.Module, prefix: str, reader: _Reader, file: TensorFile) -> None:
+def _fill(root: nn.Module, prefix: str, reader: _FloatReader, file: TensorFile) -> None:
     """Give every parameter below `root` its published value, replacing linear modules by their published form."""
     for path, module in list(root.named_modules()):
         if is_matrix(module):
@@ -154,6 +168,18 @@ def _expanded(file: TensorFile, tensor: TensorInfo) -> list[Tensor]:
         return [value.float() for value in values]
     scales = [_part(file, name) for name in tensor.parts[matrices:]]
     return [value.float().mul_(scale.unsqueeze(1)) for value, scale in zip(values, scales, strict=True)]
+
+
+def _packed(file: TensorFile, tensor: TensorInfo, bias: Tensor | None) -> nn.Module:
+    """Integers times group scales are exact in float32: at most 6 bits times 11."""
+    check_layout(file, tensor)
+    q = unpack(_part(file, tensor.parts[0]).numpy(), tensor.cols, PACKED_BITS[tensor.dtype])
+    scale = _part(file, tensor.parts[1]).float().repeat_interleave(tensor.group, dim=1)[:, : tensor.cols]
+    base = torch.from_numpy(q).float().mul_(scale)
+    if tensor.rank == 0:
+        return DenseLinear(base, bias)
+    u, v, s = (_part(file, name).float() for name in tensor.parts[2:])
+    return PackedLinear(base, u, v.mul_(s.unsqueeze(1)), bias)
 
 
 def _part(file: TensorFile, name: str) -> Tensor:
