@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -33,7 +34,7 @@ from node.home import HomeLock, listen, load_signer
 from node.http import make_app
 from node.jobcore import Workshop
 from node.metrics import Metrics
-from node.payment import Account, billed_on_abort
+from node.payment import Account, billed_on_crash
 from node.registration import Offer, Terms, ensure_registered, ensure_stake, terms, wait_for_signer
 from node.scheduler import BatchLimits
 from node.session import Desk
@@ -169,10 +170,13 @@ class NodeApp:
 
     async def _recover(self, store: Store, traces: Traces) -> None:
         """Jobs a crash left open are over; what was computed of them is in their traces."""
+        counted: Counter[bytes] = Counter()
         for job, session in await store.unfinished():
             positions = await traces.size(job.job_id, IN) // job.in_row
-            account = Account(session.price, session.cumulative, session.billed, self.config.credit_tokens)
-            billed = billed_on_abort(positions, job.spec.prompt_tokens, account, client_fault=False)
+            before = session.billed + counted[job.session_id]
+            account = Account(session.price, session.cumulative, before, self.config.credit_tokens)
+            billed = billed_on_crash(positions, job.spec.prompt_tokens, account)
+            counted[job.session_id] += billed
             await store.end_job(job.job_id, "aborted", positions, billed, "interrupted: the node stopped")
             self._log.warning("unfinished job aborted", job=job.job_id, positions=positions)
 

@@ -26,7 +26,7 @@ FRESH = 15.0  # seconds for which what the chain said of a session or node is us
 
 @dataclass
 class Entry:
-    """One session in memory. `running`: tokens each of its running jobs has used."""
+    """One session in memory. `running`: tokens each of its running jobs has used, at least those of its prompt."""
 
     record: SessionRecord
     asked: float
@@ -91,17 +91,9 @@ class Book:
         # A price raised after the session was opened does not bind its client.
         price = min(price, key.max_price_per_ktok)
         record = SessionRecord(session_id, key, hop, price, info.deposit, info.settled, info.status)
-        known = self._entries.get(session_id)
-        if known is not None:
-            return known
-        entry = Entry(record, time.monotonic())
-        self._entries[session_id] = entry
-        try:
-            await self._store.add_session(record)
-        except BaseException:
-            del self._entries[session_id]
-            raise
-        return entry
+        # On disk before anybody finds it here: a voucher of a session that the disk lacks would be lost.
+        await self._store.add_session(record)
+        return self._entries.setdefault(session_id, Entry(record, time.monotonic()))
 
     async def _ask(self, session_id: bytes) -> SessionInfo:
         return await self._patiently(self._chain.session(session_id))
@@ -136,10 +128,14 @@ class Book:
     async def take(self, entry: Entry, voucher: Voucher, signature: bytes) -> None:
         """Check a voucher and keep it; it is on disk when this returns. Raises ProtocolError."""
         async with entry.taking:
-            if voucher.session_id == entry.record.session_id and voucher.cumulative > entry.record.deposit:
-                await self.refresh(entry, max_age=0.0)
+            if voucher.session_id == entry.record.session_id:
+                # First, so that strangers cannot make us ask the chain.
+                check(voucher.digest(*self._chain.escrow_domain), signature, entry.record.key.signer)
+                if voucher.cumulative > entry.record.deposit:
+                    await self.refresh(entry, max_age=0.0)
             news = check_voucher(self._standing(entry), voucher)
-            check(voucher.digest(*self._chain.escrow_domain), signature, entry.record.key.signer)
+            if news and entry.record.status == CLOSED:
+                raise ProtocolError("session-not-open", "The session is closed: nothing more is paid from it.")
             if not news:
                 return
             await self._store.save_voucher(voucher, signature)

@@ -55,7 +55,7 @@ class Job(JobCore):
     async def _turn(self) -> None:
         try:
             async with asyncio.timeout(max(0.0, self._deadline() - time.monotonic())):
-                event = await self._inbox.get()
+                event = await self._receive()
         except TimeoutError:
             await self._expired()
             return
@@ -165,7 +165,7 @@ class Job(JobCore):
                 return
             progress.held.popleft()
             progress.given += len(inputs)
-            entry.running[self.id] = progress.given
+            entry.running[self.id] = max(progress.given, self.record.spec.prompt_tokens)
             self._shop.batcher.submit(self.id, inputs)
         self._paused = None
 
@@ -223,7 +223,9 @@ class Job(JobCore):
         progress = self._progress
         if event.source == "previous":
             progress.stopping = True
-            # The hop before has counted these rows: whatever is held is computed, paid for or not.
+            # The hop before has counted these rows: a few that are held are computed, paid for or not.
+            if sum(map(len, progress.held)) > self._shop.credit:
+                raise ProtocolError("payment-required", "The job was cancelled with unpaid rows.", "Send vouchers.")
             await self._feed()
             await self._stop_if_idle()
         elif self._first and not progress.stopping and not progress.finished:

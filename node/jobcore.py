@@ -22,13 +22,11 @@ from node.clock import Clock
 from node.config import Limits
 from node.links import Link
 from node.metrics import Metrics
-from node.payment import billed_on_abort, billed_tokens
+from node.payment import billed_tokens
 from node.records import Committed, JobRecord
 from node.store import Store
 from node.traces import Traces
 from node.wiring import Progress, own_hop, wire
-
-CLIENT_FAULTS = frozenset({"payment-required", "start-timeout"})
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,9 @@ class JobCore:
         self._progress = Progress()
         self._inbox: asyncio.Queue[events.Event] = asyncio.Queue()
         self._overflow = False
+        self._waiting_bytes = 0  # of rows in the inbox
+        spec = record.spec
+        self._most_bytes = record.in_row * (spec.prompt_tokens + spec.max_new_tokens)
         self._trace = shop.traces.writer(self.id)
         self._prev_commit: SignedCommit | None = None
         self._log = get_logger("job").bind(job=self.id.hex()[:16], hop=record.hop)
@@ -76,14 +77,23 @@ class JobCore:
         self._moved = now
         self._paused: float | None = None
         self._client_gone: float | None = None
-        entry.running[self.id] = 0
+        entry.running[self.id] = record.spec.prompt_tokens
 
     def post(self, event: events.Event) -> None:
         """Queue an event. A flood ends the job instead of filling the memory."""
-        if self._inbox.qsize() >= self._shop.limits.job_inbox:
+        rows = len(event.act.payload) if isinstance(event, events.Rows) else 0
+        too_many = self._inbox.qsize() >= self._shop.limits.job_inbox
+        if too_many or self._waiting_bytes + rows > self._most_bytes:
             self._overflow = True
             return
+        self._waiting_bytes += rows
         self._inbox.put_nowait(event)
+
+    async def _receive(self) -> events.Event:
+        event = await self._inbox.get()
+        if isinstance(event, events.Rows):
+            self._waiting_bytes -= len(event.act.payload)
+        return event
 
     def uses(self, link: Link) -> bool:
         return link in (self.client, self._following, self._previous)
@@ -148,10 +158,7 @@ class JobCore:
         for link in {self.client, self._following, self._previous}:
             if link is not None and link is not source:
                 await link.refuse(report.to_error(), self.id)
-        account = self._entry.account(self._shop.credit, self.id)
-        billed = billed_on_abort(
-            self._progress.done, self.record.spec.prompt_tokens, account, error.code in CLIENT_FAULTS
-        )
+        billed = billed_tokens(self._progress.done, self.record.spec.prompt_tokens)
         await self._end("aborted", billed, f"{error.code}: {error.message}")
 
     # --- sending ---

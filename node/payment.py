@@ -20,7 +20,9 @@ def tokens_covered(cumulative: int, price_per_ktok: int) -> int | None:
 
 @dataclass(frozen=True)
 class Account:
-    """What one session has paid and used. `billed`: tokens of its other jobs, finished and running."""
+    """What one session has paid and used. `billed`: tokens of its other jobs, finished and running; a running one
+    counts its prompt from the start.
+    """
 
     price: int
     cumulative: int
@@ -40,14 +42,16 @@ class Due:
 def payment_due(account: Account, prompt: int, done: int, more: int) -> Due | None:
     """None when a job with `done` positions behind it may work on `more`, else what must be paid first.
 
-    A job may always process its prompt (its session was checked when it was opened); beyond the prompt work runs at
-    most `credit` tokens ahead of what the vouchers cover.
+    A job may always process its prompt (its session was checked when it was opened); beyond the prompt the work of the
+    whole session runs at most `credit` tokens ahead of what the vouchers, or of one unpaid prompt, cover. What other
+    jobs owe counts, so that jobs side by side get no credit of their own.
     """
     covered = tokens_covered(account.cumulative, account.price)
     if covered is None:
         return None
     wanted = account.billed + done + more
-    if wanted <= max(covered, account.billed + prompt) + account.credit:
+    ahead = max(covered, min(covered, account.billed) + prompt) + account.credit
+    if done + more <= prompt or wanted <= ahead:
         return None
     return Due(cost_of_tokens(account.billed + done, account.price), account.cumulative, account.billed + done)
 
@@ -75,11 +79,13 @@ def billed_tokens(positions: int, prompt: int) -> int:
     return positions + 1 if positions >= prompt else positions
 
 
-def billed_on_abort(positions: int, prompt: int, account: Account, client_fault: bool) -> int:
-    """Tokens an aborted job counts. When the client is not to blame it owes nothing beyond what it has paid."""
+def billed_on_crash(positions: int, prompt: int, account: Account) -> int:
+    """Tokens counted for a job that this node's own crash ended: nothing beyond what is paid.
+
+    Every other end counts all work: whoever can end a job without owing for it, a client by a wrong message or its
+    accomplice by hanging up, could have any number of jobs for nothing.
+    """
     worked = billed_tokens(positions, prompt)
-    if client_fault:
-        return worked
     covered = tokens_covered(account.cumulative, account.price)
     return worked if covered is None else max(0, min(worked, covered - account.billed))
 

@@ -23,6 +23,7 @@ from efedllm.wire.messages import (
     VoucherMsg,
 )
 from node import events
+from node.book import Entry
 from node.checks import Load, check_open, check_route
 from node.job import Job
 from node.jobcore import Workshop
@@ -91,9 +92,16 @@ class Desk:
     def _from_node(self, link: Link, message: AnyMessage) -> None:
         match message:
             case ActMsg():
-                self._post(message.job_id, events.Rows(message, link))
+                # Job ids can be guessed: what strangers send must not reach a job, which would end by it.
+                job = self._neighbours_job(link, message.job_id, following=False)
+                if job is None:
+                    raise ProtocolError("unknown-job", f"There is no job 0x{message.job_id.hex()} of yours here.")
+                job.post(events.Rows(message, link))
             case AckMsg():
-                self._post(message.job_id, events.Acknowledged(message, link))
+                # It may arrive after the end.
+                job = self._neighbours_job(link, message.job_id)
+                if job is not None:
+                    job.post(events.Acknowledged(message, link))
             case CommitMsg():
                 job = self._neighbours_job(link, message.commit.job_id, following=False)
                 if job is not None:
@@ -128,14 +136,6 @@ class Desk:
         hop, hops = job.record.hop, job.record.hops
         other = job.record.route[(hop + (1 if following else -1)) % hops]
         return job if hops > 1 and link.is_hop(other) else None
-
-    def _post(self, job_id: bytes, event: events.Event) -> None:
-        job = self._jobs.get(job_id)
-        if job is not None:
-            job.post(event)
-        elif isinstance(event, events.Rows):
-            # An acknowledgement may arrive after the end; rows may not.
-            raise ProtocolError("unknown-job", f"There is no job 0x{job_id.hex()} here.")
 
     async def _from_client(self, link: Link, message: AnyMessage) -> None:
         match message:
@@ -198,12 +198,23 @@ class Desk:
 
     async def _admit(self, link: Link, msg: OpenJobMsg) -> None:
         shop, spec = self.shop, msg.job_spec
-        nodes = await shop.book.route(msg.session_key.nodes)
-        route = check_route(msg, nodes)
-        entry = await shop.book.enter(msg.session_key, msg.hop, nodes[msg.hop].price_per_ktok)
+        # Our own registration, then the session, which costs money: only for that we ask about everybody else.
+        (own,) = await shop.book.route((shop.facts.address,))
+        entry = await shop.book.enter(msg.session_key, msg.hop, own.price_per_ktok)
+        route = check_route(msg, await shop.book.route(msg.session_key.nodes))
         if msg.voucher is not None and msg.voucher_signature is not None:
             await shop.book.take(entry, msg.voucher, msg.voucher_signature)
         check_credit(entry.account(shop.credit), entry.record.deposit, spec.prompt_tokens)
+        # From here on the job counts, before anything else is waited for: others may be opening beside it.
+        entry.running[spec.job_id] = spec.prompt_tokens
+        try:
+            await self._begin(link, msg, entry, route)
+        finally:
+            if spec.job_id not in self._jobs:
+                entry.running.pop(spec.job_id, None)
+
+    async def _begin(self, link: Link, msg: OpenJobMsg, entry: Entry, route: tuple[RouteHop, ...]) -> None:
+        shop, spec = self.shop, msg.job_spec
         following = await self._following(route, msg.hop)
         record = JobRecord(
             job_id=spec.job_id,

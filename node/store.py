@@ -72,7 +72,8 @@ class Store:
     async def add_session(self, record: SessionRecord) -> None:
         """Keep a session we saw for the first time."""
         await self._write(
-            insert(sessions).values(
+            upsert(sessions)
+            .values(
                 session_id=record.session_id,
                 key_json=json.dumps(record.key.to_json()),
                 hop=record.hop,
@@ -83,6 +84,7 @@ class Store:
                 cumulative=str(record.cumulative),
                 billed=record.billed,
             )
+            .on_conflict_do_nothing()
         )
 
     async def save_voucher(self, voucher: Voucher, signature: bytes) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
 
 from efedllm.chain.amounts import cost_of_tokens
+from efedllm.commitments.canonical import WireDtype
+from efedllm.commitments.signing import Signer
 from efedllm.errors import ProtocolError
-from efedllm.wire.messages import PayMsg
+from efedllm.wire import Identity, connect, handshake, parse
+from efedllm.wire.messages import AckMsg, ActMsg, ErrorMsg, PayMsg
+from node.payment import CLOSED
 from tests.node.node_kit import LIMITS, Lab, eventually
-from tests.node.raw_client import RawClient
+from tests.node.raw_client import RawClient, job_error
 from tests.node.test_generation import PROMPT, greedy
 
 CREDIT = 4
@@ -78,6 +83,70 @@ async def test_without_payment_the_job_ends_and_the_session_is_closed_to_new_one
         client.next_seq = 2
         _, outcome = await client.generate(PROMPT, 3, 40)
         assert len(outcome.tokens) == 3
+
+
+async def test_jobs_beside_an_unpaid_one_are_refused(strict: Lab) -> None:
+    async with await strict.client() as client:
+        await client.open_job(client.spec(PROMPT, 20), PROMPT, None)
+        with pytest.raises(ProtocolError) as caught:
+            await client.open_job(client.spec(PROMPT, 20), PROMPT, None)
+        assert caught.value.code == "payment-required"
+
+
+async def test_a_client_that_breaks_its_job_owes_for_it(strict: Lab) -> None:
+    async with await strict.client() as client:
+        spec = client.spec(PROMPT, 20)
+        await client.open_job(spec, PROMPT, None)
+        await client.start(spec)
+        while not isinstance((await client.receive())[1], PayMsg):
+            pass
+        await client.start(spec)
+        assert (await job_error(client)).code == "out-of-order"
+
+        async def over() -> bool:
+            return all(app.desk.running == 0 for app in strict.apps)
+
+        await eventually(over, "both nodes give up")
+    for app in strict.apps:
+        entry = app.desk.shop.book.get(client.session.session_id)
+        assert entry is not None
+        assert entry.record.billed >= len(PROMPT) + CREDIT
+    async with await strict.client(client.session) as client:
+        client.next_seq = 1
+        with pytest.raises(ProtocolError) as caught:
+            await client.open_job(client.spec(PROMPT, 20), PROMPT, None)
+        assert caught.value.code == "payment-required"
+
+
+async def test_a_closed_session_pays_for_nothing_more(strict: Lab) -> None:
+    async with await strict.client() as client:
+        await client.generate(PROMPT, 3, 11)
+        entry = strict.apps[0].desk.shop.book.get(client.session.session_id)
+        assert entry is not None
+        entry.record = replace(entry.record, status=CLOSED)
+        answer = await client.expect_error(0, client.voucher(12))
+        assert answer.code == "session-not-open"
+
+
+async def test_strangers_cannot_end_a_job(strict: Lab) -> None:
+    """Session ids are public and job numbers small: anybody can name a running job."""
+    async with await strict.client() as client:
+        spec = client.spec(PROMPT, 20)
+        await client.open_job(spec, PROMPT, 40)
+        for hop in client.route:
+            signer = Signer(os.urandom(32))
+            stranger = await connect(hop.endpoint)
+            await handshake(stranger, Identity(client.domain, signer.address, signer))
+            row = (0).to_bytes(4, "little")
+            act = ActMsg(spec.job_id, 0, 0, 1, WireDtype.I32, 1, bytes(32), bytes(65), row)
+            await stranger.send(act.to_frame())
+            await stranger.send(AckMsg(spec.job_id, 1, 0, 1, bytes(65)).to_frame())
+            answer = parse(await stranger.recv(timeout=10))
+            assert isinstance(answer, ErrorMsg)
+            assert answer.code == "unknown-job"
+            await stranger.close()
+        await client.start(spec)
+        assert len((await client.collect(spec)).tokens) == 20
 
 
 async def test_earlier_jobs_of_the_session_count(strict: Lab) -> None:

@@ -19,7 +19,7 @@ from node.payment import (
     Due,
     Standing,
     Unsettled,
-    billed_on_abort,
+    billed_on_crash,
     billed_tokens,
     check_credit,
     check_share,
@@ -90,12 +90,22 @@ def test_billing_counts_the_token_that_was_never_fed(positions: int, billed: int
     assert billed_tokens(positions, prompt=10) == billed
 
 
-def test_an_aborted_job_costs_only_what_is_paid_unless_the_client_broke_it() -> None:
+def test_a_job_that_our_crash_ended_costs_only_what_is_paid() -> None:
     paid = account(cumulative=12 * TOKEN, billed=5)
-    assert billed_on_abort(20, 10, paid, client_fault=True) == 21
-    assert billed_on_abort(20, 10, paid, client_fault=False) == 7
-    assert billed_on_abort(3, 10, paid, client_fault=False) == 3
-    assert billed_on_abort(3, 10, account(billed=5), client_fault=False) == 0
+    assert billed_on_crash(20, 10, paid) == 7
+    assert billed_on_crash(3, 10, paid) == 3
+    assert billed_on_crash(3, 10, account(billed=5)) == 0
+
+
+def test_jobs_side_by_side_share_one_credit() -> None:
+    # Another job's unpaid prompt of 10 counts: beyond its own prompt this one waits for money.
+    beside = account(billed=10)
+    assert payment_due(beside, prompt=10, done=0, more=10) is None
+    assert payment_due(beside, prompt=10, done=10, more=1) == Due(20 * TOKEN, 0, 20)
+    # What was paid for does not.
+    after = account(cumulative=10 * TOKEN, billed=10)
+    assert payment_due(after, prompt=10, done=13, more=1) is None
+    assert payment_due(after, prompt=10, done=14, more=1) is not None
 
 
 def test_shares_may_be_rounded_but_not_cut() -> None:
