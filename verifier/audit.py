@@ -287,6 +287,10 @@ class Auditor:
         before = None if len(nodes) == 1 else await self._party(nodes[commit.hop - 1], scope)
         after = None if last else await self._party(nodes[commit.hop + 1], scope)
         hidden = scope.registration.hidden
+        if commit.tokens > scope.executor.max_positions:
+            # Before anything is fetched: the committed number bounds what a source may send us.
+            detail = f"{commit.tokens} positions exceed the model's context"
+            return HopResult(None, Fault("context-exceeded", detail)), 0
         dtype, dim = (WireDtype.I32, 1) if first else (wire, hidden)
         try:
             inputs = await self._boundary(commit, commit.hop, dtype, dim, [own, before])

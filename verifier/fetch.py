@@ -7,7 +7,6 @@ Every answer is bounded in size and time, no redirect is followed, and the numbe
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,6 +14,9 @@ from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
+
+from efedllm.errors import ProtocolError
+from efedllm.wire.body import parse_json
 
 T = TypeVar("T")
 
@@ -106,8 +108,8 @@ class NodeReader:
     ) -> dict[str, Any]:
         def take(data: bytes) -> dict[str, Any] | None:
             try:
-                value = json.loads(data)
-            except (ValueError, RecursionError):
+                value = parse_json(data)
+            except ProtocolError:
                 return None
             return value if isinstance(value, dict) and accept(value) else None
 

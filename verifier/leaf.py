@@ -110,7 +110,8 @@ def _ids(value: object) -> tuple[int, ...] | None:
             return tuple(int(item) for item in np.frombuffer(data, dtype="<i4"))
         except (binascii.Error, ValueError):
             raise ProtocolError("bad-batch", "Token ids must be base64 of whole int32 numbers.") from None
-    if isinstance(value, list) and all(type(item) is int for item in value):
+    # Larger numbers would overflow arrays later on, and an audit that breaks is an audit escaped.
+    if isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 31 for item in value):
         return tuple(value)
     raise ProtocolError("bad-batch", "Token ids must be base64 or a list of integers.")
 

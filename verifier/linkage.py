@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from efedllm.commitments.eip712 import Domain, parse_hex
 from efedllm.commitments.evidence import BoundaryEvidence
@@ -86,9 +87,10 @@ async def check_outputs(
     ours, other = await asyncio.gather(
         _evidence(reader, own, commit.job_id, boundary), _evidence(reader, receiver, commit.job_id, boundary)
     )
-    for own_signer in sorted(own.signers):
+    # The receiver may have acknowledged with another of its keys than the one it signed this commitment with.
+    for own_signer, their_signer in product(sorted(own.signers), sorted({signer, *receiver.signers})):
         fault = await asyncio.to_thread(
-            blame_boundary, domain, commit.job_id, boundary, ours, other, commit, theirs, own_signer, signer
+            blame_boundary, domain, commit.job_id, boundary, ours, other, commit, theirs, own_signer, their_signer
         )
         if commit.hop not in fault.guilty:
             return None

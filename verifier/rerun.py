@@ -59,6 +59,8 @@ def rerun(executor: Executor, leaf: Leaf, spec: JobSpec, inputs: bytes, outputs:
         residual = executor.embed(given) if commit.lo == 0 else given
     except ModelError as error:
         raise BackendError(str(error)) from error
+    if not np.isfinite(ours).all():
+        return HopResult(None, _not_finite(executor, "the hop's output"))
     statistic = compare(committed, ours, residual, dtype)
     if statistic.outcome is not Outcome.PASS:
         detail = f"statistic {statistic.worst:.3g} at position {statistic.position}, mismatch {statistic.mismatch:.2%}"
@@ -66,6 +68,22 @@ def rerun(executor: Executor, leaf: Leaf, spec: JobSpec, inputs: bytes, outputs:
     return HopResult(
         statistic, check_tokens(executor, committed, spec, leaf.emitted or ()) if executor.has_head else None
     )
+
+
+def _not_finite(executor: Executor, what: str) -> Fault:
+    """The fault of a hop whose committed input gives `what` that is not finite: no honest hop commits to that.
+
+    An engine that makes infinities of anything is broken; BackendError then, as nobody else is to blame. Abstaining
+    without that proof would let a node escape by one poisoned leaf.
+    """
+    plain = np.zeros(1, np.int32) if executor.has_embedding else np.zeros((1, executor.hidden), np.float32)
+    try:
+        healthy = bool(np.isfinite(executor.step([StepItem(executor.new_sequence(), plain)])[0]).all())
+    except ModelError as error:
+        raise BackendError(str(error)) from error
+    if not healthy:
+        raise BackendError(f"{what} is not finite, nor anything else that our engine computes")
+    return Fault("not-finite", f"{what} is not finite for the committed input")
 
 
 def check_ids(ids: NDArray[np.int32], leaf: Leaf, spec: JobSpec, vocab: int) -> Fault | None:
@@ -99,7 +117,7 @@ def check_tokens(executor: Executor, hidden: NDArray[Any], spec: JobSpec, emitte
         except ModelError as error:
             raise BackendError(str(error)) from error
         if not np.isfinite(rows).all():
-            raise BackendError("recomputed logits are not finite")
+            return _not_finite(executor, "logits")
         for offset, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             # The token after row r stands at absolute position r + 1.
             position = spec.prompt_tokens + start + offset

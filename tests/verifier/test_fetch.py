@@ -149,3 +149,11 @@ async def test_evidence_and_receipt_have_their_paths(server: Server) -> None:
         await reader.evidence(server.url, ROOT, 2)
         await reader.receipt(server.url, ROOT)
     assert server.paths == [f"/v1/jobs/{ROOT.hex()}/evidence?boundary=2", f"/v1/jobs/{ROOT.hex()}/receipt"]
+
+
+@pytest.mark.parametrize("answer", [b'{"a": 1, "a": 2}', b'{"a": NaN}', b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}"])
+async def test_documents_that_readers_may_read_differently_are_refused(server: Server, answer: bytes) -> None:
+    server.answers = [answer]
+    async with NodeReader(QUICK) as reader:
+        with pytest.raises(UnavailableError):
+            await reader.receipt(server.url, ROOT)

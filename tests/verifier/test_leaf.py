@@ -208,3 +208,10 @@ def test_only_the_last_hop_hashes_tokens() -> None:
     assert fault is not None
     assert fault.code == "tokens-hash"
     assert job.commit(0).tokens_hash == ZERO32
+
+
+@pytest.mark.parametrize("name", ["prompt", "emitted"])
+@pytest.mark.parametrize("number", [1 << 31, 1 << 70, -1])
+def test_ids_that_no_array_holds_make_the_leaf_unreadable(name: str, number: int) -> None:
+    """An audit that breaks on them would be an audit escaped."""
+    assert fault_of(a_job(), 0, lambda item: item.update({name: [5, number]})) == "unreadable-leaf"

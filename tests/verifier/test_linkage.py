@@ -125,6 +125,20 @@ async def test_a_receiver_that_commits_to_other_rows_does_not_hurt_the_sender() 
     assert await outputs(honest, shown) is None
 
 
+async def test_a_receiver_with_a_new_key_cannot_disown_what_it_acknowledged_with_the_old_one() -> None:
+    fresh = Signer(keccak(b"the receiver's next key"))
+    honest, lied = a_job(), replace(other_rows(a_job()), signers=(SIGNERS[0], fresh))
+    evidence = BoundaryEvidence(lied.tree(1).leaves, honest.evidence(1).envelopes)
+    object.__setattr__(lied, "evidence", lambda _: evidence)
+    async with (
+        ServedNode(NODES[0], 0, [honest]) as first,
+        ServedNode(NODES[1], 1, [lied]) as second,
+        NodeReader(QUICK) as reader,
+    ):
+        own, receiver = Party(first.url, signer(0)), Party(second.url, signer(1) | {fresh.address})
+        assert await check_outputs(reader, DOMAIN, honest.commit(0), own, receiver) is None
+
+
 async def test_a_receipt_by_a_stranger_is_no_evidence() -> None:
     lied = replace(other_rows(a_job()), signers=(SIGNERS[0], Signer(keccak(b"stranger"))))
     assert await outputs(a_job(), lied) is None

@@ -10,6 +10,7 @@ import pytest
 
 from efedllm.commitments.canonical import WireDtype, decode, encode
 from efedllm.commitments.messages import JobSpec, ids_hash
+from efedllm.engine.protocol import StepItem
 from efedllm.engine.shard import ShardEngine
 from efedllm.sampling import SamplingSpec, sample
 from tests.verifier.audit_lab import PROMPT, RANGES, Bits, Trace, decode_route, hop_commit, job_spec, load
@@ -197,6 +198,44 @@ def test_an_engine_error_of_ours_is_not_the_nodes_fault(engines: list[ShardEngin
     commit = hop_commit(spec, 1, 3, RANGES[1], warm_trace, 256)
     with pytest.raises(BackendError):
         rerun(engines[0], Leaf(commit, b"", b""), spec, warm_trace.boundaries[1], warm_trace.boundaries[2])
+
+
+def test_inputs_that_overflow_the_engine_are_the_nodes_fault(engines: list[ShardEngine], warm_trace: Trace) -> None:
+    """Abstaining from all of a node's work would be its reward for one poisoned leaf."""
+
+    class Overflowing:
+        """The engine of a model whose norm overflows on large rows, as layer norm does."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(engines[1], name)
+
+        def step(self, batch: list[StepItem]) -> list[Bits]:
+            huge = any(np.abs(item.inputs).max() > 1e30 for item in batch)
+            return [np.full_like(item.inputs, np.nan) for item in batch] if huge else engines[1].step(batch)
+
+    spec = job_spec(PROMPT, NEW, WireDtype.F32, WARM)
+    commit = hop_commit(spec, 1, 3, RANGES[1], warm_trace, 256)
+    poison = np.full(len(warm_trace.boundaries[1]) // 4, 3e38, dtype="<f4").tobytes()
+    leaf = Leaf(commit, b"", b"")
+    fault = rerun(Overflowing(), leaf, spec, poison, warm_trace.boundaries[2]).fault  # type: ignore[arg-type]
+    assert fault is not None
+    assert (fault.code, fault.outcome) == ("not-finite", Outcome.FAIL)
+
+
+def test_an_engine_that_overflows_on_anything_is_not_the_nodes_fault(
+    engines: list[ShardEngine], warm_trace: Trace
+) -> None:
+    class Broken:
+        def __getattr__(self, name: str) -> object:
+            return getattr(engines[1], name)
+
+        def step(self, batch: list[StepItem]) -> list[Bits]:
+            return [np.full_like(item.inputs, np.inf) for item in batch]
+
+    spec = job_spec(PROMPT, NEW, WireDtype.F32, WARM)
+    commit = hop_commit(spec, 1, 3, RANGES[1], warm_trace, 256)
+    with pytest.raises(BackendError):
+        rerun(Broken(), Leaf(commit, b"", b""), spec, *warm_trace.boundaries[1:3])  # type: ignore[arg-type]
 
 
 def test_the_prompt_hash_is_of_the_ids() -> None:
