@@ -44,9 +44,12 @@ contract CommitmentLog is ICommitmentLog, EpochClock, EntryPause {
     }
 
     /// @inheritdoc ICommitmentLog
-    function post(uint64 seq, bytes32 root, uint32 count) external whenEntryOpen {
+    function post(uint64 epoch, uint64 seq, bytes32 root, uint32 count) external whenEntryOpen {
         // INVARIANT: a batch commits to something.
         require(root != 0 && count != 0, EmptyBatch());
+        uint64 current = currentEpoch();
+        // INVARIANT: a root is recorded in the epoch it names, however late its transaction is mined.
+        require(epoch == current, WrongEpoch(current, epoch));
         // INVARIANT: only nodes, also retired ones that finish their work, post.
         require(nodes.statusOf(msg.sender) != 0, NotANode(msg.sender));
         Batch[64] storage ring = _rings[msg.sender];
@@ -59,7 +62,6 @@ contract CommitmentLog is ICommitmentLog, EpochClock, EntryPause {
             // INVARIANT: a batch inside its window is never overwritten.
             require(block.timestamp >= freeAt, RingFull(freeAt));
         }
-        uint64 epoch = currentEpoch();
         ring[seq % RING] = Batch({
             digest: _digest(root, count, epoch), seq: uint256(seq).toUint32(), postedAt: block.timestamp.toUint40()
         });

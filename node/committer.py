@@ -77,7 +77,8 @@ Step = Plan | Send | Confirm | Release | GiveUp | None
 def next_step(view: CommitView, policy: Policy) -> Step:
     """The next thing to do, None when there is nothing (yet).
 
-    A batch root names its epoch, so a transaction is only sent while it will still be mined in that epoch.
+    A batch root names its epoch, so a transaction is only sent while it will probably be mined in that epoch; mined
+    later it reverts, and the leaves go into another batch.
     """
     time, planned = view.time, view.planned
     in_time = time.fraction < policy.post_until
@@ -169,8 +170,8 @@ class Committer:
     async def _send(self, batch: BatchRecord) -> None:
         """Post; the next look at the chain tells whether it arrived."""
         try:
-            await self._chain.send("CommitmentLog", "post", batch.seq, batch.root, batch.count)
+            await self._chain.send("CommitmentLog", "post", batch.epoch, batch.seq, batch.root, batch.count)
         except ChainError as error:
-            # The number is taken: by this very batch, if an earlier attempt got through.
-            if error.code != "revert:WrongSequence":
+            # The number is taken: by this very batch, if an earlier attempt got through. Or the epoch is over.
+            if error.code not in ("revert:WrongSequence", "revert:WrongEpoch"):
                 raise

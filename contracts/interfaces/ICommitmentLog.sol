@@ -7,6 +7,8 @@ interface ICommitmentLogErrors {
     error NotANode(address caller);
     /// @notice Batches are numbered 0, 1, 2, ... for each node.
     error WrongSequence(uint256 expected, uint256 given);
+    /// @notice The root names another epoch than the running one, e.g. because the transaction was mined late.
+    error WrongEpoch(uint256 current, uint256 given);
     /// @notice A batch needs a root and at least one leaf.
     error EmptyBatch();
     /// @notice The ring is full of batches that can still be challenged.
@@ -23,8 +25,8 @@ interface ICommitmentLogEvents {
 /// @title ICommitmentLog
 /// @notice Merkle roots of the nodes' batches of receipts: one slot write per batch of any size.
 interface ICommitmentLog is ICommitmentLogErrors, ICommitmentLogEvents {
-    /// @notice Posts batch number `seq` of the caller for the current epoch.
-    function post(uint64 seq, bytes32 root, uint32 count) external;
+    /// @notice Posts batch number `seq` of the caller for `epoch`, which must be the current one.
+    function post(uint64 epoch, uint64 seq, bytes32 root, uint32 count) external;
 
     /// @notice Number of the next batch of `node`.
     function nextSeq(address node) external view returns (uint64);

@@ -104,8 +104,8 @@ async def test_readers_join_registration_stake_and_trust(deployed: LiveNetwork, 
         assert [(item.address, item.active) for item in await chain.verifiers()] == [(node.account_address, False)]
         await deployed.clock(chain).skip_to((await chain.now()).epoch + 1, 0.1)
         assert [item.active for item in await chain.verifiers()] == [True]
-        await node.send("CommitmentLog", "post", 0, b"\x03" * 32, 4)
         epoch = (await chain.now()).epoch
+        await node.send("CommitmentLog", "post", epoch, 0, b"\x03" * 32, 4)
         assert [(item.node, item.seq, item.count) for item in await chain.batches(epoch)] == [
             (node.account_address, 0, 4)
         ]

@@ -8,7 +8,7 @@ import {Fixture} from "./Fixture.sol";
 contract CommitmentLogTest is Fixture {
     function _post(uint64 seq, bytes32 root) internal {
         vm.prank(nodes[0]);
-        batches.post(seq, root, 7);
+        batches.post(_epoch(), seq, root, 7);
     }
 
     function test_post_isCommittedExactly() public {
@@ -35,6 +35,18 @@ contract CommitmentLogTest is Fixture {
         _post(1, "root");
     }
 
+    function test_RevertWhen_minedInAnotherEpochThanTheRootNames() public {
+        _at(2, 2);
+        vm.startPrank(nodes[0]);
+        vm.expectRevert(abi.encodeWithSelector(ICommitmentLogErrors.WrongEpoch.selector, 2, 1));
+        batches.post(1, 0, "root", 7);
+        vm.expectRevert(abi.encodeWithSelector(ICommitmentLogErrors.WrongEpoch.selector, 2, 3));
+        batches.post(3, 0, "root", 7);
+        batches.post(2, 0, "root", 7);
+        vm.stopPrank();
+        _eq(batches.nextSeq(nodes[0]), 1);
+    }
+
     function test_ring_neverOverwritesInsideTheWindow() public {
         for (uint64 i; i < 64; ++i) {
             _post(i, bytes32(uint256(i + 1)));
@@ -59,12 +71,12 @@ contract CommitmentLogTest is Fixture {
 
     function test_RevertWhen_notANodeOrEmpty() public {
         vm.expectRevert(abi.encodeWithSelector(ICommitmentLogErrors.NotANode.selector, address(this)));
-        batches.post(0, "root", 1);
+        batches.post(_epoch(), 0, "root", 1);
         vm.startPrank(nodes[0]);
         vm.expectRevert(ICommitmentLogErrors.EmptyBatch.selector);
-        batches.post(0, 0, 1);
+        batches.post(_epoch(), 0, 0, 1);
         vm.expectRevert(ICommitmentLogErrors.EmptyBatch.selector);
-        batches.post(0, "root", 0);
+        batches.post(_epoch(), 0, "root", 0);
         vm.stopPrank();
     }
 

@@ -27,7 +27,7 @@ contract EpochFlowTest is Fixture {
         _settle(key, 8 ether);
         for (uint256 i; i < 2; ++i) {
             vm.prank(nodes[i]);
-            batches.post(0, keccak256(abi.encode(i)), 3);
+            batches.post(2, 0, keccak256(abi.encode(i)), 3);
         }
         _fixSeed(2);
         Report[] memory r = _reports(2, nodes, _verdict(10, 0, false));

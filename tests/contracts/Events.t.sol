@@ -55,7 +55,7 @@ contract EventsTest is Fixture {
         _expect(address(batches));
         emit ICommitmentLogEvents.BatchPosted(nodes[0], 3, 0, "root", 9);
         vm.prank(nodes[0]);
-        batches.post(0, "root", 9);
+        batches.post(3, 0, "root", 9);
     }
 
     function test_events_ofAnAudit() public {

@@ -156,6 +156,11 @@ abstract contract Fixture is TestBase {
         return vm.getBlockTimestamp();
     }
 
+    /// @dev The current epoch, without a call that a prank or an expected revert would meet.
+    function _epoch() internal view returns (uint64) {
+        return uint64((_now() - GENESIS) / EPOCH + 1);
+    }
+
     /// @dev First second of phase `p` of epoch `e`.
     function _at(uint64 e, uint256 p) internal {
         vm.warp(GENESIS + (uint256(e) - 1) * EPOCH + (p * EPOCH) / 3);

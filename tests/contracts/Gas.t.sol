@@ -68,15 +68,15 @@ contract GasTest is Fixture {
         committee.takeSeat();
         _spent("take a seat", 92_000);
         vm.prank(op);
-        batches.post(0, "root", 1_024);
+        batches.post(_epoch(), 0, "root", 1_024);
         _spent("post a batch, cold slot", 58_000);
         for (uint64 i = 1; i < 64; ++i) {
             vm.prank(op);
-            batches.post(i, "root", 1_024);
+            batches.post(_epoch(), i, "root", 1_024);
         }
         vm.warp(_now() + WINDOW);
         vm.prank(op);
-        batches.post(64, "root", 1_024);
+        batches.post(_epoch(), 64, "root", 1_024);
         _spent("post a batch, reused slot", 44_000);
     }
 

@@ -37,10 +37,10 @@ contract PausingTest is Fixture {
         escrow.openWithSig(key, 1, type(uint256).max, "");
         vm.expectRevert(paused);
         vm.prank(nodes[0]);
-        batches.post(0, "root", 1);
+        batches.post(_epoch(), 0, "root", 1);
         batches.setEntryPaused(false);
         vm.prank(nodes[0]);
-        batches.post(0, "root", 1);
+        batches.post(_epoch(), 0, "root", 1);
     }
 
     function test_RevertWhen_notGuardian() public {

@@ -98,7 +98,7 @@ async def test_a_crash_around_the_posting_posts_once(pair: Lab, sent: bool) -> N
     root = batch_root(app.address, epoch, 0, [hop_leaf(leaf.digest, leaf.salt) for leaf in leaves])
     await app.store.plan(0, epoch, root, [leaf.job_id for leaf in leaves])
     if sent:
-        await app.chain.send("CommitmentLog", "post", 0, root, len(leaves))
+        await app.chain.send("CommitmentLog", "post", epoch, 0, root, len(leaves))
     # Here the process dies: what it knew is gone, what it stored is not.
     config = app.config
     await pair.stop(app)

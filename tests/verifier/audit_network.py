@@ -103,7 +103,7 @@ class Network:
             chain = self.chains[NODES[hop]]
             seq = await chain.call("CommitmentLog", "nextSeq", node.address)
             root = roots.get(hop, node.batch_root(self.admin.efl_domain, epoch, seq))
-            await chain.send("CommitmentLog", "post", seq, root, len(node.jobs))
+            await chain.send("CommitmentLog", "post", epoch, seq, root, len(node.jobs))
 
     def config(self, index: int, *, models: bool = True, poll: float = 0.1, stake: int | None = None) -> VerifierConfig:
         """Configuration of the verifier with account `index`; makes its keystore."""
