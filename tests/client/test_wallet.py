@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from eth_account import Account
 from client import closing, wallet
 from client.policy import Amount
 from client.routing import Candidate, Route
-from client.session import SessionRequest, Sessions
+from client.session import MARGIN, SessionRequest, Sessions, fits
 from client.store import Store, StoredSession
 from efedllm.chain import Chain
 from efedllm.chain.amounts import WEI, cost_of_tokens
@@ -116,6 +116,17 @@ async def test_a_session_funds_itself_and_is_used_again_while_it_has_room(bench:
         assert third.billed_tokens == 90
     async with bench.sessions.acquire(bench.request(tokens=800)) as other:
         assert other.session_id != first.session_id
+
+
+async def test_a_session_about_to_expire_is_not_used_again(bench: Bench) -> None:
+    request = bench.request()
+    async with bench.sessions.acquire(request) as session:
+        price, key = session.price, session.key
+    (stored,) = await bench.sessions.known()
+    now = await bench.chain.now()
+    for left, usable in ((MARGIN, True), (MARGIN - 1, False), (0, False), (-1, False)):
+        then = replace(now, timestamp=key.expiry - left)
+        assert fits(key, stored, request, price, then) is usable
 
 
 async def test_a_session_in_use_is_not_shared(bench: Bench) -> None:
