@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import Awaitable, Callable
+import json
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,9 +20,11 @@ from efedllm.logs import get_logger
 from efedllm.models.manifest import MANIFEST_NAME, Manifest
 from efedllm.wire import WS_PATH, Identity, accept, handshake
 from node.links import Link, pump
-from node.records import BoundaryPlace, LeafRecord
+from node.records import BatchRecord, BoundaryPlace, LeafRecord
 from node.session import Desk
 from node.traces import IN, OUT
+
+HEAVY = 2  # answers made at once that take much time or memory
 
 Info = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -82,6 +86,7 @@ class Pages:
         self._model_dir = model_dir
         self._manifest = manifest
         self._info = info
+        self._heavy = asyncio.Semaphore(HEAVY)
         self._log = get_logger("http")
 
     async def websocket(self, request: web.Request) -> web.StreamResponse:
@@ -125,17 +130,12 @@ class Pages:
         batch, leaves = found
         if len(leaves) != batch.count:
             raise _missing(f"complete batch {text} any more")
-        return web.json_response(
-            {
-                "epoch": batch.epoch,
-                "seq": batch.seq,
-                "root": to_hex(batch.root),
-                "count": batch.count,
-                "leaves": [_leaf(leaf) for leaf in leaves],
-            }
-        )
+        async with self._heavy:
+            # Thousands of leaves: written on another thread, or every job would wait for it.
+            body = await asyncio.to_thread(_batch_json, batch, leaves)
+        return web.Response(body=body, content_type="application/json")
 
-    async def boundary(self, request: web.Request) -> web.Response:
+    async def boundary(self, request: web.Request) -> web.StreamResponse:
         """Rows by their root."""
         place = await self._shop.store.boundary_by_root(_h32(request.match_info["root"], "root"))
         if place is None:
@@ -148,7 +148,12 @@ class Pages:
             "X-Dim": str(dim),
             "X-Count": str(place.count),
         }
-        return web.Response(body=await self._rows(place), headers=headers, content_type="application/octet-stream")
+        # From the disk as it is read: rows are large, and readers may be slow and many.
+        path = self._shop.traces.path(place.job_id, IN if place.incoming else OUT)
+        if not path.is_file():
+            raise ModelError("no-trace", f"The trace of job 0x{place.job_id.hex()} is not kept.")
+        headers["Content-Type"] = "application/octet-stream"
+        return web.FileResponse(path, headers=headers)
 
     async def evidence(self, request: web.Request) -> web.Response:
         """Leaves and doubly signed envelopes of one boundary of a committed job."""
@@ -164,9 +169,8 @@ class Pages:
         leaves: tuple[bytes, ...] = ()
         if place is not None:
             dtype, dim = self._shape(place)
-            tree = BoundaryTree(job_id, boundary, dtype, dim)
-            tree.append(await self._rows(place))
-            leaves = tree.leaves
+            async with self._heavy:
+                leaves = await asyncio.to_thread(_leaves, place, dtype, dim, await self._rows(place))
         return web.json_response(BoundaryEvidence(leaves, envelopes).to_json())
 
     async def receipt(self, request: web.Request) -> web.Response:
@@ -194,6 +198,23 @@ class Pages:
 
     async def _rows(self, place: BoundaryPlace) -> bytes:
         return await self._shop.traces.read(place.job_id, IN if place.incoming else OUT)
+
+
+def _leaves(place: BoundaryPlace, dtype: WireDtype, dim: int, rows: bytes) -> tuple[bytes, ...]:
+    tree = BoundaryTree(place.job_id, place.boundary, dtype, dim)
+    tree.append(rows)
+    return tree.leaves
+
+
+def _batch_json(batch: BatchRecord, leaves: Sequence[LeafRecord]) -> bytes:
+    document = {
+        "epoch": batch.epoch,
+        "seq": batch.seq,
+        "root": to_hex(batch.root),
+        "count": batch.count,
+        "leaves": [_leaf(leaf) for leaf in leaves],
+    }
+    return json.dumps(document).encode()
 
 
 def _leaf(leaf: LeafRecord) -> dict[str, Any]:

@@ -297,8 +297,8 @@ class Store:
         ]
 
     async def expired(self, posted_before: int, ended_before: int) -> list[bytes]:
-        """Jobs whose evidence nobody can ask for any more: their batch was posted before a chain time, or they ended
-        without a batch in an epoch before `ended_before`.
+        """Jobs whose evidence nobody can ask for any more: their batch was posted before a chain time, they ended
+        without a batch in an epoch before `ended_before`, or they ended without a commitment.
         """
         rows = await self._rows(
             select(jobs.c.job_id)
@@ -307,6 +307,7 @@ class Store:
                 or_(
                     and_(batches.c.status == "posted", batches.c.posted_at < posted_before),
                     and_(jobs.c.late == 1, jobs.c.epoch < ended_before),
+                    and_(jobs.c.status.in_(("aborted", "cancelled")), jobs.c.late == 0),
                 )
             )
             .limit(1000)

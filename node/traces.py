@@ -78,6 +78,10 @@ class Traces:
         """A writer for a new job."""
         return TraceWriter(self._path(job_id), self._disk)
 
+    def path(self, job_id: bytes, name: str) -> Path:
+        """Where a job's file lies, if it is kept."""
+        return self._path(job_id) / name
+
     async def read(self, job_id: bytes, name: str) -> bytes:
         """A whole file; ModelError "no-trace" when it is not kept any more."""
         try:
