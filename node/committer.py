@@ -18,7 +18,7 @@ from node.metrics import Metrics
 from node.records import BatchRecord, PendingLeaf
 from node.store import Store
 
-MAX_BATCH = 4096  # leaves; more go into the next batch
+MAX_BATCH = 1024  # leaves; more go into the next batch. Auditors read at most 64 MiB, prompts included
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,9 @@ def next_step(view: CommitView, policy: Policy) -> Step:
     late = tuple(i for i, epoch in enumerate(view.leaf_epochs) if epoch < oldest)
     if late:
         return GiveUp(late)
-    due = view.draining or (time.fraction >= policy.post_at and view.posted_epoch < time.epoch)
+    # More leaves than one batch holds: those of the epoch before are lost unless they follow at once.
+    urgent = any(epoch < time.epoch for epoch in view.leaf_epochs)
+    due = view.draining or (time.fraction >= policy.post_at and (view.posted_epoch < time.epoch or urgent))
     # The clock is a little behind: a commitment of the epoch after it may exist already.
     places = tuple(i for i, epoch in enumerate(view.leaf_epochs) if epoch <= time.epoch)[:MAX_BATCH]
     if not places or not due or not in_time:

@@ -41,6 +41,9 @@ PENDING = replace(IDLE, planned=BATCH, time=at(5, 0.75))
         (replace(IDLE, time=at(5, 0.70), leaf_epochs=()), None),
         # The clock lags: what was committed in the next epoch waits for it.
         (replace(IDLE, time=at(5, 0.70), leaf_epochs=(5, 6)), Plan(7, 5, (0,))),
+        # More than a batch holds: what the epoch before left over follows in the same epoch.
+        (replace(IDLE, time=at(6, 0.75), posted_epoch=6, leaf_epochs=(5, 6)), Plan(7, 6, (0, 1))),
+        (replace(IDLE, time=at(6, 0.75), posted_epoch=6, leaf_epochs=(6, 6)), None),
         # Auditors take commitments of the epoch before, no older ones.
         (replace(IDLE, time=at(6, 0.70)), Plan(7, 6, (0, 1))),
         (replace(IDLE, time=at(7, 0.10)), GiveUp((0, 1))),
