@@ -244,12 +244,12 @@ class Auditor:
             raise AbstainError(str(error)) from error
 
     async def _registration(self, batch: BatchInfo) -> tuple[Registration, ModelInfo]:
-        """The node's registration when it posted the batch; jobs of before may bear the earlier key's signature."""
+        """The node's registration when it posted the batch."""
         view: Any = await call_at(self._chain, "NodeRegistry", "nodeOf", batch.node, block=batch.block)
         model = await self._chain.model(view.modelId)
         registration = Registration(
             node=batch.node,
-            signers=await self._signers(batch.node, batch),
+            signers=await self._signers(batch.node),
             model_id=view.modelId,
             lo=view.lo,
             hi=view.hi,
@@ -259,18 +259,14 @@ class Auditor:
         )
         return registration, model
 
-    async def _signers(self, node: str, batch: BatchInfo) -> frozenset[str]:
-        """The keys that may have signed for a node when the jobs of `batch` ran.
+    async def _signers(self, node: str) -> frozenset[str]:
+        """Every key a node ever registered.
 
-        Those in force when the batch was posted, and when the audited node posted its batch before that.
+        Which one was in force when a job ran is not asked: a neighbour that changes keys between the job and the batch,
+        as often as it likes, could otherwise make an honest node look as if nobody had sent it anything.
         """
-        blocks = [
-            event.block
-            for event in await self._chain.history("CommitmentLog", "BatchPosted")
-            if event.args["node"] == batch.node and event.args["seq"] in (batch.seq - 1, batch.seq)
-        ]
-        views: list[Any] = [await call_at(self._chain, "NodeRegistry", "nodeOf", node, block=block) for block in blocks]
-        return frozenset(view.signer for view in views)
+        events = await self._chain.history("NodeRegistry", "NodeRegistered", "NodeUpdated")
+        return frozenset(event.args["signer"] for event in events if event.args["node"] == node)
 
     async def _recompute(self, leaf: Leaf, scope: _Scope) -> tuple[HopResult, int]:
         """Fetch both boundaries by root, run the hop, check its links; second value is the bytes fetched."""
@@ -316,7 +312,7 @@ class Auditor:
     async def _party(self, node: str, scope: _Scope) -> Party:
         """A node of the session's route by its registration; addresses inside the leaf are not trusted."""
         if node not in scope.parties:
-            signers = await self._signers(node, scope.batch)
+            signers = await self._signers(node)
             scope.parties[node] = Party(scope.endpoints.get(node, ""), signers)
         return scope.parties[node]
 

@@ -19,6 +19,7 @@ from efedllm.chain.amounts import WEI
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.hashing import keccak
 from efedllm.commitments.messages import Voucher
+from efedllm.commitments.signing import Signer
 from efedllm.errors import ChainError, ConfigError
 from efedllm.sampling import SamplingSpec
 from tests.chain.drop_proxy import DropProxy
@@ -101,6 +102,24 @@ async def standing(network: Network, hop: int) -> tuple[int, int]:
         await network.admin.call("VerifierCommittee", "standingOf", node),
         await network.admin.call("VerifierCommittee", "trustOf", node),
     )
+
+
+async def test_a_neighbour_that_changes_its_key_before_the_batches_hurts_nobody(
+    network: Network, honest: Trace
+) -> None:
+    async with verifiers(network) as running:
+        epoch = (await network.now()).epoch + 1
+        await network.clock.skip_to(epoch, 0.1)
+        await network.serve([network.job(honest, epoch, WARM, PROMPT, NEW)])
+        chain = network.chains[NODES[0]]
+        root, url = network.manifest.shard_root(*RANGES[0]), network.served[0].url
+        await chain.send("NodeRegistry", "retire")
+        await chain.send(
+            "NodeRegistry", "register", network.model_id, *RANGES[0], 1000, Signer(bytes(31) + b"\7").address, root, url
+        )
+        await network.post({})
+        await judge_epoch(network, running, epoch)
+        assert await verdicts(network, epoch) == {network.node(hop): {Verdict(10, 0, False)} for hop in range(3)}
 
 
 async def test_honest_nodes_earn_trust_and_verifiers_are_paid_once(network: Network, honest: Trace) -> None:
