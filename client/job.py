@@ -32,6 +32,7 @@ from efedllm.wire.messages import (
     StartMsg,
 )
 
+INBOX = 1024  # messages
 NOTICE_SECONDS = 0.5  # between a node's complaint and the end of its neighbour's connection
 
 
@@ -92,7 +93,8 @@ class Job:
         self._domain = domain
         self._terms = terms
         self._patience = patience
-        self._inbox: asyncio.Queue[Arrival] = asyncio.Queue()
+        # Bounded: a node that floods us stops being read, and its connection's own limits hold it.
+        self._inbox: asyncio.Queue[Arrival] = asyncio.Queue(INBOX)
         self._links: list[HopLink] = []
         self._tree = BoundaryTree(spec.job_id, 0, WireDtype.I32, 1)
         self._tree.append(ids_bytes(prompt))
