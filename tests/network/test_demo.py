@@ -15,10 +15,14 @@ from efedllm.chain.amounts import WEI
 
 @pytest.mark.network
 @pytest.mark.timeout(600)
-def test_demo_pays_the_honest_and_catches_the_cheat(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chain", ["ganache", "anvil"])
+def test_demo_pays_the_honest_and_catches_the_cheat(tmp_path: Path, chain: str) -> None:
     home = tmp_path / "demo"
     done = subprocess.run(
-        [sys.executable, "-m", "deploy.demo_cli", "--home", str(home), "--json", "--max-tokens", "12"],
+        [
+            *(sys.executable, "-m", "deploy.demo_cli", "--json", "--max-tokens", "12"),
+            *("--chain", chain, "--home", str(home)),
+        ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -28,6 +32,7 @@ def test_demo_pays_the_honest_and_catches_the_cheat(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)
     assert result["ok"]
+    assert (home / "logs" / f"{chain}.log").exists()
     assert [check["name"] for check in result["checks"] if not check["ok"]] == []
     assert result["tokens"] == 12
     assert result["text"]
