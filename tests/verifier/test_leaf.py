@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from efedllm.chain.types import BatchInfo
 from efedllm.commitments.hashing import ZERO32, keccak
 from efedllm.commitments.leaves import batch_root
 from efedllm.commitments.messages import Domain, JobSpec, SessionKey, ids_hash
@@ -18,7 +21,9 @@ from efedllm.errors import ProtocolError
 from efedllm.sampling import SamplingSpec
 from tests.verifier.audit_lab import DOMAIN, Trace, job_spec
 from tests.verifier.served_node import Job
+from verifier.audit import Auditor, _Scope
 from verifier.leaf import Leaf, Registration, check_leaf, parse_batch
+from verifier.linkage import Party
 from verifier.statistic import Outcome
 
 ESCROW = (1337, "0x" + "22" * 20)
@@ -215,3 +220,24 @@ def test_only_the_last_hop_hashes_tokens() -> None:
 def test_ids_that_no_array_holds_make_the_leaf_unreadable(name: str, number: int) -> None:
     """An audit that breaks on them would be an audit escaped."""
     assert fault_of(a_job(), 0, lambda item: item.update({name: [5, number]})) == "unreadable-leaf"
+
+
+async def test_more_positions_than_the_model_has_are_refused_before_anything_is_fetched() -> None:
+    """What a node commits to bounds what it may send us, and a client in league signs any length."""
+
+    class NoSource:
+        async def boundary(self, *_args: Any) -> bytes:
+            raise AssertionError("fetched")
+
+    item = a_job(spec=a_spec(max_new_tokens=2**31)).leaf_json(0, bytes(32))
+    leaf = read(item)
+    leaf = replace(leaf, commit=replace(leaf.commit, tokens=2**31))
+    executor: Any = SimpleNamespace(max_positions=64)
+    batch = BatchInfo(NODES[0], EPOCH, SEQ, ZERO32, 1, 1)
+    parties = {node: Party("", frozenset()) for node in session().nodes}
+    scope = _Scope(batch, registration(0), executor, {}, parties, {session().session_id(*ESCROW): True})
+    nothing: Any = None
+    source: Any = NoSource()
+    result, fetched = await Auditor(nothing, source, nothing, Path(), NODES[0])._recompute(leaf, scope)
+    assert result.fault is not None
+    assert (result.fault.code, fetched) == ("context-exceeded", 0)
