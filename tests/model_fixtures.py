@@ -23,7 +23,8 @@ def bundled_model() -> Path:
     return ROOT / "models" / "pylib-7m"
 
 
-def _config(family: str) -> Any:
+def family_config(family: str) -> Any:
+    """The config of the tiny model of a family."""
     import transformers
 
     common = {
@@ -77,7 +78,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
         if family not in made:
             torch.manual_seed(sum(map(ord, family)))
-            model = AutoModelForCausalLM.from_config(_config(family))
+            model = AutoModelForCausalLM.from_config(family_config(family))
             for name, parameter in model.named_parameters():
                 if parameter.ndim == 1:
                     # Biases and norms start as constants, which would hide a bias that is dropped.

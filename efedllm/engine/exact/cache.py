@@ -1,0 +1,87 @@
+"""The key/value cache of one sequence in the exact profile: int16 integers and one scale per position and head."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from efedllm.errors import ModelError
+
+_BLOCK = 64
+
+
+class CachedLayer(NamedTuple):
+    """Views of one layer's first positions: keys, values int16 [kv heads, positions, dim], scales float64 without
+    dim."""
+
+    keys: Tensor
+    values: Tensor
+    key_scales: Tensor
+    value_scales: Tensor
+
+
+class ExactCache:
+    """Half the memory of the float cache. Layers write during a step; positions count only after `commit`, so a step
+    that fails half-way leaves the sequence as it was.
+    """
+
+    def __init__(self, layers: int, kv_heads: int, head_dim: int) -> None:
+        self._length = 0
+        numbers = (layers, kv_heads, 0, head_dim)
+        self._arrays = (
+            torch.empty(numbers, dtype=torch.int16),
+            torch.empty(numbers, dtype=torch.int16),
+            torch.empty(numbers[:3], dtype=torch.float64),
+            torch.empty(numbers[:3], dtype=torch.float64),
+        )
+
+    @property
+    def length(self) -> int:
+        """Committed positions."""
+        return self._length
+
+    @property
+    def nbytes(self) -> int:
+        """Allocated bytes."""
+        return sum(array.nbytes for array in self._arrays)
+
+    def reserve(self, count: int) -> None:
+        """Make room for `count` more positions."""
+        needed = self._length + count
+        capacity = self._arrays[0].shape[2]
+        if needed <= capacity:
+            return
+        capacity = -(-max(needed, 2 * capacity) // _BLOCK) * _BLOCK
+        k, v, ks, vs = (self._grown(old, capacity) for old in self._arrays)
+        self._arrays = (k, v, ks, vs)
+
+    def _grown(self, old: Tensor, capacity: int) -> Tensor:
+        new = torch.empty((*old.shape[:2], capacity, *old.shape[3:]), dtype=old.dtype)
+        new[:, :, : self._length] = old[:, :, : self._length]
+        return new
+
+    def append(self, slot: int, keys: Tensor, values: Tensor, key_scales: Tensor, value_scales: Tensor) -> CachedLayer:
+        """Write integers [kv heads, n, dim] and scales [kv heads, n] after the committed positions of layer `slot`.
+
+        Returns all positions of the layer. `reserve` must have made room.
+        """
+        end = self._length + keys.shape[1]
+        for array, part in zip(self._arrays, (keys, values, key_scales, value_scales), strict=True):
+            array[slot, :, self._length : end] = part
+        return CachedLayer(*(array[slot, :, :end] for array in self._arrays))
+
+    def commit(self, count: int) -> None:
+        """Count the `count` positions every layer has written."""
+        self._length += count
+
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` positions. Raises ModelError "bad-position" unless 0 <= length <= self.length."""
+        if not 0 <= length <= self._length:
+            raise ModelError(
+                "bad-position",
+                f"Cannot go back to position {length} of a sequence of {self._length}.",
+                "Replay the sequence from its beginning.",
+            )
+        self._length = length

@@ -1,0 +1,33 @@
+"""Run as a process of its own, because instruction sets are chosen when libraries load: prints hashes as JSON.
+
+usage: python -m tests.engine.exact_worker THREADS DIRECTORY...
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from efedllm.engine.exact.products import Kernel, fastest_kernel
+from efedllm.models.manifest import Manifest
+from tests.engine.exact_helpers import ExactPipeline, digest, load_parts, stream_ids
+
+
+def main(threads: int, directories: list[Path]) -> dict[str, object]:
+    chosen = fastest_kernel()
+    kernels = [kernel for kernel in Kernel if kernel is chosen or kernel is not Kernel.INT8]
+    hashes: dict[str, dict[str, str]] = {}
+    for directory in directories:
+        tokens = stream_ids("prompt", 40, min(Manifest.load(directory).vocab, 4096))
+        hashes[directory.name] = {
+            kernel: digest(ExactPipeline(load_parts(directory, 1, kernel, threads)).alone(tokens, (30, 31)))
+            for kernel in kernels
+        }
+    return {"chosen": chosen, "capability": torch.backends.cpu.get_cpu_capability(), "hashes": hashes}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(int(sys.argv[1]), [Path(name) for name in sys.argv[2:]])))

@@ -1,0 +1,285 @@
+"""The exact profile: the same bytes however the work is cut, batched, split and computed, and a float's quality."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from torch.nn.functional import cross_entropy
+
+from efedllm.commitments.canonical import WireDtype, encode
+from efedllm.engine.exact.products import Kernel, fastest_kernel
+from efedllm.engine.exact.shard import ExactShardEngine
+from efedllm.engine.protocol import Executor, StepItem
+from efedllm.engine.shard import ShardEngine
+from efedllm.errors import ModelError
+from efedllm.models.manifest import Manifest
+from efedllm.models.tensorfile import TensorFile
+from tests.engine.exact_helpers import (
+    MODELS,
+    PARTS,
+    ExactPipeline,
+    digest,
+    load_parts,
+    publish_counters,
+    split_rows,
+    stream_ids,
+)
+from tests.engine.exact_reference import Reference
+from tests.model_fixtures import ROOT
+
+# sha256 over 40 positions of canonical states and logits. The weights of the tiny models come from sha256 too. A change
+# here is a change of the arithmetic: nodes and verifiers that differ in it would accuse each other.
+GOLDEN = {
+    "llama-None": "d9148bcd61ca80a8182f5693c23391fd32000e973c1b0cf785cc19258a9effbb",
+    "llama-tied-12": "fe12fba36edc47e658e90e23906b2174ceb4887e9f7a215a7ed04b1b28446396",
+    "mistral-12": "eada9b3b73edb1d0eb115d6ab2503e7dadf7ec7470389ee412a099f9fb50aebe",
+    "qwen2-None": "62736d0ad5eb5e97a5aec1e7f7022c429a1d19d061054bcfe282b056a2ad4be6",
+    "qwen2-12": "eb292f57140408d736a93dcbb252dd3bef3f7e6bb5562ce605249a0030be6d5e",
+    "qwen3-None": "195d692346326da180f21a4b27a755975701f8e7b46f37c51824729916014ff9",
+    "bundled": "565c1e759d6da1e68f12fbaf5a7ca0cd87731a2b27f5995a216f7c8e66447618",
+}
+BUNDLED_CONSTANTS = "0690f88615224aaf887ae26f8e95a664c8f52fbed3789f303b2e7fbe54dfb645"
+NAMES = [f"{family}-{rank}" for family, rank in MODELS]
+PROMPT = stream_ids("prompt", 40)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("exact")
+    for family, rank in MODELS:
+        publish_counters(base / f"{family}-{rank}", family, rank)
+    return {name: base / name for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def bundled(published: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exact-bundled") / "bundled"
+    out.symlink_to(published("bundled", 1.0, "int8"))
+    return out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_pass_has_the_committed_hash(name: str, models: dict[str, Path]) -> None:
+    assert digest(ExactPipeline(load_parts(models[name], 1)).alone(PROMPT)) == GOLDEN[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_implementation_of_the_specification_gives_the_same_bytes(name: str, models: dict[str, Path]) -> None:
+    tokens = PROMPT[:10]
+    states, logits = Reference(models[name]).run([int(t) for t in tokens])
+    want = [h.tobytes() + y.tobytes() for h, y in zip(states, logits, strict=True)]
+    assert ExactPipeline(load_parts(models[name], 1)).alone(tokens) == want
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prefill_chunks_and_decoding_give_the_same_bytes(name: str, models: dict[str, Path]) -> None:
+    pipeline = ExactPipeline(load_parts(models[name], 1))
+    assert digest(pipeline.alone(PROMPT, (7, 8, 9, 23))) == GOLDEN[name]
+    assert digest(pipeline.alone(PROMPT, range(1, len(PROMPT)))) == GOLDEN[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("parts", PARTS[1:])
+def test_any_split_gives_the_same_bytes(name: str, parts: int, models: dict[str, Path]) -> None:
+    assert digest(ExactPipeline(load_parts(models[name], parts)).alone(PROMPT, (30, 31))) == GOLDEN[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mixed_batch_gives_each_sequence_the_bytes_it_gets_alone(name: str, models: dict[str, Path]) -> None:
+    engines = load_parts(models[name], 2)
+    pipeline = ExactPipeline(engines)
+    before, now = [0, 9, 17, 30, 3, 1], [11, 1, 1, 6, 1, 39]
+    inputs = [stream_ids(f"mixed {i}", a + b) for i, (a, b) in enumerate(zip(before, now, strict=True))]
+    sequences = [pipeline.new() for _ in inputs]
+    for sequence, tokens, start in zip(sequences, inputs, before, strict=True):
+        if start:
+            pipeline.feed([sequence], [tokens[:start]])
+    together = pipeline.feed(sequences, [tokens[start:] for tokens, start in zip(inputs, before, strict=True)])
+    for data, tokens, start, count in zip(together, inputs, before, now, strict=True):
+        assert split_rows(data, engines[-1], count) == pipeline.alone(tokens)[start:]
+
+
+@pytest.mark.parametrize("kernel", list(Kernel))
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_kernel_gives_the_same_bytes(kernel: Kernel, threads: int, models: dict[str, Path]) -> None:
+    if kernel is Kernel.INT8 and fastest_kernel() is not Kernel.INT8:
+        pytest.skip("this machine has no exact int8 product")
+    try:
+        for name in ("llama-None", "qwen2-12"):
+            assert digest(ExactPipeline(load_parts(models[name], 1, kernel, threads)).alone(PROMPT)) == GOLDEN[name]
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_going_back_and_replaying_give_the_same_bytes(models: dict[str, Path]) -> None:
+    pipeline = ExactPipeline(load_parts(models["mistral-12"], 2))
+    sequence = pipeline.new()
+    first = pipeline.feed([sequence], [PROMPT])
+    for state in sequence:
+        state.truncate(12)
+    pipeline.feed([sequence], [stream_ids("other", 5)])
+    for state in sequence:
+        state.truncate(0)
+    assert pipeline.feed([sequence], [PROMPT]) == first
+
+
+@pytest.mark.parametrize(
+    ("settings", "threads"),
+    [
+        ({"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}, 1),
+        ({"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}, 1),
+        ({"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}, 1),
+        ({"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OMP_WAIT_POLICY": "PASSIVE"}, 2),
+    ],
+)
+def test_every_instruction_set_gives_the_committed_hashes(
+    settings: dict[str, str], threads: int, models: dict[str, Path], bundled: Path
+) -> None:
+    said = in_process(settings, threads, [*models.values(), bundled])
+    if settings.get("ONEDNN_MAX_CPU_ISA") in ("SSE41", "AVX2"):
+        # oneDNN saturates there: the engine has to notice.
+        assert said["chosen"] != Kernel.INT8
+    for name, by_kernel in said["hashes"].items():
+        assert len(by_kernel) >= 2
+        assert set(by_kernel.values()) == {GOLDEN[name]}, name
+
+
+def in_process(settings: dict[str, str], threads: int, directories: list[Path]) -> Any:
+    command = [sys.executable, "-m", "tests.engine.exact_worker", str(threads), *map(str, directories)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | settings
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_the_constants_of_the_bundled_model_have_the_committed_hash(bundled: Path) -> None:
+    assert ExactShardEngine.load(bundled, 0, 1).constants_hash.hex() == BUNDLED_CONSTANTS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_the_model_of_the_float_profile(name: str, models: dict[str, Path]) -> None:
+    """Biases, windows, head norms and factors mean what they mean there."""
+    exact, plain = ExactShardEngine.load(models[name], 0, 8), ShardEngine.load(models[name], 0, 8)
+    logits = [e.logits(e.step([StepItem(e.new_sequence(), PROMPT)])[0]) for e in (exact, plain)]
+    assert np.std(logits[1]) > 0.5
+    np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=0.02)
+    np.testing.assert_array_equal(exact.embed(PROMPT), plain.embed(PROMPT))
+
+
+def test_its_cross_entropy_is_that_of_the_float_profile(bundled: Path) -> None:
+    text = (ROOT / "models" / "pylib-7m" / "held-out.txt").read_text("utf-8")
+    ids = np.array(Tokenizer.from_file(str(bundled / "tokenizer.json")).encode(text).ids[:512], dtype=np.int32)
+    losses = []
+    for engine in (ShardEngine.load(bundled, 0, 8), ExactShardEngine.load(bundled, 0, 8)):
+        logits = torch.from_numpy(engine.logits(engine.step([StepItem(engine.new_sequence(), ids)])[0]))
+        losses.append(float(cross_entropy(logits[:-1].double(), torch.from_numpy(ids[1:].astype(np.int64)))))
+    assert losses[0] < 3.0
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_an_exact_engine_is_an_executor_with_small_weights_and_cache(models: dict[str, Path]) -> None:
+    engine = ExactShardEngine.load(models["llama-None"], 0, 8, kernel=Kernel.INT8)
+    executor: Executor = engine
+    assert (executor.lo, executor.hi, executor.layers, executor.hidden, executor.vocab) == (0, 8, 8, 32, 96)
+    plain = ShardEngine.load(models["llama-None"], 0, 8)
+    assert executor.weight_bytes < plain.weight_bytes / 2
+    sequence, other = engine.new_sequence(), plain.new_sequence()
+    engine.step([StepItem(sequence, PROMPT)])
+    plain.step([StepItem(other, PROMPT)])
+    assert sequence.nbytes < other.nbytes
+    with pytest.raises(ModelError) as caught:
+        sequence.truncate(41)
+    assert caught.value.code == "bad-position"
+
+
+def test_minus_zero_and_subnormal_inputs_are_zero(models: dict[str, Path]) -> None:
+    engine = ExactShardEngine.load(models["llama-None"], 4, 8)
+    clean = np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, 32)
+    clean[:, 3:5] = 0
+    odd = clean.copy()
+    odd[:, 3], odd[:, 4] = -0.0, 1e-40
+    results = [engine.step([StepItem(engine.new_sequence(), states)])[0] for states in (clean, odd)]
+    assert encode(results[0], WireDtype.F32) == encode(results[1], WireDtype.F32)
+    zeros = engine.step([StepItem(engine.new_sequence(), np.zeros((3, 32), dtype=np.float32))])[0]
+    assert not zeros.any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_states_that_are_not_numbers_are_refused(value: float, models: dict[str, Path]) -> None:
+    engine = ExactShardEngine.load(models["llama-None"], 4, 8)
+    states = np.ones((2, 32), dtype=np.float32)
+    states[1, 5] = value
+    sequence = engine.new_sequence()
+    for call in (lambda: engine.step([StepItem(sequence, states)]), lambda: engine.logits(states)):
+        with pytest.raises(ModelError) as caught:
+            call()
+        assert caught.value.code == "bad-input"
+    assert sequence.length == 0
+
+
+def test_numbers_that_leave_float32_are_found_and_change_nothing(models: dict[str, Path], tmp_path: Path) -> None:
+    """Scales as large as float32 allows: an honest publisher never makes them, a dishonest one may."""
+    directory = shutil.copytree(models["llama-None"], tmp_path / "model")
+    path = directory / "layer-0004.safetensors"
+    with TensorFile(path) as file:
+        slot = file.slot("model.layers.4.mlp.down_proj.weight.scale")
+    data = bytearray(path.read_bytes())
+    data[slot.start : slot.end] = np.full(slot.shape, np.finfo(np.float32).max, dtype="<f4").tobytes()
+    path.write_bytes(data)
+    engine = ExactShardEngine.load(directory, 4, 8)
+    largest = np.full((1, 32), np.finfo(np.float32).max, dtype=np.float32)
+    sequence = engine.new_sequence()
+    with pytest.raises(ModelError) as caught:
+        engine.step([StepItem(sequence, largest)])
+    assert caught.value.code == "overflow"
+    assert sequence.length == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "yarn"),
+        ({"max_position_embeddings": (1 << 18) + 1}, "positions"),
+    ],
+)
+def test_what_the_arithmetic_lacks_is_refused(
+    change: dict[str, Any], word: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    directory = shutil.copytree(models["llama-None"], tmp_path / "model")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ModelError, match=word) as caught:
+        ExactShardEngine.load(directory, 0, 8)
+    assert caught.value.code == "unsupported-model"
+
+
+@pytest.mark.parametrize(("family", "quant", "word"), [("llama", "none", "none weights"), ("gpt2", "int8", "gpt2")])
+def test_models_of_other_forms_are_refused(family: str, quant: str, word: str, published: Callable[..., Path]) -> None:
+    with pytest.raises(ModelError, match=word) as caught:
+        ExactShardEngine.load(published(family, 1.0, quant), 0, 8)
+    assert caught.value.code == "unsupported-model"
+
+
+def test_weights_are_checked_against_the_root(models: dict[str, Path], tmp_path: Path) -> None:
+    directory = shutil.copytree(models["qwen3-None"], tmp_path / "model")
+    manifest = Manifest.load(directory)
+    ExactShardEngine.load(directory, 0, 8, verify_root=manifest.root)
+    path = directory / "layer-0002.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match="layer-0002") as caught:
+        ExactShardEngine.load(directory, 0, 8, verify_root=manifest.root)
+    assert caught.value.code == "corrupt-weights"
