@@ -63,5 +63,5 @@ def test_demo_pays_the_honest_and_catches_the_cheat(tmp_path: Path, chain: str) 
     assert len(hashes) == len(set(hashes))
     assert {"open session", "post batch", "settle", "reveal verdicts", "finalize", "claim reward"} <= set(result["gas"])
 
-    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    running = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(home) not in running

@@ -68,7 +68,7 @@ class Up:
 
     def left(self) -> list[str]:
         """Processes that still work for this network."""
-        listed = subprocess.run(["ps", "-eo", "stat,args"], capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(["ps", "-ewwo", "stat,args"], capture_output=True, text=True, check=True).stdout
         return [line for line in listed.splitlines() if str(self.home) in line and not line.startswith("Z")]
 
     async def is_gone(self) -> bool:
