@@ -44,7 +44,7 @@ def setup(level: str = "info", log_format: str = "console") -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS.get(level, logging.INFO)),
-        # Looked up for every line: whoever redirects stderr later also gets the logs, and nobody writes to a closed one.
+        # Looked up for every line: whoever redirects stderr later also gets the logs; nobody writes to a closed one.
         logger_factory=lambda *_args: structlog.PrintLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
