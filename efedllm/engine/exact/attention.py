@@ -13,7 +13,7 @@ MAX_POSITIONS = 1 << 18
 
 _DENOMINATOR_BITS = 24
 _WEIGHT_BITS = 20
-_ROWS = 64
+_ROWS = 32
 """Queries that are scored together. Changes memory and speed, never the result."""
 
 
@@ -48,34 +48,42 @@ def attend(query: Tensor, query_factor: Tensor, layer: CachedLayer, window: int 
 
 
 def _mask(rows: int, at: int, window: int | None) -> Tensor | None:
-    """bool [rows, at + rows], True where query i, at column at + i, must not look; None when every query sees all."""
+    """bool [rows, m], for the last m keys: True where query i, at key at + i, must not look. Every query sees the keys
+    before those; None when it sees all."""
     if rows == 1:
         return None
-    seen = torch.ones(rows, at + rows, dtype=torch.bool).tril(at)
-    return ~(seen if window is None else seen.triu(at - window + 1))
+    if window is None:
+        return torch.ones(rows, rows, dtype=torch.bool).triu(1)
+    return ~torch.ones(rows, at + rows, dtype=torch.bool).tril(at).triu(at - window + 1)
 
 
 def _rows(query: Tensor, factor: Tensor, layer: CachedLayer, hidden: Tensor | None) -> Tensor:
     """query [rows, heads, dim], factor [rows, heads], everything float64 -> [rows, heads, dim]."""
     rows, heads, dim = query.shape
-    kv_heads, total, _ = layer.keys.shape
+    kv_heads = layer.keys.shape[0]
     # Query heads that share a key head become the rows of one product: [kv heads, heads / kv heads * rows, ...].
     packed = query.view(rows, kv_heads, -1, dim).permute(1, 2, 0, 3).reshape(kv_heads, -1, dim)
     factors = factor.view(rows, kv_heads, -1).permute(1, 2, 0).reshape(kv_heads, -1, 1)
     # Sums of integers below 2^30 * dim.
     scores = torch.bmm(packed, layer.keys.transpose(1, 2))
     scores.mul_(layer.key_scales.unsqueeze(1)).mul_(factors)
-    grouped = scores.view(kv_heads, -1, rows, total)
-    if hidden is not None:
-        grouped.masked_fill_(hidden, -torch.inf)
+    _hide(scores, hidden, -torch.inf)
     parts = exp2(scores.sub_(scores.amax(-1, keepdim=True)).float())
-    if hidden is not None:
-        parts.view(kv_heads, -1, rows, total).masked_fill_(hidden, 0.0)
+    _hide(parts, hidden, 0.0)
     # The scale of each value goes into its weight, so that what is summed over positions are integers.
     weights = parts.double().mul_(layer.value_scales.unsqueeze(1))
     largest = weights.amax(-1, keepdim=True)
-    whole = weights.mul_(2.0**_WEIGHT_BITS).div_(largest).round_()
+    # w * 2^20 / W, in one division: scaling by a power of two rounds nothing.
+    whole = weights.div_(largest * 2.0**-_WEIGHT_BITS).round_()
     denominator = parts.mul_(2.0**_DENOMINATOR_BITS).round_().sum(-1, keepdim=True, dtype=torch.float64)
     sums = torch.bmm(whole, layer.values)
     out = sums.mul_(largest.mul_(2.0 ** (_DENOMINATOR_BITS - _WEIGHT_BITS))).div_(denominator)
     return out.view(kv_heads, -1, rows, dim).permute(2, 0, 1, 3).reshape(rows, heads, dim)
+
+
+def _hide(scores: Tensor, hidden: Tensor | None, value: float) -> None:
+    """Write `value` where scores [kv heads, heads / kv heads * rows, keys] are `hidden` [rows, last keys]."""
+    if hidden is not None:
+        rows, keys = hidden.shape
+        grouped = scores.view(scores.shape[0], -1, rows, scores.shape[2])
+        grouped[..., -keys:].masked_fill_(hidden, value)

@@ -57,7 +57,7 @@ class IntMatrix:
             return q @ self.held.t()
         split = _split(q)
         if self._kernel is Kernel.INT8:
-            sums = torch._int_mm(split, self.held.t()).double()
+            sums = torch._int_mm(split, self.held.t())
         else:
             blocks = zip(
                 torch.split(split.float(), _FLOAT32_BLOCK, dim=1),
@@ -67,7 +67,7 @@ class IntMatrix:
             sums = torch.stack([(part @ weight.t()).double() for part, weight in blocks]).sum(0)
         high, low = sums.chunk(2)
         # Integers below 2^53: exact, with or without a fused multiply-add.
-        return torch.add(low, high, alpha=256)
+        return low.double().add_(high, alpha=256)
 
 
 def _split(q: Tensor) -> Tensor:
