@@ -13,6 +13,7 @@ HELP = "Models, the nodes that serve them, verifiers and the epoch."
 
 STANDING = ("excluded", "probation", "active")
 WIDE = 140  # columns from which whole addresses fit; their first digits do for --route and --avoid
+QUANT_NAMES = {0: "none", 1: "int8", 2: "packed"}
 STATUS = ("none", "active", "paused", "retired")
 
 
@@ -58,7 +59,7 @@ async def network_view(client: Client, wanted: str | None) -> dict[str, Any]:
                 "layers": info.layers,
                 "hidden": info.hidden,
                 "keep_bps": info.rank_bps,
-                "quant": "int8" if info.quant == 1 else "none",
+                "quant": QUANT_NAMES.get(info.quant, str(info.quant)),
                 "uri": info.uri,
                 "uncovered": [[lo, hi] for lo, hi in missing],
                 "nodes": [

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from efedllm.commitments.hashing import keccak
 from efedllm.commitments.merkle import WeightsTree, verify_weights
 from efedllm.errors import ModelError
+from efedllm.models.certificate import Certificate
+from efedllm.models.packing import PACKED_BITS, packed_bytes
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -30,9 +32,13 @@ LAYER_EMBED = 0xFFFF
 MAX_LAYERS = LAYER_FILES - 1
 
 DTYPE_CODES = {"": 0, "float32": 1, "bfloat16": 2, "float16": 3, "int8": 4}
-QUANT_CODES = {"none": 0, "int8": 1}
+DTYPE_CODES |= {"int2": 5, "int3": 6, "int4": 7, "int5": 8, "int6": 9}
+QUANT_CODES = {"none": 0, "int8": 1, "packed": 2}
 
-TensorDtype = Literal["float32", "bfloat16", "float16", "int8"]
+TensorDtype = Literal["float32", "bfloat16", "float16", "int8", "int2", "int3", "int4", "int5", "int6"]
+TensorForm = Literal["dense", "lowrank", "packed"]
+Quant = Literal["none", "int8", "packed"]
+Method = Literal["truncate", "whiten", "int8", "lowrank+int4", "auto"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Hash32 = Annotated[str, Field(pattern=r"^0x[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}$")]
@@ -81,15 +87,21 @@ class TensorInfo(_Strict):
 
     `sha256` is over the canonical bytes of `parts` in order (little endian, row-major): dense `[name]`, low rank
     `[name.u, name.v]` with u [rows, rank] and v [rank, cols]; int8 adds float32 scales, one per row of each int8 part.
+
+    packed: W = q * scale + u diag(s) v with q of 2 to 6 bits as `packing` lays them out, scale float16
+    [rows, ceil(cols / group)], u and v int8, s float32 [rank]; parts `[name.q, name.q.scale]`, and
+    `[name.u, name.v, name.uv.scale]` when rank > 0. The leaf fixes `group` too: another has another number of bytes.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=300)]
     layer: U16
     tensor_id: Hash32
-    form: Literal["dense", "lowrank"]
+    form: TensorForm
     rows: Annotated[int, Field(gt=0, lt=1 << 32)]
     cols: Annotated[int, Field(gt=0, lt=1 << 32)]
     rank: U32
+    # Left out when 0, so that manifests without packed tensors keep the bytes and the hash they always had.
+    group: Annotated[int, Field(ge=0, lt=1 << 16, exclude_if=lambda group: group == 0)] = 0
     dtype: TensorDtype
     parts: tuple[str, ...]
     file: FileName
@@ -99,9 +111,12 @@ class TensorInfo(_Strict):
     def _check(self) -> Self:
         if self.tensor_id != "0x" + tensor_id(self.name).hex():
             raise ValueError(f"tensor_id of {self.name} is not the hash of its name")
-        if self.parts != part_names(self.name, self.form, self.dtype):
+        packed = self.form == "packed"
+        if packed != (self.dtype in PACKED_BITS) or packed != (self.group > 0) or self.group > 1 << 14:
+            raise ValueError(f"dtype and group of {self.name} do not fit its form")
+        if self.parts != part_names(self.name, self.form, self.dtype, self.rank):
             raise ValueError(f"parts of {self.name} do not fit its form")
-        if (self.form == "lowrank") != (self.rank > 0) or self.rank > min(self.rows, self.cols):
+        if (not packed and (self.form == "lowrank") != (self.rank > 0)) or self.rank > min(self.rows, self.cols):
             raise ValueError(f"rank of {self.name} does not fit its form")
         if self.file != _file_of_layer(self.layer):
             raise ValueError(f"{self.name} is in {self.file}, not in the file of its layer")
@@ -114,6 +129,8 @@ class TensorInfo(_Strict):
     @property
     def nbytes(self) -> int:
         """Published bytes of all parts."""
+        if self.form == "packed":
+            return packed_bytes(self.rows, self.cols, self.rank, PACKED_BITS[self.dtype], self.group)
         item = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}[self.dtype]
         scale = 4 if self.dtype == "int8" else 0
         if self.form == "lowrank":
@@ -121,8 +138,11 @@ class TensorInfo(_Strict):
         return self.rows * (self.cols * item + scale)
 
 
-def part_names(name: str, form: str, dtype: str) -> tuple[str, ...]:
+def part_names(name: str, form: str, dtype: str, rank: int = 0) -> tuple[str, ...]:
     """Names inside the safetensors file of the parts of tensor `name`, in hashing order."""
+    if form == "packed":
+        factors = (f"{name}.u", f"{name}.v", f"{name}.uv.scale") if rank else ()
+        return (f"{name}.q", f"{name}.q.scale", *factors)
     parts = (f"{name}.u", f"{name}.v") if form == "lowrank" else (name,)
     return parts + tuple(f"{part}.scale" for part in parts) if dtype == "int8" else parts
 
@@ -133,11 +153,16 @@ def _file_of_layer(layer: int) -> str:
     return HEAD_FILE if layer == LAYER_HEAD else layer_file(layer)
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class Manifest(_Strict):
     """Everything a reader must know about a published model, and what its bytes must hash to.
 
     `keep` is the fraction of the parameters of each matrix kept by the low-rank factors (1.0: untouched); `dtype` that
-    of the source weights.
+    of the source weights; `quant` is "packed" when any matrix is, else what the method quantised to; `budget` the
+    bytes asked for, as a fraction of 16-bit matrices; `calibration` the sha256 of the text used.
     """
 
     format_version: Literal[1] = 1
@@ -148,13 +173,17 @@ class Manifest(_Strict):
     vocab: Annotated[int, Field(gt=0, lt=1 << 31)]
     tied: bool
     dtype: TensorDtype
-    method: Literal["truncate", "whiten"]
+    method: Method
     keep: Annotated[float, Field(gt=0.0, le=1.0)]
-    quant: Literal["none", "int8"]
+    quant: Quant
     tensors: tuple[TensorInfo, ...]
     files: tuple[FileInfo, ...]
     weights_root: Hash32
     created_by: str
+    # Left out when absent, so that older manifests keep their bytes and hash.
+    budget: Annotated[float | None, Field(gt=0.0, le=1.0, exclude_if=_is_none)] = None
+    calibration: Annotated[Sha256 | None, Field(exclude_if=_is_none)] = None
+    certificate: Annotated[Certificate | None, Field(exclude_if=_is_none)] = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -226,8 +255,13 @@ class Manifest(_Strict):
 
     @property
     def quant_code(self) -> int:
-        """0 none, 1 int8, as registered on chain."""
+        """0 none, 1 int8, 2 packed integers, as registered on chain."""
         return QUANT_CODES[self.quant]
+
+    def matrix_bytes(self) -> tuple[int, int]:
+        """(published bytes, bytes in 16 bit) of the matrices of all layers: what a budget is about."""
+        matrices = [t for t in self.tensors if t.layer <= MAX_LAYERS and t.cols > 1]
+        return sum(t.nbytes for t in matrices), sum(2 * t.rows * t.cols for t in matrices)
 
     @cached_property
     def _entries(self) -> dict[tuple[int, str], bytes]:

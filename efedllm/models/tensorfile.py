@@ -14,10 +14,11 @@ from typing import Self
 
 from efedllm.errors import ModelError
 from efedllm.models.manifest import TensorInfo
+from efedllm.models.packing import PACKED_BITS, group_count, row_bytes
 
-_TO_SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
+_TO_SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8", "uint8": "U8"}
 _FROM_SAFETENSORS = {code: name for name, code in _TO_SAFETENSORS.items()}
-ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "uint8": 1}
 _MAX_HEADER = 64 << 20
 
 
@@ -144,6 +145,15 @@ def _parse(path: Path, data: mmap.mmap) -> dict[str, Slot]:
 
 def part_layout(tensor: TensorInfo) -> list[tuple[str, str, tuple[int, ...]]]:
     """(name, dtype, shape) of every part of `tensor`, in hashing order. A vector (cols 1, dense) has shape [rows]."""
+    if tensor.form == "packed":
+        rows, cols, rank = tensor.rows, tensor.cols, tensor.rank
+        layout: list[tuple[str, tuple[int, ...]]] = [
+            ("uint8", (rows, row_bytes(cols, PACKED_BITS[tensor.dtype]))),
+            ("float16", (rows, group_count(cols, tensor.group))),
+        ]
+        if rank:
+            layout += [("int8", (rows, rank)), ("int8", (rank, cols)), ("float32", (rank,))]
+        return [(name, dtype, shape) for name, (dtype, shape) in zip(tensor.parts, layout, strict=True)]
     if tensor.form == "lowrank":
         shapes: list[tuple[int, ...]] = [(tensor.rows, tensor.rank), (tensor.rank, tensor.cols)]
     else:
