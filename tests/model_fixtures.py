@@ -108,3 +108,20 @@ def published(
         return made[key]
 
     return make
+
+
+def with_words(source: Path, target: Path) -> Path:
+    """Copy a random checkpoint to `target` with a tokenizer of one word per token; a calibration text beside it."""
+    import shutil
+
+    import numpy as np
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    shutil.copytree(source, target)
+    words = [f"w{i}" for i in range(VOCAB)]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(target / "tokenizer.json"))
+    text = target / "calibration.txt"
+    text.write_text(" ".join(words[i] for i in np.random.default_rng(0).integers(0, VOCAB, 2000)))
+    return text

@@ -1,6 +1,7 @@
-"""Turning a transformers checkpoint into a published model: low-rank factors, int8, manifest. Needs torch."""
+"""Turning a transformers checkpoint into a published model: factors, few-bit integers, manifest. Needs torch."""
 
 from efedllm.compression.compress import CompressOptions, CompressProgress, compress
+from efedllm.compression.evaluate import EvaluateOptions, evaluate
 from efedllm.compression.inspection import inspect
 
-__all__ = ["CompressOptions", "CompressProgress", "compress", "inspect"]
+__all__ = ["CompressOptions", "CompressProgress", "EvaluateOptions", "compress", "evaluate", "inspect"]

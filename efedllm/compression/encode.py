@@ -1,13 +1,16 @@
-"""One tensor of a checkpoint as the parts that are published: dtype, factors, int8 rows and scales."""
+"""One tensor of a checkpoint as the parts that are published: dtype, factors, int8 rows, packed integers and scales."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from efedllm.models.manifest import TensorDtype, TensorInfo, part_names, tensor_id
+from efedllm.compression.lowbit import LowBit
+from efedllm.models.manifest import TensorDtype, TensorForm, TensorInfo, part_names, tensor_id
+from efedllm.models.packing import pack
 from efedllm.models.tensorfile import Part, hash_parts
 
 DTYPE_NAMES: dict[torch.dtype, TensorDtype] = {
@@ -46,7 +49,7 @@ def encode_dense(name: str, layer: int, file: str, tensor: Tensor, *, int8: bool
     """A vector [m] or a matrix [out, in], as it is or in int8."""
     rows, cols = (tensor.shape[0], 1) if tensor.ndim == 1 else (tensor.shape[0], tensor.shape[1])
     arrays = list(quantize_rows(tensor)) if int8 else [tensor.to(storage_dtype(tensor))]
-    return _encoded(name, layer, file, "dense", (rows, cols, 0), arrays)
+    return _encoded(name, layer, file, "dense", (rows, cols, 0), DTYPE_NAMES[arrays[0].dtype], arrays)
 
 
 def encode_factors(
@@ -58,25 +61,49 @@ def encode_factors(
         arrays = [qu, qv, su, sv]
     else:
         arrays = [u.to(dtype), v.to(dtype)]
-    return _encoded(name, layer, file, "lowrank", (u.shape[0], v.shape[1], u.shape[1]), arrays)
+    shape = (u.shape[0], v.shape[1], u.shape[1])
+    return _encoded(name, layer, file, "lowrank", shape, DTYPE_NAMES[arrays[0].dtype], arrays)
 
 
-def _encoded(name: str, layer: int, file: str, form: str, shape: tuple[int, int, int], arrays: list[Tensor]) -> Encoded:
-    dtype = DTYPE_NAMES[arrays[0].dtype]
-    names = part_names(name, form, dtype)
+def encode_packed(name: str, layer: int, file: str, matrix: LowBit) -> Encoded:
+    """Integers of few bits with group scales, and int8 factors if it has them."""
+    arrays = [torch.from_numpy(pack(matrix.q.numpy(), matrix.bits)), matrix.scale]
+    rank = 0
+    if matrix.factors is not None:
+        rank = len(matrix.factors.s)
+        arrays += [matrix.factors.u, matrix.factors.v, matrix.factors.s]
+    shape = (matrix.q.shape[0], matrix.q.shape[1], rank)
+    dtype = cast(TensorDtype, f"int{matrix.bits}")
+    return _encoded(name, layer, file, "packed", shape, dtype, arrays, matrix.group)
+
+
+def _encoded(
+    name: str,
+    layer: int,
+    file: str,
+    form: TensorForm,
+    shape: tuple[int, int, int],
+    dtype: TensorDtype,
+    arrays: list[Tensor],
+    group: int = 0,
+) -> Encoded:
+    rows, cols, rank = shape
+    names = part_names(name, form, dtype, rank)
     parts = {
-        part: Part(DTYPE_NAMES[array.dtype], tuple(array.shape), _bytes(array))
+        part: Part(
+            "uint8" if array.dtype == torch.uint8 else DTYPE_NAMES[array.dtype], tuple(array.shape), _bytes(array)
+        )
         for part, array in zip(names, arrays, strict=True)
     }
-    rows, cols, rank = shape
     info = TensorInfo(
         name=name,
         layer=layer,
         tensor_id="0x" + tensor_id(name).hex(),
-        form="lowrank" if form == "lowrank" else "dense",
+        form=form,
         rows=rows,
         cols=cols,
         rank=rank,
+        group=group,
         dtype=dtype,
         parts=names,
         file=file,

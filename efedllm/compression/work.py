@@ -57,6 +57,24 @@ class WorkDirectory:
         partial.replace(self._note(name))
         return entries
 
+    def note(self, name: str) -> dict[str, list[int]] | None:
+        """What `save_note` kept under `name` in a run with the same options."""
+        try:
+            note = json.loads(self._note(name).read_text())
+            return dict(note["data"]) if note["options"] == self._options_hash else None
+        except (OSError, ValueError, KeyError, TypeError):
+            # Like a missing file's: what it said is found out again.
+            return None
+
+    def save_note(self, name: str, data: dict[str, list[int]]) -> None:
+        partial = self._note(name).with_suffix(".tmp")
+        partial.write_text(json.dumps({"options": self._options_hash, "data": data}))
+        partial.replace(self._note(name))
+
+    def scratch(self, name: str) -> Path:
+        """A path for temporary data; gone with the notes at the end."""
+        return self._notes / f"{name}.scratch"
+
     def finish(self) -> None:
         shutil.rmtree(self._notes)
 
