@@ -1,4 +1,4 @@
-"""Compress a model, publish it on chain, inspect it, serve its files."""
+"""Compress a model, measure it, publish it on chain, inspect it, serve its files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,18 @@ from deploy.publish import Published, publish
 from deploy.serve import model_app, parse_listen, start_server
 from efedllm import logs
 from efedllm.chain import Chain, Deployment
+from efedllm.models.manifest import Method
 from efedllm.settings import Settings
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+_COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    TextColumn("{task.completed}/{task.total}"),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Directory = Annotated[Path, typer.Option("--dir", help="Folder of a published model.")]
@@ -28,12 +37,23 @@ def compress(
     model: Annotated[str, typer.Option(help="Folder or hub id of a transformers checkpoint.")],
     out: Annotated[Path, typer.Option(help="Folder to write the published model to.")],
     keep: Annotated[float, typer.Option(help="Fraction of each matrix's parameters to keep; 1 keeps all.")] = 1.0,
-    quant: Annotated[str, typer.Option(help="none or int8.")] = "none",
-    method: Annotated[str, typer.Option(help="truncate, or whiten (uses calibration text).")] = "truncate",
-    calibration: Annotated[Path | None, typer.Option(help="Text file for --method whiten.")] = None,
+    quant: Annotated[
+        str, typer.Option(help="none or int8: token embeddings, and the matrices of truncate and whiten.")
+    ] = "none",
+    method: Annotated[
+        str | None,
+        typer.Option(help="truncate, whiten, int8, lowrank+int4 or auto. With a budget auto, else truncate."),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Bytes of the layers' matrices, as a fraction of 16-bit ones, e.g. 0.3.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Text file for whiten, lowrank+int4 and auto; else the model's own.")
+    ] = None,
+    calibration_tokens: Annotated[int, typer.Option(help="Tokens of it to use.")] = 32_768,
     as_json: Json = False,
 ) -> None:
-    """Write the published form of a model: low-rank factors, int8, manifest with hashes. Resumes."""
+    """Write the published form of a model: factors, few-bit integers, manifest with hashes. Resumes."""
     from efedllm.compression import CompressOptions
     from efedllm.compression import compress as run_compress
 
@@ -43,17 +63,12 @@ def compress(
         keep=keep,
         # Checked by compress itself, with its own message.
         quant=cast(Literal["none", "int8"], quant),
-        method=cast(Literal["truncate", "whiten"], method),
+        method=cast(Method, method or ("truncate" if budget is None else "auto")),
+        budget=budget,
         calibration=calibration,
+        calibration_tokens=calibration_tokens,
     )
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=as_json) as progress:
+    with Progress(*_COLUMNS, console=console, disable=as_json) as progress:
         task = progress.add_task("compressing", total=None)
         manifest = run_compress(options, lambda done, total, _eta: progress.update(task, completed=done, total=total))
     result = {"dir": str(out), "weights_root": manifest.weights_root, "manifest_hash": manifest.hash()}
@@ -61,6 +76,41 @@ def compress(
         print_json(result)
     else:
         _show_inspection(out)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Option(help="Folder of a published model.")],
+    original: Annotated[str, typer.Option(help="Folder or hub id of the checkpoint it was made from.")],
+    text: Annotated[list[Path], typer.Option(help="Held-out text file; repeat it for several.")],
+    window: Annotated[int, typer.Option(help="Tokens the models see at a time.")] = 512,
+    tokens: Annotated[int | None, typer.Option(help="Use at most this many tokens of each text.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a published model against its original and certify it in its manifest. Do this before publishing."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from efedllm.compression import EvaluateOptions
+    from efedllm.compression import evaluate as run_evaluate
+
+    disable_progress_bar()
+    options = EvaluateOptions(model, original, tuple(text), window, tokens)
+    with Progress(*_COLUMNS, console=console, disable=as_json) as progress:
+        task = progress.add_task("evaluating", total=None)
+        manifest = run_evaluate(options, lambda done, total: progress.update(task, completed=done, total=total))
+    assert manifest.certificate is not None
+    certificate = manifest.certificate
+    if as_json:
+        result = {"certificate": certificate.model_dump(mode="json"), "manifest_hash": manifest.hash()}
+        print_json({"dir": str(model), **result, "weights_root": manifest.weights_root})
+        return
+    table = Table(title=f"{model}: {certificate.bytes_saved:.1%} of the bytes saved")
+    for column in ("text", "tokens", "perplexity", "original", "increase", "KL, nats", "top-1"):
+        table.add_column(column)
+    for one in certificate.texts:
+        figures = (f"{one.perplexity:.3f}", f"{one.perplexity_original:.3f}", f"{one.increase:+.2%}")
+        table.add_row(one.name, f"{one.tokens:,}", *figures, f"{one.kl:.5f}", f"{one.top1:.2%}")
+    console.print(table)
 
 
 @app.command(name="publish")
@@ -118,12 +168,24 @@ def _show_inspection(directory: Path) -> None:
     table = Table(title=str(directory), show_header=False)
     for name, value in _inspection(directory).items():
         shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
-        if isinstance(value, dict):
+        if name == "certificate":
+            shown = _certificate_line(value)
+        elif isinstance(value, dict):
             shown = ", ".join(f"{key} {size:,}" for key, size in value.items())
         elif isinstance(value, float):
             shown = f"{value:.3f}"
         table.add_row(name, str(shown))
     console.print(table)
+
+
+def _certificate_line(certificate: dict[str, Any] | None) -> str:
+    if certificate is None:
+        return "none: see `efedllm model evaluate`"
+    return "; ".join(
+        f"{one['name']}: perplexity {one['perplexity']:.3f}"
+        f" ({one['perplexity'] / one['perplexity_original'] - 1:+.2%}), KL {one['kl']:.5f}, top-1 {one['top1']:.2%}"
+        for one in certificate["texts"]
+    )
 
 
 @app.command()

@@ -431,7 +431,8 @@ class _Job:
     def _quant(self, entries: list[TensorInfo]) -> Quant:
         if any(entry.form == "packed" for entry in entries):
             return "packed"
-        return "int8" if self._options.method == "int8" else self._options.quant
+        rows = any(entry.dtype == "int8" and entry.name in self._shapes for entry in entries)
+        return "int8" if rows else self._options.quant
 
 
 def _file_info(path: Path) -> FileInfo:
