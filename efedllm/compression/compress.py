@@ -33,6 +33,7 @@ from efedllm.compression.plan import (
     Shape,
     all_int8,
     allocate,
+    check_budget,
     factored_bytes,
     keep_within,
     losses,
@@ -160,6 +161,8 @@ class _Job:
         self._keep = options.keep
         if options.budget is not None and options.method in _SVD_METHODS:
             self._keep = keep_within(self._shapes, options.budget, int8=self._int8, item=self._item)
+        # Before anything is written: a budget that cannot be kept leaves an earlier result alone.
+        self._fixed_plan = self._plan_without_measuring()
         self._packs = options.method in ("lowrank+int4", "auto")
         self._calibrates = self._packs or (options.method == "whiten" and self._keep < 1)
 
@@ -211,24 +214,27 @@ class _Job:
         work.finish()
         return manifest
 
+    def _plan_without_measuring(self) -> Plan | None:
+        """The form of every matrix for methods that do not look at the weights. Raises ConfigError
+        "budget-too-small"."""
+        options = self._options
+        if options.method == "auto":
+            check_budget(self._shapes, self._budget() or AUTO_BUDGET, self._item)
+        if options.method == "int8":
+            return all_int8(self._shapes, options.budget)
+        return lowrank_int4(self._shapes, options.budget, RANK) if options.method == "lowrank+int4" else None
+
     def _plan(self, work: WorkDirectory, report: Callable[..., None]) -> Plan | None:
         """The form of every matrix, where it is not given by `keep`."""
-        options = self._options
-        match options.method:
-            case "int8":
-                return all_int8(self._shapes, options.budget)
-            case "lowrank+int4":
-                return lowrank_int4(self._shapes, options.budget, RANK)
-            case "auto":
-                found = work.note(_PLAN_NOTE)
-                if found is not None:
-                    report(self._skeleton.layers, fresh=False)
-                    return plan_from_json(found)
-                plan = allocate(self._shapes, self._losses(work, report), self._budget() or AUTO_BUDGET, self._item)
-                work.save_note(_PLAN_NOTE, plan_to_json(plan))
-                return plan
-            case _:
-                return None
+        if self._options.method != "auto":
+            return self._fixed_plan
+        found = work.note(_PLAN_NOTE)
+        if found is not None:
+            report(self._skeleton.layers, fresh=False)
+            return plan_from_json(found)
+        plan = allocate(self._shapes, self._losses(work, report), self._budget() or AUTO_BUDGET, self._item)
+        work.save_note(_PLAN_NOTE, plan_to_json(plan))
+        return plan
 
     def _losses(self, work: WorkDirectory, report: Callable[..., None]) -> dict[str, dict[Choice, float]]:
         """What each form of each matrix costs."""

@@ -77,6 +77,11 @@ def losses(weight: Tensor, curvature: Curvature, inputs: Inputs, item: int = 2) 
     return found
 
 
+def check_budget(shapes: Mapping[str, Shape], budget: float, item: int = 2) -> None:
+    """Raises ConfigError "budget-too-small" when even the smallest forms do not fit."""
+    allocate(shapes, {name: dict.fromkeys(_LADDER, 0.0) for name in shapes}, budget, item)
+
+
 def allocate(
     shapes: Mapping[str, Shape], table: Mapping[str, Mapping[Choice, float]], budget: float, item: int = 2
 ) -> Plan:

@@ -159,6 +159,7 @@ def test_bad_budgets_and_evaluations_are_refused(
         with pytest.raises(ConfigError) as caught:
             compress(CompressOptions(**{"model": str(source), "out": out, **change}))
         assert (caught.value.code, bool(caught.value.hint)) == (code, True)
+    assert not out.exists()
     compress(CompressOptions(str(source), tmp_path / "made"))
     before = (tmp_path / "made" / MANIFEST_NAME).read_bytes()
     (tmp_path / "empty.txt").write_text("")
