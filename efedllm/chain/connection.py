@@ -10,8 +10,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-from web3 import AsyncHTTPProvider, AsyncWeb3
-from web3.types import RPCEndpoint
 
 from efedllm.errors import ChainError
 from efedllm.logs import get_logger
@@ -73,40 +71,44 @@ class Rpc:
         self.url = url
         self.budget = budget
         self.attempt = attempt
-        self._provider = AsyncHTTPProvider(url, exception_retry_configuration=None)
-        self.w3: AsyncWeb3[AsyncHTTPProvider] = AsyncWeb3(self._provider)
+        # Not web3's own provider: it guards its sessions by one lock of the whole process, which a request that is
+        # cancelled at the wrong moment leaves locked for ever.
         self._session: aiohttp.ClientSession | None = None
-        self._opening = asyncio.Lock()
+        self._number = 0
         self._away = False
         self._log = get_logger("rpc")
-
-    async def _ready(self) -> None:
-        async with self._opening:
-            if self._session is None:
-                # Kept-alive connections: web3's own session opens a new one for every request.
-                session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=16))
-                self._session = await self._provider.cache_async_session(session)
 
     async def close(self) -> None:
         """Close the connections. The object can be used again afterwards."""
         session, self._session = self._session, None
         if session is not None:
-            await self._provider.disconnect()
             await session.close()
+
+    async def _post(self, method: str, params: Sequence[Any]) -> dict[str, Any]:
+        """One try. Raises what aiohttp raises, ValueError for an answer that is no JSON-RPC."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=16))
+        self._number += 1
+        call = {"jsonrpc": "2.0", "id": self._number, "method": method, "params": list(params)}
+        async with self._session.post(self.url, json=call) as response:
+            response.raise_for_status()
+            answer = await response.json(content_type=None)
+        if not isinstance(answer, dict):
+            raise ValueError("the answer is no JSON-RPC")
+        return answer
 
     async def request(self, method: str, params: Sequence[Any] = ()) -> Any:
         """The result of one call. Safe to retry for every method we use: a signed transaction is idempotent.
 
         Raises RpcError for an answer that is an error, ChainError "rpc-down" when the budget is used up.
         """
-        await self._ready()
         begun = time.monotonic()
         deadline = begun + self.budget
         pause = _FIRST_PAUSE
         while True:
             try:
                 async with asyncio.timeout(max(0.05, min(self.attempt, deadline - time.monotonic()))):
-                    answer = await self._provider.make_request(RPCEndpoint(method), list(params))
+                    answer = await self._post(method, params)
                 break
             except aiohttp.ClientResponseError as error:
                 if error.status not in _RETRIED_STATUS:

@@ -99,3 +99,18 @@ async def test_time_follows_the_chain_and_not_the_machine(deployed: LiveNetwork,
     assert 0.8 < now.fraction < 0.9
     # Never backwards.
     assert (await clock.skip_to(start.epoch, 0.0)).timestamp >= now.timestamp
+
+
+async def test_cancelled_requests_leave_the_others_alone(ganache: str) -> None:
+    for lap in range(40):
+        busy = Rpc(ganache)
+        tasks = [asyncio.create_task(busy.integer("eth_chainId")) for _ in range(6)]
+        for _ in range(lap % 8):
+            await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await busy.close()
+    rpc = Rpc(ganache, budget=3.0)
+    assert await rpc.integer("eth_chainId") == 1337
+    await rpc.close()
