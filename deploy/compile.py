@@ -20,6 +20,7 @@ from typing import Any
 import solcx
 from solcx.exceptions import SolcError, SolcNotInstalled
 
+from efedllm.chain.artifacts import CONTRACTS
 from efedllm.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,16 +30,6 @@ SHIM = ROOT / "tools" / "solc-shim.js"
 ARTIFACTS = ROOT / "efedllm" / "chain" / "artifacts"
 
 SOLC_VERSION = "0.8.30"
-CONTRACTS = (
-    "EfedToken",
-    "StakeVault",
-    "ModelRegistry",
-    "NodeRegistry",
-    "VerifierCommittee",
-    "SessionEscrow",
-    "CommitmentLog",
-    "RewardPool",
-)
 # The same settings stand in foundry.toml and hardhat.config.js. Neither metadata nor its hash is appended, so that the
 # bytecode depends on nothing but the sources.
 SETTINGS: dict[str, Any] = {

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from deploy import compile as build
+from efedllm.chain.artifacts import CONTRACTS
 from efedllm.errors import ConfigError
 
 # EIP-170 and EIP-3860, bytes.
@@ -63,10 +64,10 @@ def test_committed_artifacts_are_what_the_sources_compile_to(compiled: dict[str,
 
 
 def test_only_the_deployable_contracts_have_artifacts() -> None:
-    assert {path.stem for path in build.ARTIFACTS.glob("*.json")} == set(build.CONTRACTS)
+    assert {path.stem for path in build.ARTIFACTS.glob("*.json")} == set(CONTRACTS)
 
 
-@pytest.mark.parametrize("name", build.CONTRACTS)
+@pytest.mark.parametrize("name", CONTRACTS)
 def test_artifact_fits_on_a_chain_and_is_consistent(name: str) -> None:
     artifact = _committed(name)
     assert set(artifact) == {"contractName", "abi", "bytecode", "deployedBytecode", "abiSha256", "compiler"}
@@ -79,14 +80,14 @@ def test_artifact_fits_on_a_chain_and_is_consistent(name: str) -> None:
     assert len(runtime) < len(bytes.fromhex(artifact["bytecode"].removeprefix("0x"))) < MAX_INITCODE
 
 
-@pytest.mark.parametrize("name", build.CONTRACTS)
+@pytest.mark.parametrize("name", CONTRACTS)
 def test_abi_has_the_functions_and_events_that_python_uses(name: str) -> None:
     abi = _committed(name)["abi"]
     assert set(FUNCTIONS[name].split()) <= _names(abi, "function")
     assert set(EVENTS.get(name, "").split()) <= _names(abi, "event")
 
 
-@pytest.mark.parametrize("name", build.CONTRACTS)
+@pytest.mark.parametrize("name", CONTRACTS)
 def test_every_custom_error_is_in_the_abi(name: str) -> None:
     abi = _committed(name)["abi"]
     assert _names(abi, "error"), "errors are decoded from the ABI"
