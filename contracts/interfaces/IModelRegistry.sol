@@ -8,7 +8,7 @@ interface IModelRegistryTypes {
     /// @param layers Transformer layers.
     /// @param hidden Width of the hidden state.
     /// @param rankBps Kept share of the singular values, basis points; 10000 is dense.
-    /// @param quant 0 none, 1 int8.
+    /// @param quant 0 none, 1 int8, 2 packed integers of 2 to 6 bits.
     /// @param profile 0 float, 1 exact.
     struct ModelParams {
         bytes32 weightsRoot;
