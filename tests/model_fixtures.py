@@ -52,6 +52,16 @@ def family_config(family: str) -> Any:
             return transformers.Qwen3Config(**common, head_dim=16)
         case "mistral":
             return transformers.MistralConfig(**common, sliding_window=5)
+        case "bert":
+            return transformers.BertConfig(
+                vocab_size=VOCAB,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=LAYERS,
+                num_attention_heads=4,
+                max_position_embeddings=CONTEXT,
+                initializer_range=0.15,
+            )
         case "gpt2":
             return transformers.GPT2Config(
                 vocab_size=VOCAB,
@@ -74,11 +84,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
     def make(family: str) -> Path:
         import torch
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModel, AutoModelForCausalLM
 
         if family not in made:
             torch.manual_seed(sum(map(ord, family)))
-            model = AutoModelForCausalLM.from_config(family_config(family))
+            kind = AutoModel if family == "bert" else AutoModelForCausalLM
+            model = kind.from_config(family_config(family))
             for name, parameter in model.named_parameters():
                 if parameter.ndim == 1:
                     # Biases and norms start as constants, which would hide a bias that is dropped.

@@ -124,12 +124,27 @@ class _Collector:
 class Calibration:
     """The calibration text on its way through the model; holds float32 [windows, window, hidden]."""
 
-    def __init__(self, skeleton: Skeleton, ids: Tensor, embed: Tensor, positions: Tensor | None) -> None:
-        """`ids` int64 [windows, window]; `embed` [vocab, hidden]; `positions` learned position embeddings, if any."""
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        ids: Tensor,
+        embed: Tensor,
+        positions: Tensor | None,
+        segment: Tensor | None = None,
+        norm: nn.Module | None = None,
+    ) -> None:
+        """`ids` int64 [windows, window]; `embed` [vocab, hidden]; `positions` learned position embeddings, if any;
+        `segment` [hidden] and `norm` (float32) of an encoder's embedding."""
         self._positions = torch.arange(ids.shape[1])
         states = embedding(ids, embed.float())
+        if segment is not None:
+            states = states + segment.float()
         if positions is not None:
             states = states + positions.float()[: ids.shape[1]]
+        if norm is not None:
+            with torch.inference_mode():
+                states = norm(states)
+            states = states.clone()
         self._states = states
         self._rotary = skeleton.rotary()
 
@@ -161,8 +176,8 @@ class Calibration:
         extra: dict[str, Any] = {}
         if self._rotary is not None:
             extra["position_embeddings"] = self._rotary(x, where)
-        # Without a mask the attention is causal over the whole window, which `window_for` keeps inside any sliding
-        # window.
+        # Without a mask a decoder's attention is causal over the whole window, which `window_for` keeps inside any
+        # sliding window, and an encoder's is over all of it.
         return lambda: layer(x, attention_mask=None, position_ids=where, **extra)
 
 

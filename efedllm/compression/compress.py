@@ -190,10 +190,9 @@ class _Job:
 
         (out / MANIFEST_NAME).unlink(missing_ok=True)
         report(0)
-        entries = [
-            *work.keep_or_write(EMBED_FILE, self._embed_tensors),
-            *work.keep_or_write(HEAD_FILE, self._head_tensors),
-        ]
+        entries = list(work.keep_or_write(EMBED_FILE, self._embed_tensors))
+        if not self._skeleton.family.is_encoder:
+            entries += work.keep_or_write(HEAD_FILE, self._head_tensors)
         report(1, fresh=False)
         plan = self._plan(work, report)
         calibration = None
@@ -268,13 +267,12 @@ class _Job:
         layer.load_state_dict({name: self._checkpoint.tensor(prefix + name).float() for name in names}, assign=True)
         return layer
 
-    def _head(self) -> Callable[[Tensor], Tensor]:
-        """Final norm and head in float32: states [n, hidden] -> logits [n, vocab]."""
+    def _head(self) -> Callable[[Tensor], Tensor] | None:
+        """Final norm and head in float32: states [n, hidden] -> logits [n, vocab]; None for an encoder."""
         family = self._skeleton.family
-        norm = self._skeleton.model.get_submodule(family.norm).requires_grad_(False)
-        names = [name for name, _ in norm.named_parameters()]
-        state = {name: self._checkpoint.tensor(f"{family.norm}.{name}").float() for name in names}
-        norm.load_state_dict(state, assign=True)
+        if family.is_encoder:
+            return None
+        norm = self._module(family.norm)
         owner = family.embed if self._skeleton.tied else family.head
         weight = self._checkpoint.tensor(f"{owner}.weight").float()
 
@@ -318,6 +316,13 @@ class _Job:
         if family.positions is not None:
             name = f"{family.positions}.weight"
             yield encode_dense(name, LAYER_EMBED, EMBED_FILE, self._checkpoint.tensor(name))
+        if family.types is not None:
+            name = f"{family.types}.weight"
+            yield encode_dense(name, LAYER_EMBED, EMBED_FILE, self._checkpoint.tensor(name))
+        if family.embed_norm is not None:
+            norm = self._skeleton.model.get_submodule(family.embed_norm)
+            for name, _ in norm.named_parameters(prefix=family.embed_norm):
+                yield encode_dense(name, LAYER_EMBED, EMBED_FILE, self._checkpoint.tensor(name))
 
     def _head_tensors(self) -> Iterator[Encoded]:
         family = self._skeleton.family
@@ -402,7 +407,19 @@ class _Job:
             skeleton.vocab,
         )
         positions = self._checkpoint.tensor(f"{family.positions}.weight") if family.positions else None
-        return Calibration(skeleton, ids, self._checkpoint.tensor(f"{family.embed}.weight"), positions)
+        embed = self._checkpoint.tensor(f"{family.embed}.weight")
+        if family.types is None or family.embed_norm is None:
+            return Calibration(skeleton, ids, embed, positions)
+        segment = self._checkpoint.tensor(f"{family.types}.weight")[0]
+        return Calibration(skeleton, ids, embed, positions, segment, self._module(family.embed_norm))
+
+    def _module(self, path: str) -> nn.Module:
+        """The module at `path` with its float32 parameters."""
+        module = self._skeleton.model.get_submodule(path).requires_grad_(False)
+        names = [name for name, _ in module.named_parameters()]
+        state = {name: self._checkpoint.tensor(f"{path}.{name}").float() for name in names}
+        module.load_state_dict(state, assign=True)
+        return module
 
     def _manifest(self, entries: list[TensorInfo]) -> Manifest:
         out, skeleton = self._options.out, self._skeleton

@@ -49,19 +49,27 @@ class Backward:
     def close(self) -> None:
         self._scratch.unlink(missing_ok=True)
 
-    def run(self, head: Callable[[Tensor], Tensor]) -> Iterator[tuple[int, dict[str, Curvature]]]:
-        """(layer, curvature by module path), last layer first. `head` maps final states to logits."""
+    def run(self, head: Callable[[Tensor], Tensor] | None) -> Iterator[tuple[int, dict[str, Curvature]]]:
+        """(layer, curvature by module path), last layer first. `head` maps final states to logits.
+
+        Without a head the final states are the result, and what rises is their squared error: the gradient of a
+        projection on random signs has that curvature (J^T J) as its second moment.
+        """
         for index in range(self._layers):
             self._inputs[index] = self._calibration.states
             layer = self._load(index)
             self._calibration.advance(layer, collect=False)
             layer.to("meta")
         self._inputs[self._layers] = self._calibration.states
-        gradient = self._loss_gradient(head)
+        gradient = self._signs() if head is None else self._loss_gradient(head)
         for index in reversed(range(self._layers)):
             layer = self._load(index)
             yield index, self._back(layer, self._inputs[index], gradient)
             layer.to("meta")
+
+    def _signs(self) -> Tensor:
+        generator = torch.Generator().manual_seed(_SEED)
+        return torch.randint(0, 2, self._calibration.states.shape, generator=generator).float().mul_(2).sub_(1)
 
     def _loss_gradient(self, head: Callable[[Tensor], Tensor]) -> Tensor:
         states = self._inputs[self._layers]

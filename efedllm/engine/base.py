@@ -104,6 +104,10 @@ class RangeEngine:
     def has_head(self) -> bool:
         return self._shape.hi == self._shape.layers
 
+    @property
+    def whole_texts(self) -> bool:
+        return False
+
     def _check(self, batch: SequenceOf[StepItem], kind: type[_SequenceKind]) -> tuple[_SequenceKind, ...]:
         """The sequences of a batch. Raises ModelError "bad-input" or "context-exceeded"."""
         sequences: list[_SequenceKind] = []

@@ -28,7 +28,7 @@ _TORCH_DTYPES = {
 
 @dataclass(frozen=True)
 class ShardModules:
-    """What one engine runs. Embeddings are plain matrices; absent parts are None."""
+    """What one engine runs. Embeddings are plain matrices, `segment` a row [hidden]; absent parts are None."""
 
     layers: tuple[nn.Module, ...]
     rotary: nn.Module | None
@@ -36,12 +36,14 @@ class ShardModules:
     positions: Tensor | None
     norm: nn.Module | None
     head: nn.Module | None
+    segment: Tensor | None = None
+    embed_norm: nn.Module | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of weights in memory; a tied embedding and head count once."""
-        held = [t for t in (self.embed, self.positions) if t is not None]
-        for module in (*self.layers, self.norm, self.head):
+        held = [t for t in (self.embed, self.positions, self.segment) if t is not None]
+        for module in (*self.layers, self.norm, self.head, self.embed_norm):
             if module is not None:
                 held += [*module.parameters(), *module.buffers()]
         return sum({t.data_ptr(): t.nbytes for t in held}.values())
@@ -60,16 +62,22 @@ def load_modules(model_dir: Path, manifest: Manifest, skeleton: Skeleton, lo: in
         with TensorFile(model_dir / layer_file(index)) as file:
             _fill(layer, skeleton.layer_prefix(index), reader, file)
         layers.append(layer)
-    embed = positions = None
+    embed = positions = segment = None
     norm: nn.Module | None = None
     head: nn.Module | None = None
+    embed_norm: nn.Module | None = None
     last = hi == skeleton.layers
     if lo == 0 or (last and skeleton.tied):
         with TensorFile(model_dir / EMBED_FILE) as file:
             embed = reader.matrix(file, f"{family.embed}.weight")
             if family.positions is not None:
                 positions = reader.matrix(file, f"{family.positions}.weight")
-    if last:
+            if family.types is not None:
+                segment = reader.matrix(file, f"{family.types}.weight")[0]
+            if family.embed_norm is not None:
+                embed_norm = skeleton.model.get_submodule(family.embed_norm)
+                _fill(embed_norm, f"{family.embed_norm}.", reader, file)
+    if last and not family.is_encoder:
         with TensorFile(model_dir / HEAD_FILE) as file:
             norm = skeleton.model.get_submodule(family.norm)
             _fill(norm, f"{family.norm}.", reader, file)
@@ -81,7 +89,14 @@ def load_modules(model_dir: Path, manifest: Manifest, skeleton: Skeleton, lo: in
     reader.check_all_used()
     starts = lo == 0
     return ShardModules(
-        tuple(layers), skeleton.rotary(), embed if starts else None, positions if starts else None, norm, head
+        tuple(layers),
+        skeleton.rotary(),
+        embed if starts else None,
+        positions if starts else None,
+        norm,
+        head,
+        segment,
+        embed_norm,
     )
 
 

@@ -66,6 +66,10 @@ class Executor(Protocol):
     def weight_bytes(self) -> int:
         """Bytes of weights held in memory."""
 
+    @property
+    def whole_texts(self) -> bool:
+        """Whether every sequence must come whole, in one step: an encoder's positions see what follows them."""
+
     def new_sequence(self) -> Sequence: ...
 
     def step(self, batch: SequenceOf[StepItem]) -> list[Float32]:

@@ -42,9 +42,9 @@ def resolve(model: str) -> Path:
 class Checkpoint:
     """The safetensors of one checkpoint directory. Tensors are read one at a time.
 
-    Names are those of the full causal LM; checkpoints saved without the leading module ("h.0..." for
-    "transformer.h.0...") are understood. Raises ModelError "unsupported-checkpoint" when there are no safetensors,
-    "corrupt-weights" when one is damaged.
+    Names are those of the skeleton; checkpoints saved without the leading module ("h.0..." for "transformer.h.0...") or
+    with it ("bert.encoder..." for "encoder...") are understood. Raises ModelError "unsupported-checkpoint" when there
+    are no safetensors, "corrupt-weights" when one is damaged.
     """
 
     def __init__(self, directory: Path, base: str) -> None:
@@ -70,7 +70,7 @@ class Checkpoint:
         return tensor
 
     def _key(self, name: str) -> str:
-        for key in (name, name.removeprefix(self._base)):
+        for key in (name, name.removeprefix(self._base), self._base + name):
             if key in self._files:
                 return key
         raise ModelError(

@@ -1,7 +1,7 @@
-"""Where the parts of a causal language model lie in the module tree of transformers, for the families we run.
+"""Where the parts of a model lie in the module tree of transformers, for the families we run.
 
 The engine drives the layers itself instead of calling the model's own forward, so a family is listed here only when its
-forward is exactly: embed (plus learned positions), layers, norm, head.
+forward is exactly: embed (plus learned positions), layers, norm, head; or, for an encoder, embed, norm, layers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from efedllm.errors import ModelError
@@ -22,7 +22,12 @@ from efedllm.errors import ModelError
 
 @dataclass(frozen=True)
 class Family:
-    """Dotted names of modules inside the causal LM. `positions`: learned position embedding; `rotary`: RoPE module."""
+    """Dotted names of modules inside the model. `positions`: learned position embedding; `rotary`: RoPE module.
+
+    An encoder has neither final `norm` nor `head` (both ""): every position sees the whole text, and the states after
+    the last layer are the result. `types`: embedding of the segment, of which only the first is used; `embed_norm`: the
+    norm of the sum of all embeddings.
+    """
 
     base: str
     layers: str
@@ -31,6 +36,12 @@ class Family:
     positions: str | None = None
     rotary: str | None = None
     head: str = "lm_head"
+    types: str | None = None
+    embed_norm: str | None = None
+
+    @property
+    def is_encoder(self) -> bool:
+        return not self.head
 
 
 _LLAMA = Family("model", "model.layers", "model.embed_tokens", "model.norm", rotary="model.rotary_emb")
@@ -40,6 +51,16 @@ FAMILIES = {
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "gpt2": Family("transformer", "transformer.h", "transformer.wte", "transformer.ln_f", positions="transformer.wpe"),
+    "bert": Family(
+        "bert",
+        "encoder.layer",
+        "embeddings.word_embeddings",
+        norm="",
+        positions="embeddings.position_embeddings",
+        head="",
+        types="embeddings.token_type_embeddings",
+        embed_norm="embeddings.LayerNorm",
+    ),
 }
 
 # Their angles depend on the longest sequence in the batch: sessions batched together would change each other.
@@ -69,7 +90,7 @@ class Skeleton:
     @property
     def tied(self) -> bool:
         """Whether the head multiplies by the token embedding."""
-        return bool(self.config.tie_word_embeddings)
+        return not self.family.is_encoder and bool(self.config.tie_word_embeddings)
 
     def layer(self, index: int) -> nn.Module:
         return self.model.get_submodule(f"{self.family.layers}.{index}")
@@ -118,15 +139,23 @@ def read_config(directory: Path) -> Any:
             f"{directory.name} uses {rope} rotary embeddings or cross-attention, which are not supported.",
             "Choose a model with fixed rotary embeddings.",
         )
+    if FAMILIES[kind].is_encoder and getattr(config, "is_decoder", False):
+        raise ModelError(
+            "unsupported-model",
+            f"{directory.name} is a {kind} used as a decoder.",
+            "Choose an encoder, or a causal LM.",
+        )
     return config
 
 
 def build_skeleton(config: Any, attention: str) -> Skeleton:
     """The model on the meta device, its attention dispatched to the registered function named `attention`."""
+    family = FAMILIES[config.model_type]
+    kind = AutoModel if family.is_encoder else AutoModelForCausalLM
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        model = kind.from_config(config, attn_implementation=attention)
     model.eval()
-    return Skeleton(model.config, FAMILIES[config.model_type], model)
+    return Skeleton(model.config, family, model)
 
 
 def is_matrix(module: nn.Module) -> bool:
