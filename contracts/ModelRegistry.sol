@@ -9,6 +9,8 @@ import {IModelRegistry} from "./interfaces/IModelRegistry.sol";
 contract ModelRegistry is IModelRegistry {
     uint8 private constant ACTIVE = 1;
     uint8 private constant DEPRECATED = 2;
+    uint8 private constant FLOAT = 0;
+    uint8 private constant EXACT = 1;
 
     /// @dev Layer numbers from 0xFFFD on stand for files, head and embedding in the leaves of the weights tree.
     uint16 public constant MAX_LAYERS = 0xFFFC;
@@ -36,7 +38,8 @@ contract ModelRegistry is IModelRegistry {
             rankBps: params.rankBps,
             quant: params.quant,
             profile: params.profile,
-            status: ACTIVE
+            status: ACTIVE,
+            constantsHash: params.constantsHash
         });
         _emitRegistered(modelId, params, manifestHash, uri);
     }
@@ -80,11 +83,26 @@ contract ModelRegistry is IModelRegistry {
         require(p.hidden != 0, ZeroHidden());
         // INVARIANT: at most all singular values are kept.
         require(p.rankBps <= MAX_RANK_BPS, RankOutOfBounds(p.rankBps, MAX_RANK_BPS));
+        // INVARIANT: how results are compared is known.
+        require(p.profile == FLOAT || p.profile == EXACT, UnknownProfile(p.profile));
+        // INVARIANT: exact arithmetic, and only exact arithmetic, names the constants its results depend on.
+        require((p.profile == EXACT) == (p.constantsHash != 0), ConstantsDoNotFitProfile(p.profile, p.constantsHash));
     }
 
     function _emitRegistered(bytes32 id, ModelParams calldata p, bytes32 manifestHash, string calldata uri) private {
         emit ModelRegistered(
-            id, msg.sender, p.weightsRoot, manifestHash, p.layers, p.hidden, p.rankBps, p.quant, p.profile, uri
+            id,
+            msg.sender,
+            p.weightsRoot,
+            manifestHash,
+            p.layers,
+            p.hidden,
+            p.rankBps,
+            p.quant,
+            p.profile,
+            p.constantsHash,
+            p.certificateHash,
+            uri
         );
     }
 }

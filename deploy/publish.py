@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 _NONE, _ACTIVE = 0, 1
 
-# Arithmetic profile of the weights: 0 float.
-FLOAT_PROFILE = 0
-
 
 @dataclass(frozen=True)
 class Published:
@@ -61,7 +58,9 @@ async def publish(chain: Chain, directory: Path, uri: str = "") -> Published:
             "hidden": manifest.hidden,
             "rank_bps": manifest.rank_bps,
             "quant": manifest.quant_code,
-            "profile": FLOAT_PROFILE,
+            "profile": manifest.profile_code,
+            "constants_hash": manifest.constants_hash,
+            "certificate_hash": manifest.certificate_hash,
         }
         result = await chain.send("ModelRegistry", "register", salt, params, manifest.hash(), uri)
         return Published(identity, manifest.root, manifest.hash(), uri, result.hash, result.gas_used)

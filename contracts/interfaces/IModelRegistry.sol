@@ -10,6 +10,8 @@ interface IModelRegistryTypes {
     /// @param rankBps Kept share of the singular values, basis points; 10000 is dense.
     /// @param quant 0 none, 1 int8, 2 packed integers of 2 to 6 bits.
     /// @param profile 0 float, 1 exact.
+    /// @param constantsHash SHA-256 of the constant tables of the exact arithmetic; zero for the float profile.
+    /// @param certificateHash SHA-256 of the measured quality in the manifest; zero when there is none.
     struct ModelParams {
         bytes32 weightsRoot;
         uint16 layers;
@@ -17,9 +19,12 @@ interface IModelRegistryTypes {
         uint16 rankBps;
         uint8 quant;
         uint8 profile;
+        bytes32 constantsHash;
+        bytes32 certificateHash;
     }
 
-    /// @notice A registered model, in two slots. Immutable but for `status`: 0 none, 1 active, 2 deprecated.
+    /// @notice A registered model, in three slots, the third only used by the exact profile. Immutable but for
+    /// `status`: 0 none, 1 active, 2 deprecated.
     struct Model {
         bytes32 weightsRoot;
         address owner;
@@ -29,6 +34,7 @@ interface IModelRegistryTypes {
         uint8 quant;
         uint8 profile;
         uint8 status;
+        bytes32 constantsHash;
     }
 }
 
@@ -50,6 +56,10 @@ interface IModelRegistryErrors {
     error ZeroHidden();
     /// @notice More than all singular values cannot be kept.
     error RankOutOfBounds(uint256 rankBps, uint256 max);
+    /// @notice There are two profiles: 0 float, 1 exact.
+    error UnknownProfile(uint8 profile);
+    /// @notice Exact models have a hash of their constants, float models have none.
+    error ConstantsDoNotFitProfile(uint8 profile, bytes32 constantsHash);
     /// @notice The URI is too long for an event.
     error UriTooLong(uint256 length, uint256 max);
 }
@@ -66,6 +76,8 @@ interface IModelRegistryEvents {
         uint16 rankBps,
         uint8 quant,
         uint8 profile,
+        bytes32 constantsHash,
+        bytes32 certificateHash,
         string uri
     );
     event ModelDeprecated(bytes32 indexed modelId);

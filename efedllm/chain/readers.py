@@ -90,6 +90,8 @@ class Readers:
             status=model.status,
             uri=args["uri"],
             block=event.block,
+            constants_hash=model.constantsHash,
+            certificate_hash=args["certificateHash"],
         )
 
     # --- nodes ---

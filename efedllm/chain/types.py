@@ -66,7 +66,10 @@ class TxResult:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A registered model, with what its event added: manifest hash and where it is served."""
+    """A registered model, with what its event added: manifest hash, certificate hash, where it is served.
+
+    profile 0 float, 1 exact; `constants_hash` is zero for float, `certificate_hash` zero when there is none.
+    """
 
     model_id: bytes
     owner: str
@@ -80,6 +83,8 @@ class ModelInfo:
     status: int
     uri: str
     block: int
+    constants_hash: bytes = bytes(32)
+    certificate_hash: bytes = bytes(32)
 
 
 @dataclass(frozen=True)

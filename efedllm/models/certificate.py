@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# The certificate has a field of this name.
+_Bytes = bytes
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -45,3 +49,8 @@ class Certificate(_Strict):
     bytes: Annotated[int, Field(gt=0)]
     bytes_saved: _Finite
     texts: Annotated[tuple[TextQuality, ...], Field(min_length=1)]
+
+    def hash(self) -> _Bytes:
+        """sha256 of the canonical JSON (sorted keys, no spaces, ASCII), registered with the model on chain."""
+        document = self.model_dump(mode="json")
+        return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).digest()

@@ -19,6 +19,7 @@ from efedllm.commitments.merkle import WeightsTree, verify_weights
 from efedllm.errors import ModelError
 from efedllm.models.certificate import Certificate
 from efedllm.models.packing import PACKED_BITS, packed_bytes
+from efedllm.models.tolerance import Tolerance
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -34,10 +35,12 @@ MAX_LAYERS = LAYER_FILES - 1
 DTYPE_CODES = {"": 0, "float32": 1, "bfloat16": 2, "float16": 3, "int8": 4}
 DTYPE_CODES |= {"int2": 5, "int3": 6, "int4": 7, "int5": 8, "int6": 9}
 QUANT_CODES = {"none": 0, "int8": 1, "packed": 2}
+PROFILE_CODES = {"float": 0, "exact": 1}
 
 TensorDtype = Literal["float32", "bfloat16", "float16", "int8", "int2", "int3", "int4", "int5", "int6"]
 TensorForm = Literal["dense", "lowrank", "packed"]
 Quant = Literal["none", "int8", "packed"]
+Profile = Literal["float", "exact"]
 Method = Literal["truncate", "whiten", "int8", "lowrank+int4", "auto"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Hash32 = Annotated[str, Field(pattern=r"^0x[0-9a-f]{64}$")]
@@ -88,9 +91,10 @@ class TensorInfo(_Strict):
     `sha256` is over the canonical bytes of `parts` in order (little endian, row-major): dense `[name]`, low rank
     `[name.u, name.v]` with u [rows, rank] and v [rank, cols]; int8 adds float32 scales, one per row of each int8 part.
 
-    packed: W = q * scale + u diag(s) v with q of 2 to 6 bits as `packing` lays them out, scale float16
-    [rows, ceil(cols / group)], u and v int8, s float32 [rank]; parts `[name.q, name.q.scale]`, and
-    `[name.u, name.v, name.uv.scale]` when rank > 0. The leaf fixes `group` too: another has another number of bytes.
+    packed: W = (q * m) * scale + u diag(s) v with q of 2 to 6 bits as `packing` lays them out, multipliers m int8
+    [rows, ceil(cols / group)], scale float32 [rows], u and v int8, s float32 [rank]; parts
+    `[name.q, name.q.mult, name.q.scale]`, and `[name.u, name.v, name.uv.scale]` when rank > 0. The leaf fixes `group`
+    too: another has another number of bytes.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=300)]
@@ -142,7 +146,7 @@ def part_names(name: str, form: str, dtype: str, rank: int = 0) -> tuple[str, ..
     """Names inside the safetensors file of the parts of tensor `name`, in hashing order."""
     if form == "packed":
         factors = (f"{name}.u", f"{name}.v", f"{name}.uv.scale") if rank else ()
-        return (f"{name}.q", f"{name}.q.scale", *factors)
+        return (f"{name}.q", f"{name}.q.mult", f"{name}.q.scale", *factors)
     parts = (f"{name}.u", f"{name}.v") if form == "lowrank" else (name,)
     return parts + tuple(f"{part}.scale" for part in parts) if dtype == "int8" else parts
 
@@ -163,6 +167,9 @@ class Manifest(_Strict):
     `keep` is the fraction of the parameters of each matrix kept by the low-rank factors (1.0: untouched); `dtype` that
     of the source weights; `quant` is "packed" when any matrix is, else what the method quantised to; `budget` the
     bytes asked for, as a fraction of 16-bit matrices; `calibration` the sha256 of the text used.
+
+    `profile` says how the model is computed and audited: "float" within a `tolerance`, "exact" bit for bit (see
+    docs/exact.md), in which case `constants` is the sha256 of the constant tables of its arithmetic.
     """
 
     format_version: Literal[1] = 1
@@ -184,6 +191,9 @@ class Manifest(_Strict):
     budget: Annotated[float | None, Field(gt=0.0, le=1.0, exclude_if=_is_none)] = None
     calibration: Annotated[Sha256 | None, Field(exclude_if=_is_none)] = None
     certificate: Annotated[Certificate | None, Field(exclude_if=_is_none)] = None
+    profile: Annotated[Profile, Field(exclude_if=lambda profile: profile == "float")] = "float"
+    constants: Annotated[Sha256 | None, Field(exclude_if=_is_none)] = None
+    tolerance: Annotated[Tolerance | None, Field(exclude_if=_is_none)] = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -197,6 +207,10 @@ class Manifest(_Strict):
         absent = set(range(self.layers)) ^ {t.layer for t in self.tensors if t.layer <= MAX_LAYERS}
         if absent:
             raise ValueError(f"layers without tensors, or beyond the last: {sorted(absent)[:5]}")
+        if (self.profile == "exact") != (self.constants is not None):
+            raise ValueError("an exact model, and no other, names its constants")
+        if self.profile == "exact" and self.tolerance is not None:
+            raise ValueError("an exact model has no tolerance")
         if self.weights_root != "0x" + weights_root(self.tensors, self.files).hex():
             raise ValueError("weights_root is not the root of the listed tensors")
         return self
@@ -257,6 +271,27 @@ class Manifest(_Strict):
     def quant_code(self) -> int:
         """0 none, 1 int8, 2 packed integers, as registered on chain."""
         return QUANT_CODES[self.quant]
+
+    @property
+    def profile_code(self) -> int:
+        """0 float, 1 exact, as registered on chain and in every HopCommit."""
+        return PROFILE_CODES[self.profile]
+
+    @property
+    def constants_hash(self) -> bytes:
+        """`constants` as 32 bytes, zero for a float model: as registered on chain."""
+        return bytes.fromhex(self.constants) if self.constants is not None else bytes(32)
+
+    @property
+    def certificate_hash(self) -> bytes:
+        """sha256 of the certificate's canonical JSON, zero when there is none: as registered on chain."""
+        return self.certificate.hash() if self.certificate is not None else bytes(32)
+
+    def with_profile(self, profile: Profile, constants: bytes | None = None) -> Manifest:
+        """The same model under another profile; `constants` (32 bytes) for the exact one. Raises ValidationError."""
+        changed = {"profile": profile, "constants": constants.hex() if constants is not None else None}
+        kept = self.model_dump(mode="json") | (changed | ({"tolerance": None} if profile == "exact" else {}))
+        return Manifest.model_validate_json(json.dumps(kept))
 
     def matrix_bytes(self) -> tuple[int, int]:
         """(published bytes, bytes in 16 bit) of the matrices of all layers: what a budget is about."""

@@ -16,7 +16,16 @@ from efedllm.errors import ChainError
 from tests.chain.drop_proxy import ProxyMaker
 from tests.live_network import LiveNetwork
 
-MODEL = {"weights_root": b"\x07" * 32, "layers": 8, "hidden": 64, "rank_bps": 9000, "quant": 1, "profile": 0}
+MODEL = {
+    "weights_root": b"\x07" * 32,
+    "layers": 8,
+    "hidden": 64,
+    "rank_bps": 9000,
+    "quant": 1,
+    "profile": 0,
+    "constants_hash": bytes(32),
+    "certificate_hash": bytes(32),
+}
 
 
 async def register_model(chain: Chain) -> bytes:

@@ -54,7 +54,16 @@ class Bench:
 @pytest_asyncio.fixture
 async def bench(deployed: LiveNetwork, tmp_path: Path) -> AsyncIterator[Bench]:
     async with await deployed.connect(0) as founder:
-        params = {"weightsRoot": b"\x01" * 32, "layers": 4, "hidden": 8, "rankBps": 10_000, "quant": 0, "profile": 0}
+        params = {
+            "weightsRoot": b"\x01" * 32,
+            "layers": 4,
+            "hidden": 8,
+            "rankBps": 10_000,
+            "quant": 0,
+            "profile": 0,
+            "constantsHash": bytes(32),
+            "certificateHash": bytes(32),
+        }
         done = await founder.send("ModelRegistry", "register", bytes(32), params, b"\x02" * 32, "")
         model_id = done.event("ModelRegistered").args["modelId"]
         for index in NODES:

@@ -46,7 +46,16 @@ async def test_voucher_digests(chain: Chain) -> None:
 async def test_weight_proofs(chain: Chain) -> None:
     leaves = [keccak(bytes([i])) for i in range(7)]
     tree = WeightsTree(leaves)
-    params = {"weightsRoot": tree.root, "layers": 4, "hidden": 8, "rankBps": 10_000, "quant": 0, "profile": 0}
+    params = {
+        "weightsRoot": tree.root,
+        "layers": 4,
+        "hidden": 8,
+        "rankBps": 10_000,
+        "quant": 0,
+        "profile": 0,
+        "constantsHash": bytes(32),
+        "certificateHash": bytes(32),
+    }
     done = await chain.send("ModelRegistry", "register", bytes(32), params, keccak(b"manifest"), "")
     model_id = done.event("ModelRegistered").args["modelId"]
     for i, leaf in enumerate(leaves):

@@ -123,7 +123,14 @@ abstract contract Fixture is TestBase {
 
     function _modelParams(uint16 layers) internal pure returns (IModelRegistryTypes.ModelParams memory) {
         return IModelRegistryTypes.ModelParams({
-            weightsRoot: keccak256("weights"), layers: layers, hidden: 64, rankBps: 10_000, quant: 0, profile: 0
+            weightsRoot: keccak256("weights"),
+            layers: layers,
+            hidden: 64,
+            rankBps: 10_000,
+            quant: 0,
+            profile: 0,
+            constantsHash: 0,
+            certificateHash: 0
         });
     }
 

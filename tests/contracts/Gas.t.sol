@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.30;
 
+import {IModelRegistryTypes} from "../../contracts/interfaces/IModelRegistry.sol";
 import {ISessionEscrowTypes} from "../../contracts/interfaces/ISessionEscrow.sol";
 import {Fixture} from "./Fixture.sol";
 
@@ -56,7 +57,11 @@ contract GasTest is Fixture {
 
     function test_gas_registries() public {
         models.register("gas", _modelParams(4), "m", "https://models.example.org/gas/manifest.json");
-        _spent("register model", 80_000);
+        _spent("register model", 82_000);
+        IModelRegistryTypes.ModelParams memory exact = _modelParams(4);
+        (exact.profile, exact.constantsHash, exact.certificateHash) = (1, keccak256("c"), keccak256("q"));
+        models.register("exact", exact, "m", "https://models.example.org/gas/manifest.json");
+        _spent("register exact model", 104_000);
         address op = address(0x0901);
         _stake(op, SEAT_STAKE);
         _register(op, 0, 4);

@@ -2,7 +2,12 @@
 pragma solidity 0.8.30;
 
 import {ModelRegistry} from "../../contracts/ModelRegistry.sol";
-import {IModelRegistry, IModelRegistryErrors, IModelRegistryTypes} from "../../contracts/interfaces/IModelRegistry.sol";
+import {
+    IModelRegistry,
+    IModelRegistryErrors,
+    IModelRegistryEvents,
+    IModelRegistryTypes
+} from "../../contracts/interfaces/IModelRegistry.sol";
 import {TestBase} from "./Vm.sol";
 
 contract ModelRegistryTest is TestBase {
@@ -13,7 +18,7 @@ contract ModelRegistryTest is TestBase {
     }
 
     function _p() internal pure returns (IModelRegistryTypes.ModelParams memory) {
-        return IModelRegistryTypes.ModelParams(keccak256("w"), 12, 768, 5_000, 1, 0);
+        return IModelRegistryTypes.ModelParams(keccak256("w"), 12, 768, 5_000, 1, 0, 0, 0);
     }
 
     function _rejects(IModelRegistryTypes.ModelParams memory p, bytes memory error_) internal {
@@ -33,6 +38,58 @@ contract ModelRegistryTest is TestBase {
         _eq(m.quant, 1);
         _eq(m.profile, 0);
         _eq(m.status, 1);
+    }
+
+    function test_register_exact_storesTheConstants() public {
+        IModelRegistryTypes.ModelParams memory p = _p();
+        p.profile = 1;
+        p.constantsHash = keccak256("tables");
+        p.certificateHash = keccak256("certificate");
+        vm.expectEmit(true, true, true, true, address(models));
+        emit IModelRegistryEvents.ModelRegistered(
+            keccak256(abi.encode(address(this), bytes32("salt"))),
+            address(this),
+            p.weightsRoot,
+            "manifest",
+            p.layers,
+            p.hidden,
+            p.rankBps,
+            p.quant,
+            1,
+            p.constantsHash,
+            p.certificateHash,
+            "u"
+        );
+        bytes32 id = models.register("salt", p, "manifest", "u");
+        _eq(models.modelOf(id).profile, 1);
+        _eq32(models.modelOf(id).constantsHash, keccak256("tables"));
+        models.deprecate(id);
+        _eq32(models.modelOf(id).constantsHash, keccak256("tables"));
+    }
+
+    function testFuzz_constantsAreThoseOfTheExactProfile(uint8 profile, bytes32 constantsHash) public {
+        IModelRegistryTypes.ModelParams memory p = _p();
+        (p.profile, p.constantsHash) = (profile, constantsHash);
+        if (profile > 1) {
+            _rejects(p, abi.encodeWithSelector(IModelRegistryErrors.UnknownProfile.selector, profile));
+        } else if ((profile == 1) != (constantsHash != 0)) {
+            _rejects(
+                p,
+                abi.encodeWithSelector(IModelRegistryErrors.ConstantsDoNotFitProfile.selector, profile, constantsHash)
+            );
+        } else {
+            _eq32(models.modelOf(models.register("x", p, 0, "u")).constantsHash, constantsHash);
+        }
+    }
+
+    function test_RevertWhen_theProfileAndItsConstantsDoNotFit() public {
+        IModelRegistryTypes.ModelParams memory p = _p();
+        p.profile = 2;
+        _rejects(p, abi.encodeWithSelector(IModelRegistryErrors.UnknownProfile.selector, 2));
+        p.profile = 1;
+        _rejects(p, abi.encodeWithSelector(IModelRegistryErrors.ConstantsDoNotFitProfile.selector, 1, bytes32(0)));
+        (p.profile, p.constantsHash) = (0, bytes32("c"));
+        _rejects(p, abi.encodeWithSelector(IModelRegistryErrors.ConstantsDoNotFitProfile.selector, 0, bytes32("c")));
     }
 
     function test_ids_cannotCollideOrBeOverwritten() public {

@@ -168,3 +168,60 @@ print(sorted(p.name for p in dest.iterdir()))
     assert done.stdout.strip() == str(
         ["config.json", "generation_config.json", "layer-0002.safetensors", "manifest.json"]
     )
+
+
+def test_profiles_need_their_constants(published: Callable[..., Path]) -> None:
+    manifest = Manifest.load(published("llama", quant="int8"))
+    plain = manifest.with_profile("float")
+    document = json.loads(plain.canonical_json())
+    assert not {"profile", "constants", "tolerance"} & set(document)
+    assert (plain.profile_code, plain.constants_hash) == (0, bytes(32))
+    exact = plain.with_profile("exact", b"\x05" * 32)
+    assert (exact.profile_code, exact.constants_hash) == (1, b"\x05" * 32)
+    assert Manifest.parse(exact.canonical_json()) == exact
+    assert exact.hash() != plain.hash()
+    assert exact.root == plain.root
+    for bad in ({"profile": "exact"}, {"constants": "05" * 32}, {"profile": "fast"}):
+        with pytest.raises(ModelError) as caught:
+            Manifest.parse(json.dumps(document | bad))
+        assert caught.value.code == "bad-manifest"
+
+
+TOLERANCE: dict[str, Any] = {
+    "tau": 3e-5,
+    "rounding": 4.8e-7,
+    "honest_max": 3.3e-6,
+    "honest_count": 100_000,
+    "log_mean": -14.0,
+    "log_sd": 0.4,
+    "attack_min": 9e-5,
+    "weakest_attack": "bf16 weights",
+    "settings": ["avx2", "avx512"],
+    "evidence": "0a" * 32,
+    "slashable": True,
+    "compute": "float32",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "profile"),
+    [
+        ({"tau": 3.2e-6}, "float"),
+        ({"attack_min": 8e-5}, "float"),
+        ({"slashable": False}, "float"),
+        ({"compute": "float16"}, "float"),
+        ({"settings": ["avx2"]}, "float"),
+        ({}, "exact"),
+    ],
+)
+def test_a_tolerance_is_refused_when_its_evidence_does_not_carry_it(
+    published: Callable[..., Path], change: dict[str, Any], profile: str
+) -> None:
+    document = json.loads(Manifest.load(published("llama", quant="int8")).with_profile("float").canonical_json())
+    good = Manifest.parse(json.dumps(document | {"tolerance": TOLERANCE}))
+    assert good.tolerance is not None
+    assert good.tolerance.slashable
+    exact = {"profile": "exact", "constants": "05" * 32} if profile == "exact" else {}
+    with pytest.raises(ModelError) as caught:
+        Manifest.parse(json.dumps(document | exact | {"tolerance": TOLERANCE | change}))
+    assert caught.value.code == "bad-manifest"
