@@ -66,8 +66,8 @@ def encode_factors(
 
 
 def encode_packed(name: str, layer: int, file: str, matrix: LowBit) -> Encoded:
-    """Integers of few bits with group scales, and int8 factors if it has them."""
-    arrays = [torch.from_numpy(pack(matrix.q.numpy(), matrix.bits)), matrix.scale]
+    """Integers of few bits with their multipliers and row scales, and int8 factors if it has them."""
+    arrays = [torch.from_numpy(pack(matrix.q.numpy(), matrix.bits)), matrix.mult, matrix.scale]
     rank = 0
     if matrix.factors is not None:
         rank = len(matrix.factors.s)

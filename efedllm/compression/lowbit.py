@@ -1,8 +1,10 @@
-"""Integers of few bits for one weight matrix, W ~ q * scale + u diag(s) v, fitted to what its inputs need.
+"""Integers of few bits for one weight matrix, W ~ (q * m) * scale + u diag(s) v, fitted to what its inputs need.
 
-GPTQ (arXiv 2210.17323) with group scales, then our refinement: the scales that are best for the integers, in closed
-form, and one sweep in which each column takes the integers that are best given all others. With a rank, the factors
-come first and are alternated with the integers of the rest. Everything in float64; measured in E||(W - W') x||^2.
+GPTQ (arXiv 2210.17323) with group scales that are multiples of one row scale, so that sums over a row are sums of
+integers; then our refinement: the scales that are best for the integers, in closed form, and one sweep in which each
+column takes the integers that are best given all others. Integers are always chosen for the scales that are published.
+With a rank, the factors come first and are alternated with the integers of the rest. Everything in float64; measured
+in E||(W - W') x||^2.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ _MAX_DAMP = 1.0
 # Clip search: fractions of the group's largest entry that the outermost integer stands for.
 _CLIPS = tuple(0.5 + 0.05 * i for i in range(12))
 _ALTERNATIONS = 2
-_HALF_MAX = 65504.0
+MULT_MAX = 127
+# Room for GPTQ's corrections of the later groups: largest group scale over that of the weights as they are.
+_HEADROOM = 1.1
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,10 @@ class Factors:
 
 @dataclass(frozen=True)
 class LowBit:
-    """q int8 [rows, cols] within `bits` bits, scale float16 [rows, ceil(cols / group)]."""
+    """q int8 [rows, cols] within `bits` bits, mult int8 [rows, ceil(cols / group)] without 0, scale float32 [rows]."""
 
     q: Tensor
+    mult: Tensor
     scale: Tensor
     bits: int
     group: int
@@ -49,7 +54,8 @@ class LowBit:
 
     def dense(self) -> Tensor:
         """The matrix it stands for, float64 [rows, cols]."""
-        base = self.q.double() * _spread(self.scale.double(), self.group, self.q.shape[1])
+        steps = self.mult.double() * self.scale.double().unsqueeze(1)
+        base = self.q.double() * _spread(steps, self.group, self.q.shape[1])
         return base if self.factors is None else base + self.factors.product()
 
 
@@ -94,7 +100,7 @@ def quantize(
     for _ in range(_ALTERNATIONS):
         low = _Fit(w - factors.product(), inputs, bits, group).run(refine)
         factors = residual_factors(w - low.dense(), inputs.gram, rank)
-    return LowBit(low.q, low.scale, bits, group, factors)
+    return LowBit(low.q, low.mult, low.scale, bits, group, factors)
 
 
 def residual_factors(error: Tensor, gram: Tensor, rank: int) -> Factors:
@@ -130,24 +136,35 @@ class _Fit:
         self._starts = range(0, w.shape[1], group)
 
     def run(self, refine: bool) -> LowBit:
-        q, scale = self._gptq()
+        unit = self._row_scales()
+        q, mult = self._gptq(unit)
         if refine:
-            scale = self._best_scales(q, scale)
-            q = self._sweep(q, scale)
-            scale = self._best_scales(q, scale)
-        return LowBit(q.to(torch.int8), scale.half(), self._bits, self._group)
+            unit, mult = self._rescaled(q, unit, mult)
+            q = self._sweep(q, unit, mult)
+            unit, mult = self._rescaled(q, unit, mult)
+        return LowBit(q.to(torch.int8), mult.to(torch.int8), unit.float(), self._bits, self._group)
 
     def _round(self, x: Tensor, scale: Tensor) -> Tensor:
         return torch.where(scale == 0, 0.0, x / torch.where(scale == 0, 1.0, scale)).round().clamp(self._lo, self._hi)
 
-    def _gptq(self) -> tuple[Tensor, Tensor]:
+    def _row_scales(self) -> Tensor:
+        """float32 values [rows], so that the multipliers of every group can be expected to fit."""
+        largest = torch.zeros(len(self._w), dtype=self._w.dtype)
+        for start in self._starts:
+            block = self._w[:, start : start + self._group]
+            importance = self._root.diagonal()[start : start + self._group].pow(-2)
+            largest = torch.maximum(largest, self._clip_search(block, importance, None).abs())
+        return _to_single(largest * (_HEADROOM / MULT_MAX))
+
+    def _gptq(self, unit: Tensor) -> tuple[Tensor, Tensor]:
+        """Integers, and multipliers of the row scales `unit`."""
         rest, root = self._w.clone(), self._root
         q = torch.zeros_like(rest)
-        scales = []
+        mults = []
         for start in self._starts:
             stop = min(start + self._group, rest.shape[1])
             block = rest[:, start:stop].clone()
-            scale = self._clip_search(block, root.diagonal()[start:stop].pow(-2))
+            scale = self._clip_search(block, root.diagonal()[start:stop].pow(-2), unit)
             errors = torch.zeros_like(block)
             for j in range(stop - start):
                 column = start + j
@@ -155,23 +172,37 @@ class _Fit:
                 errors[:, j] = (block[:, j] - q[:, column] * scale) / root[column, column]
                 block[:, j + 1 :] -= errors[:, j : j + 1] * root[column, column + 1 : stop]
             rest[:, stop:] -= errors @ root[start:stop, stop:]
-            scales.append(scale)
-        return q, torch.stack(scales, dim=1)
+            mults.append(_multiplier(scale, unit))
+        return q, torch.stack(mults, dim=1)
 
-    def _clip_search(self, block: Tensor, importance: Tensor) -> Tensor:
-        """The scale [rows] of one group, rounded to float16. Either sign: the integers reach one further below zero
-        than above."""
+    def _clip_search(self, block: Tensor, importance: Tensor, unit: Tensor | None) -> Tensor:
+        """The scale [rows] of one group; with `unit`, among its multiples. Either sign: the integers reach one
+        further below zero than above."""
         top = block.gather(1, block.abs().argmax(dim=1, keepdim=True)).squeeze(1)
         best = torch.full_like(top, torch.inf)
         chosen = torch.zeros_like(top)
         for end in (self._lo, self._hi):
             for clip in _CLIPS:
-                scale = _to_half(clip * top / end)
+                scale = clip * top / end
+                if unit is not None:
+                    scale = _multiplier(scale, unit) * unit
                 step = scale.unsqueeze(1)
                 error = ((block - self._round(block, step) * step).square() * importance).sum(dim=1)
                 better = error < best
                 best, chosen = torch.where(better, error, best), torch.where(better, scale, chosen)
         return chosen
+
+    def _rescaled(self, q: Tensor, unit: Tensor, mult: Tensor) -> tuple[Tensor, Tensor]:
+        """Row scales and multipliers near the group scales that are best for the integers."""
+        wanted = self._best_scales(q, mult * unit.unsqueeze(1))
+        largest = wanted.abs().amax(dim=1)
+        unit = torch.where(largest > 0, _to_single(largest / MULT_MAX), unit)
+        mult = _multiplier(wanted, unit.unsqueeze(1))
+        base = q * _spread(mult, self._group, q.shape[1])
+        ahead = base @ self._h
+        power, pull = (ahead * base).sum(dim=1), (ahead * self._w).sum(dim=1)
+        best = _to_single(torch.where(power > 0, pull / torch.where(power > 0, power, 1.0), unit))
+        return torch.where((best > 0) & torch.isfinite(best), best, unit), mult
 
     def _best_scales(self, q: Tensor, scale: Tensor) -> Tensor:
         """For fixed integers: a small linear system per row, one unknown per group."""
@@ -189,11 +220,11 @@ class _Fit:
         diagonal += 1e-9 * diagonal.mean(dim=1, keepdim=True) + 1e-300
         found, info = torch.linalg.solve_ex(system, wanted)
         usable = (info == 0).unsqueeze(1) & torch.isfinite(found) & (diagonal > 1e-200)
-        return torch.where(usable, _to_half(found), scale)
+        return torch.where(usable, found, scale)
 
-    def _sweep(self, q: Tensor, scale: Tensor) -> Tensor:
+    def _sweep(self, q: Tensor, unit: Tensor, mult: Tensor) -> Tensor:
         cols = q.shape[1]
-        wide = _spread(scale, self._group, cols)
+        wide = _spread(mult * unit.unsqueeze(1), self._group, cols)
         pull = (self._w - q * wide) @ self._h
         q = q.clone()
         for start in self._starts:
@@ -211,5 +242,12 @@ class _Fit:
         return q
 
 
-def _to_half(x: Tensor) -> Tensor:
-    return x.clamp(-_HALF_MAX, _HALF_MAX).half().double()
+def _multiplier(scale: Tensor, unit: Tensor) -> Tensor:
+    """The nearest of -127..-1, 1..127 for a scale in units of `unit`."""
+    ratio = scale / torch.where(unit > 0, unit, 1.0)
+    return torch.where(ratio < 0, -1.0, 1.0) * ratio.abs().round().clamp(1, MULT_MAX)
+
+
+def _to_single(x: Tensor) -> Tensor:
+    """Rounded to float32, as published."""
+    return x.float().double()

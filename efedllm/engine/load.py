@@ -186,14 +186,14 @@ def _expanded(file: TensorFile, tensor: TensorInfo) -> list[Tensor]:
 
 
 def _packed(file: TensorFile, tensor: TensorInfo, bias: Tensor | None) -> nn.Module:
-    """Integers times group scales are exact in float32: at most 6 bits times 11."""
+    """Integers times multipliers are exact in float32, below 2^13; the row scale then rounds once."""
     check_layout(file, tensor)
     q = unpack(_part(file, tensor.parts[0]).numpy(), tensor.cols, PACKED_BITS[tensor.dtype])
-    scale = _part(file, tensor.parts[1]).float().repeat_interleave(tensor.group, dim=1)[:, : tensor.cols]
-    base = torch.from_numpy(q).float().mul_(scale)
+    multiplier = _part(file, tensor.parts[1]).float().repeat_interleave(tensor.group, dim=1)[:, : tensor.cols]
+    base = torch.from_numpy(q).float().mul_(multiplier).mul_(_part(file, tensor.parts[2]).unsqueeze(1))
     if tensor.rank == 0:
         return DenseLinear(base, bias)
-    u, v, s = (_part(file, name).float() for name in tensor.parts[2:])
+    u, v, s = (_part(file, name).float() for name in tensor.parts[3:])
     return PackedLinear(base, u, v.mul_(s.unsqueeze(1)), bias)
 
 

@@ -27,14 +27,14 @@ def row_bytes(cols: int, bits: int) -> int:
 
 
 def group_count(cols: int, group: int) -> int:
-    """Groups (scales) per row; the last one may be shorter."""
+    """Groups (multipliers) per row; the last one may be shorter."""
     return (cols + group - 1) // group
 
 
 def packed_bytes(rows: int, cols: int, rank: int, bits: int, group: int) -> int:
-    """Published bytes of a packed matrix: integers, float16 group scales and, with a rank, its int8 factors with one
-    float32 scale per rank."""
-    base = rows * (row_bytes(cols, bits) + 2 * group_count(cols, group))
+    """Published bytes of a packed matrix: integers, an int8 multiplier per group, a float32 scale per row and, with a
+    rank, its int8 factors with one float32 scale per rank."""
+    base = rows * (row_bytes(cols, bits) + group_count(cols, group) + 4)
     return base + rank * (rows + cols + 4)
 
 

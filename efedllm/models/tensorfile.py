@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import mmap
@@ -20,6 +21,8 @@ _TO_SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8
 _FROM_SAFETENSORS = {code: name for name, code in _TO_SAFETENSORS.items()}
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "uint8": 1}
 _MAX_HEADER = 64 << 20
+# Linux 5.14; the mmap module has no name for it.
+_POPULATE_READ = 22
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,29 @@ class TensorFile:
         slot = self.slot(name)
         return memoryview(self._map)[slot.start : slot.end]
 
+    def populate(self) -> None:
+        """Read the whole file into memory in one go, where the system can; pages come in one by one otherwise."""
+        try:
+            self._map.madvise(_POPULATE_READ)
+        except (OSError, ValueError):
+            self._map.madvise(mmap.MADV_WILLNEED)
+
+    def release(self, used: Iterable[tuple[int, int]]) -> None:
+        """Give the pages of every array back to the system that none of the (address, bytes) in `used` lies in.
+
+        Arrays stay readable: their pages then come from the file again.
+        """
+        with memoryview(self._map) as view:
+            base = ctypes.addressof(ctypes.c_char.from_buffer(view))
+        kept = [(address - base, address - base + size) for address, size in used]
+        for slot in self.slots.values():
+            if any(start < slot.end and slot.start < end for start, end in kept):
+                continue
+            first = -(-slot.start // mmap.PAGESIZE) * mmap.PAGESIZE
+            last = slot.end // mmap.PAGESIZE * mmap.PAGESIZE
+            if first < last:
+                self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+
 
 def _parse(path: Path, data: mmap.mmap) -> dict[str, Slot]:
     if len(data) < 8:
@@ -149,7 +175,8 @@ def part_layout(tensor: TensorInfo) -> list[tuple[str, str, tuple[int, ...]]]:
         rows, cols, rank = tensor.rows, tensor.cols, tensor.rank
         layout: list[tuple[str, tuple[int, ...]]] = [
             ("uint8", (rows, row_bytes(cols, PACKED_BITS[tensor.dtype]))),
-            ("float16", (rows, group_count(cols, tensor.group))),
+            ("int8", (rows, group_count(cols, tensor.group))),
+            ("float32", (rows,)),
         ]
         if rank:
             layout += [("int8", (rows, rank)), ("int8", (rank, cols)), ("float32", (rank,))]

@@ -45,10 +45,12 @@ def test_each_step_loses_less(rows: int, cols: int, bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
-def test_integers_fit_their_bits_and_scales_are_half_floats(bits: int) -> None:
+def test_integers_fit_their_bits_and_groups_have_integer_multipliers(bits: int) -> None:
     w, gram = problem(16, 40)
     low = quantize(w, Inputs.of(gram), bits, group=32, rank=3)
-    assert (low.q.dtype, low.scale.dtype, low.scale.shape) == (torch.int8, torch.float16, (16, 2))
+    assert (low.q.dtype, low.mult.dtype, low.mult.shape) == (torch.int8, torch.int8, (16, 2))
+    assert (low.scale.dtype, low.scale.shape) == (torch.float32, (16,))
+    assert bool((low.mult != 0).all())
     assert int(low.q.min()) >= -(1 << (bits - 1))
     assert int(low.q.max()) < 1 << (bits - 1)
     assert low.factors is not None
@@ -69,10 +71,23 @@ def test_unusual_inputs_and_weights_stay_finite() -> None:
                 assert torch.isfinite(low.dense()).all()
 
 
+def test_group_multipliers_cost_little_against_free_group_scales() -> None:
+    """Groups of very different size in one row still get the integers that suit them."""
+    w, _ = problem(24, 128)
+    w = w * torch.logspace(0, -1.5, 4, dtype=torch.float64).repeat_interleave(32)
+    together = quantize(w, Inputs.of(torch.eye(128, dtype=torch.float64)), 4, group=32)
+    plain = Inputs.of(torch.eye(32, dtype=torch.float64))
+    alone = [quantize(part, plain, 4, group=32).dense() for part in torch.split(w, 32, dim=1)]
+    lost, least = ((w - found).square() for found in (together.dense(), torch.cat(alone, dim=1)))
+    assert float(lost.sum()) < 1.03 * float(least.sum())
+    assert float(lost[:, 96:].sum()) < 2 * float(least[:, 96:].sum())
+
+
 def test_equal_inputs_give_equal_integers() -> None:
     w, gram = problem(24, 40)
     a, b = (quantize(w, Inputs.of(gram), 4, group=32, rank=2) for _ in range(2))
     assert torch.equal(a.q, b.q)
+    assert torch.equal(a.mult, b.mult)
     assert torch.equal(a.scale, b.scale)
     assert a.factors is not None
     assert b.factors is not None

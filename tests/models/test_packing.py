@@ -41,5 +41,5 @@ def test_a_value_that_does_not_fit_is_refused(value: int) -> None:
 
 
 def test_four_bits_with_a_rank_save_what_the_formula_says() -> None:
-    """4 bits, a float16 scale per 64 and rank 8 in int8: 4.25 bits and 8 (m + n) bytes."""
-    assert packed_bytes(256, 704, 8, 4, 64) == 256 * 352 + 256 * 11 * 2 + 8 * (256 + 704) + 8 * 4
+    """4 bits, a byte per 64, four per row, and rank 8 in int8: 4.17 bits and 8 (m + n) bytes."""
+    assert packed_bytes(256, 704, 8, 4, 64) == 256 * 352 + 256 * 11 + 256 * 4 + 8 * (256 + 704) + 8 * 4
