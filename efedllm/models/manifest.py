@@ -41,7 +41,7 @@ TensorDtype = Literal["float32", "bfloat16", "float16", "int8", "int2", "int3", 
 TensorForm = Literal["dense", "lowrank", "packed"]
 Quant = Literal["none", "int8", "packed"]
 Profile = Literal["float", "exact"]
-Method = Literal["truncate", "whiten", "int8", "lowrank+int4", "auto"]
+Method = Literal["truncate", "whiten", "kfac", "int8", "lowrank+int4", "auto"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Hash32 = Annotated[str, Field(pattern=r"^0x[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}$")]
@@ -91,6 +91,9 @@ class TensorInfo(_Strict):
     `sha256` is over the canonical bytes of `parts` in order (little endian, row-major): dense `[name]`, low rank
     `[name.u, name.v]` with u [rows, rank] and v [rank, cols]; int8 adds float32 scales, one per row of each int8 part.
 
+    `stack` names the tensor whose v this one uses, in the same file: matrices that read the same input can share it,
+    and the one named is among them. The hash covers v in each of them, so the leaf is that of a tensor with its own v.
+
     packed: W = (q * m) * scale + u diag(s) v with q of 2 to 6 bits as `packing` lays them out, multipliers m int8
     [rows, ceil(cols / group)], scale float32 [rows], u and v int8, s float32 [rank]; parts
     `[name.q, name.q.mult, name.q.scale]`, and `[name.u, name.v, name.uv.scale]` when rank > 0. The leaf fixes `group`
@@ -106,6 +109,7 @@ class TensorInfo(_Strict):
     rank: U32
     # Left out when 0, so that manifests without packed tensors keep the bytes and the hash they always had.
     group: Annotated[int, Field(ge=0, lt=1 << 16, exclude_if=lambda group: group == 0)] = 0
+    stack: Annotated[str, Field(max_length=300, exclude_if=lambda stack: stack == "")] = ""
     dtype: TensorDtype
     parts: tuple[str, ...]
     file: FileName
@@ -118,10 +122,14 @@ class TensorInfo(_Strict):
         packed = self.form == "packed"
         if packed != (self.dtype in PACKED_BITS) or packed != (self.group > 0) or self.group > 1 << 14:
             raise ValueError(f"dtype and group of {self.name} do not fit its form")
-        if self.parts != part_names(self.name, self.form, self.dtype, self.rank):
+        if self.parts != part_names(self.name, self.form, self.dtype, self.rank, self.stack):
             raise ValueError(f"parts of {self.name} do not fit its form")
-        if (not packed and (self.form == "lowrank") != (self.rank > 0)) or self.rank > min(self.rows, self.cols):
+        # A shared v may have more rows than one of the matrices that use it.
+        most = self.cols if self.stack else min(self.rows, self.cols)
+        if (not packed and (self.form == "lowrank") != (self.rank > 0)) or self.rank > most:
             raise ValueError(f"rank of {self.name} does not fit its form")
+        if self.stack and self.form != "lowrank":
+            raise ValueError(f"{self.name} shares a factor that its form does not have")
         if self.file != _file_of_layer(self.layer):
             raise ValueError(f"{self.name} is in {self.file}, not in the file of its layer")
         return self
@@ -132,23 +140,34 @@ class TensorInfo(_Strict):
 
     @property
     def nbytes(self) -> int:
-        """Published bytes of all parts."""
+        """Published bytes of all parts; a shared v counts at the tensor it is named after."""
         if self.form == "packed":
             return packed_bytes(self.rows, self.cols, self.rank, PACKED_BITS[self.dtype], self.group)
         item = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}[self.dtype]
         scale = 4 if self.dtype == "int8" else 0
         if self.form == "lowrank":
-            return self.rank * (self.rows + self.cols) * item + (self.rows + self.rank) * scale
+            own = self.rows * (self.rank * item + scale)
+            return own if self.stack not in ("", self.name) else own + self.rank * (self.cols * item + scale)
         return self.rows * (self.cols * item + scale)
 
 
-def part_names(name: str, form: str, dtype: str, rank: int = 0) -> tuple[str, ...]:
+def part_names(name: str, form: str, dtype: str, rank: int = 0, stack: str = "") -> tuple[str, ...]:
     """Names inside the safetensors file of the parts of tensor `name`, in hashing order."""
     if form == "packed":
         factors = (f"{name}.u", f"{name}.v", f"{name}.uv.scale") if rank else ()
         return (f"{name}.q", f"{name}.q.mult", f"{name}.q.scale", *factors)
-    parts = (f"{name}.u", f"{name}.v") if form == "lowrank" else (name,)
+    parts = (f"{name}.u", f"{stack or name}.v") if form == "lowrank" else (name,)
     return parts + tuple(f"{part}.scale" for part in parts) if dtype == "int8" else parts
+
+
+def _check_stacks(tensors: Iterable[TensorInfo]) -> None:
+    """Raises ValueError unless every shared v belongs to a tensor of the same file, with the same shape of v."""
+    owners = {t.name: t for t in tensors if t.stack == t.name}
+    for tensor in tensors:
+        owner = owners.get(tensor.stack)
+        shape = (tensor.layer, tensor.rank, tensor.cols, tensor.dtype)
+        if tensor.stack and (owner is None or shape != (owner.layer, owner.rank, owner.cols, owner.dtype)):
+            raise ValueError(f"{tensor.name} shares a factor that {tensor.stack} does not have")
 
 
 def _file_of_layer(layer: int) -> str:
@@ -166,7 +185,8 @@ class Manifest(_Strict):
 
     `keep` is the fraction of the parameters of each matrix kept by the low-rank factors (1.0: untouched); `dtype` that
     of the source weights; `quant` is "packed" when any matrix is, else what the method quantised to; `budget` the
-    bytes asked for, as a fraction of 16-bit matrices; `calibration` the sha256 of the text used.
+    bytes asked for, as a fraction of 16-bit matrices; `calibration` the sha256 of the text used; `heal` the steps of
+    distillation against the original.
 
     `profile` says how the model is computed and audited: "float" within a `tolerance`, "exact" bit for bit (see
     docs/exact.md), in which case `constants` is the sha256 of the constant tables of its arithmetic.
@@ -190,6 +210,7 @@ class Manifest(_Strict):
     # Left out when absent, so that older manifests keep their bytes and hash.
     budget: Annotated[float | None, Field(gt=0.0, le=1.0, exclude_if=_is_none)] = None
     calibration: Annotated[Sha256 | None, Field(exclude_if=_is_none)] = None
+    heal: Annotated[int, Field(ge=0, exclude_if=lambda steps: steps == 0)] = 0
     certificate: Annotated[Certificate | None, Field(exclude_if=_is_none)] = None
     profile: Annotated[Profile, Field(exclude_if=lambda profile: profile == "float")] = "float"
     constants: Annotated[Sha256 | None, Field(exclude_if=_is_none)] = None
@@ -201,6 +222,7 @@ class Manifest(_Strict):
             raise ValueError("a tensor is listed twice")
         if len({f.name for f in self.files}) != len(self.files):
             raise ValueError("a file is listed twice")
+        _check_stacks(self.tensors)
         missing = {t.file for t in self.tensors} - {f.name for f in self.files}
         if missing:
             raise ValueError(f"tensors refer to files that are not listed: {sorted(missing)}")
