@@ -21,10 +21,13 @@ ATTENTION_NAME = "efedllm_ragged"
 
 @dataclass(frozen=True)
 class Ragged:
-    """The packed batch: `counts[i]` new positions for `caches[i]`, in packing order; cache slot 0 is `first_layer`."""
+    """The packed tokens: `counts[i]` new positions for `caches[i]`, in packing order, at `offsets[i]` after its
+    committed ones; cache slot 0 is `first_layer`.
+    """
 
     caches: tuple[KVCache, ...]
     counts: tuple[int, ...]
+    offsets: tuple[int, ...]
     first_layer: int
 
 
@@ -51,9 +54,9 @@ def ragged_attention(
     slot = int(module.layer_idx) - ragged.first_layer  # type: ignore[arg-type]
     outputs: list[Tensor] = []
     start = 0
-    for cache, count in zip(ragged.caches, ragged.counts, strict=True):
+    for cache, count, offset in zip(ragged.caches, ragged.counts, ragged.offsets, strict=True):
         rows = slice(start, start + count)
-        keys, values = cache.append(slot, key[0, :, rows], value[0, :, rows])
+        keys, values = cache.append(slot, key[0, :, rows], value[0, :, rows], offset)
         outputs.append(_attend(query[0, :, rows], keys, values, scaling, sliding_window))
         start += count
     return torch.cat(outputs, dim=1).transpose(0, 1).unsqueeze(0), None
@@ -77,7 +80,7 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, 
         keys = keys.repeat_interleave(groups, dim=0)
         values = values.repeat_interleave(groups, dim=0)
     whole = n == total and (window is None or window >= total)
-    mask = None if whole else _mask(n, total, window)
+    mask = None if whole else _mask(n, total, window).to(query.device)
     out = scaled_dot_product_attention(
         query.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), attn_mask=mask, is_causal=whole, scale=scaling
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,33 @@ class ShardModules:
         held = [t for t in (self.embed, self.positions, self.segment) if t is not None]
         for module in (*self.layers, self.norm, self.head, self.embed_norm):
             if module is not None:
-                held += [*module.parameters(), *module.buffers()]
+                held += held_by(module)
         return sum({t.data_ptr(): t.nbytes for t in held}.values())
+
+    def to(self, device: str) -> ShardModules:
+        """The same on `device`; a tied embedding and head stay one."""
+        if device == "cpu":
+            return self
+        tied = isinstance(self.head, DenseLinear) and self.head.weight is self.embed
+        for module in (*self.layers, self.rotary, self.norm, self.head, self.embed_norm):
+            if module is not None:
+                module.to(device)
+        return replace(
+            self,
+            # One tensor, where embedding and head are tied.
+            embed=self.head.weight if tied and isinstance(self.head, DenseLinear) else _moved(self.embed, device),
+            positions=_moved(self.positions, device),
+            segment=_moved(self.segment, device),
+        )
+
+
+def _moved(tensor: Tensor | None, device: str) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
+
+
+def held_by(module: nn.Module) -> list[Tensor]:
+    """Every tensor that `module` keeps in memory."""
+    return [*module.parameters(), *module.buffers()]
 
 
 def load_modules(model_dir: Path, manifest: Manifest, skeleton: Skeleton, lo: int, hi: int) -> ShardModules:
@@ -54,50 +80,81 @@ def load_modules(model_dir: Path, manifest: Manifest, skeleton: Skeleton, lo: in
 
     Raises ModelError "corrupt-weights" when the files and the architecture do not fit together.
     """
-    reader = _FloatReader(manifest.tensors_for(lo, hi))
-    family = skeleton.family
+    files = ShardFiles(model_dir, manifest, skeleton, lo, hi)
     layers: list[nn.Module] = []
     for index in range(lo, hi):
-        layer = skeleton.layer(index)
-        with TensorFile(model_dir / layer_file(index)) as file:
-            _fill(layer, skeleton.layer_prefix(index), reader, file)
-        layers.append(layer)
-    embed = positions = segment = None
-    norm: nn.Module | None = None
-    head: nn.Module | None = None
-    embed_norm: nn.Module | None = None
-    last = hi == skeleton.layers
-    if lo == 0 or (last and skeleton.tied):
-        with TensorFile(model_dir / EMBED_FILE) as file:
-            embed = reader.matrix(file, f"{family.embed}.weight")
-            if family.positions is not None:
-                positions = reader.matrix(file, f"{family.positions}.weight")
-            if family.types is not None:
-                segment = reader.matrix(file, f"{family.types}.weight")[0]
-            if family.embed_norm is not None:
-                embed_norm = skeleton.model.get_submodule(family.embed_norm)
-                _fill(embed_norm, f"{family.embed_norm}.", reader, file)
-    if last and not family.is_encoder:
-        with TensorFile(model_dir / HEAD_FILE) as file:
-            norm = skeleton.model.get_submodule(family.norm)
-            _fill(norm, f"{family.norm}.", reader, file)
-            if skeleton.tied:
-                assert embed is not None
-                head = DenseLinear(embed, None)
-            else:
-                head = reader.linear(file, family.head, skeleton.model.get_submodule(family.head))
-    reader.check_all_used()
-    starts = lo == 0
-    return ShardModules(
-        tuple(layers),
-        skeleton.rotary(),
-        embed if starts else None,
-        positions if starts else None,
-        norm,
-        head,
-        segment,
-        embed_norm,
-    )
+        with TensorFile(files.path(index)) as file:
+            layers.append(files.layer(file, index))
+    modules = files.modules(tuple(layers))
+    files.check_all_used()
+    return modules
+
+
+class ShardFiles:
+    """The published files of layers [lo, hi). Every method raises ModelError "corrupt-weights" when files and
+    architecture do not fit together.
+    """
+
+    def __init__(self, model_dir: Path, manifest: Manifest, skeleton: Skeleton, lo: int, hi: int) -> None:
+        self._dir = model_dir
+        self._reader = _FloatReader(manifest.tensors_for(lo, hi))
+        self._skeleton = skeleton
+        self._lo, self._hi = lo, hi
+
+    def path(self, index: int) -> Path:
+        """The file of one layer."""
+        return self._dir / layer_file(index)
+
+    def layer(self, file: TensorFile, index: int) -> nn.Module:
+        """Layer `index` from its file: a new module every time."""
+        config = self._skeleton.config
+        layer = copy.deepcopy(self._skeleton.layer(index), {id(config): config})
+        _fill(layer, self._skeleton.layer_prefix(index), self._reader, file)
+        return layer
+
+    def check_all_used(self) -> None:
+        """To be called when every layer was read at least once, and `modules`."""
+        self._reader.check_all_used()
+
+    def modules(self, layers: tuple[nn.Module, ...]) -> ShardModules:
+        """What an engine runs beside `layers`, and those."""
+        skeleton, reader = self._skeleton, self._reader
+        family = skeleton.family
+        embed = positions = segment = None
+        norm: nn.Module | None = None
+        head: nn.Module | None = None
+        embed_norm: nn.Module | None = None
+        last = self._hi == skeleton.layers
+        starts = self._lo == 0
+        if starts or (last and skeleton.tied):
+            with TensorFile(self._dir / EMBED_FILE) as file:
+                embed = reader.matrix(file, f"{family.embed}.weight")
+                if family.positions is not None:
+                    positions = reader.matrix(file, f"{family.positions}.weight")
+                if family.types is not None:
+                    segment = reader.matrix(file, f"{family.types}.weight")[0]
+                if family.embed_norm is not None:
+                    embed_norm = skeleton.model.get_submodule(family.embed_norm)
+                    _fill(embed_norm, f"{family.embed_norm}.", reader, file)
+        if last and not family.is_encoder:
+            with TensorFile(self._dir / HEAD_FILE) as file:
+                norm = skeleton.model.get_submodule(family.norm)
+                _fill(norm, f"{family.norm}.", reader, file)
+                if skeleton.tied:
+                    assert embed is not None
+                    head = DenseLinear(embed, None)
+                else:
+                    head = reader.linear(file, family.head, skeleton.model.get_submodule(family.head))
+        return ShardModules(
+            layers,
+            skeleton.rotary(),
+            embed if starts else None,
+            positions if starts else None,
+            norm,
+            head,
+            segment,
+            embed_norm,
+        )
 
 
 class TensorReader:
