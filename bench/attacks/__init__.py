@@ -1,0 +1,1 @@
+"""Attacks on the network as small strategies, and what the verifiers' own code makes of them."""

@@ -1,0 +1,119 @@
+"""The base of every cheating executor: it looks like the engine a node was given, and does something else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+from efedllm.engine.protocol import Executor, Float32, Int32, Sequence, StepItem
+
+
+class Wrapped:
+    """Delegates everything to `inner`; strategies override `new_sequence`, `step` or `logits`."""
+
+    def __init__(self, inner: Executor) -> None:
+        self.inner = inner
+
+    @property
+    def lo(self) -> int:
+        return self.inner.lo
+
+    @property
+    def hi(self) -> int:
+        return self.inner.hi
+
+    @property
+    def layers(self) -> int:
+        return self.inner.layers
+
+    @property
+    def hidden(self) -> int:
+        return self.inner.hidden
+
+    @property
+    def vocab(self) -> int:
+        return self.inner.vocab
+
+    @property
+    def max_positions(self) -> int:
+        return self.inner.max_positions
+
+    @property
+    def has_embedding(self) -> bool:
+        return self.inner.has_embedding
+
+    @property
+    def has_head(self) -> bool:
+        return self.inner.has_head
+
+    @property
+    def whole_texts(self) -> bool:
+        return self.inner.whole_texts
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.inner.weight_bytes
+
+    def new_sequence(self) -> Sequence:
+        return self.inner.new_sequence()
+
+    def step(self, batch: SequenceOf[StepItem]) -> list[Float32]:
+        return self.inner.step(batch)
+
+    def logits(self, hidden: Float32) -> Float32:
+        return self.inner.logits(hidden)
+
+    def embed(self, ids: Int32, positions: Int32 | None = None) -> Float32:
+        return self.inner.embed(ids, positions)
+
+
+@dataclass
+class Held:
+    """A sequence of a cheating executor: the caches of the engines behind it, and what the strategy remembers."""
+
+    caches: list[Sequence]
+    owner: Executor | None = None
+    last: Float32 | None = None
+
+    @property
+    def length(self) -> int:
+        return self.caches[0].length
+
+    @property
+    def nbytes(self) -> int:
+        return sum(cache.nbytes for cache in self.caches)
+
+    def truncate(self, length: int) -> None:
+        for cache in self.caches:
+            cache.truncate(length)
+
+
+def held(item: StepItem) -> Held:
+    """The sequence of a step, made by a cheating executor."""
+    assert isinstance(item.sequence, Held)
+    return item.sequence
+
+
+class Switch(Wrapped):
+    """One executor with many strategies: whoever holds it chooses the one that new sequences run under.
+
+    Lets one real node, registered once, serve an honest job and then one job of every cheat.
+    """
+
+    def __init__(self, inner: Executor) -> None:
+        super().__init__(inner)
+        self.chosen: Executor = inner
+
+    def new_sequence(self) -> Sequence:
+        return Held([self.chosen.new_sequence()], owner=self.chosen)
+
+    def step(self, batch: SequenceOf[StepItem]) -> list[Float32]:
+        out: list[Float32] = []
+        for item in batch:
+            sequence = held(item)
+            assert sequence.owner is not None
+            out += sequence.owner.step([StepItem(sequence.caches[0], item.inputs)])
+        return out
+
+    def logits(self, hidden: Float32) -> Float32:
+        return self.chosen.logits(hidden)
