@@ -84,6 +84,7 @@ class Reference:
         self.config = json.loads((directory / "config.json").read_text())
         self.manifest = Manifest.load(directory)
         self.parts: dict[str, list[Row]] = {}
+        self.hidden: dict[int, list[Row]] = {}
         for tensor in self.manifest.tensors:
             with TensorFile(directory / tensor.file) as file:
                 self.parts[tensor.name] = [self._array(file, name) for name in tensor.parts]
@@ -167,6 +168,7 @@ class Reference:
             x = canonical(x + self.linear(f"{base}.self_attn.o_proj", np.concatenate(heads))).astype(np.float64)
             y = self.norm(f"{base}.post_attention_layernorm", x)
             hidden = silu(self.linear(f"{base}.mlp.gate_proj", y)) * self.linear(f"{base}.mlp.up_proj", y)
+            self.hidden.setdefault(layer, []).append(hidden)
             out.append(canonical(x + self.linear(f"{base}.mlp.down_proj", hidden)))
         return out
 

@@ -79,9 +79,14 @@ def silu(x: Tensor) -> Tensor:
     return x * (numerator / (small + 1.0)).double()
 
 
+def quantization_scale(x: Tensor) -> Tensor:
+    """float64 [..., d] -> the scale of `quantize`, float64 [..., 1]."""
+    return (x.abs().amax(-1, keepdim=True) / Q_MAX).clamp_(min=_TINY)
+
+
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """float64 [..., d] -> integers q float64 [..., d], |q| <= Q_MAX, and scale float64 [..., 1]: x ~ q * scale."""
-    scale = (x.abs().amax(-1, keepdim=True) / Q_MAX).clamp_(min=_TINY)
+    scale = quantization_scale(x)
     return (x / scale).round_(), scale
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from efedllm.engine.exact.arithmetic import LOG2_E, canonical, quantize, rms_norm, silu
+from efedllm.engine.exact.arithmetic import LOG2_E, canonical, quantization_scale, quantize, rms_norm, silu
 from efedllm.engine.exact.attention import attend
 from efedllm.engine.exact.cache import ExactCache
 from efedllm.engine.exact.linear import Linears
 from efedllm.engine.exact.rope import rotate
+from efedllm.engine.taps import tap_coordinates
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +26,29 @@ class Norm:
 
     def __call__(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+
+class Tap:
+    """Takes the canonical tap bytes of the rows of one layer pass; see `engine.taps`."""
+
+    def __init__(self, weights_root: bytes, layer: int) -> None:
+        self._root = weights_root
+        self._layer = layer
+        self._rows: npt.NDArray[np.uint8] | None = None
+
+    def take(self, hidden: Tensor) -> None:
+        """hidden float64 [n, width]."""
+        scale = quantization_scale(hidden)
+        where = torch.tensor(tap_coordinates(self._root, self._layer, hidden.shape[1]))
+        integers = (hidden[:, where] / scale).round_().to(torch.int16)
+        parts = [scale.numpy().astype("<f8").view(np.uint8), integers.numpy().astype("<i2").view(np.uint8)]
+        self._rows = np.concatenate(parts, axis=1)
+
+    @property
+    def rows(self) -> npt.NDArray[np.uint8]:
+        """uint8 [n, TAP_BYTES] of the rows taken."""
+        assert self._rows is not None
+        return self._rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,18 +70,26 @@ class ExactLayer:
     down: Linears
 
     def __call__(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], slot: int, batch: list[tuple[ExactCache, int]]
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        slot: int,
+        batch: list[tuple[ExactCache, int]],
+        tap: Tap | None = None,
     ) -> Tensor:
         """x float32 [total, hidden], the new tokens of all sequences in a row; returns the same shape.
 
         `angles`: cos, sin of every token; `batch`: caches and how many of the tokens are theirs; `slot`: this layer's
-        place in the caches.
+        place in the caches; `tap` is given the MLP's hidden rows.
         """
         wide = x.double()
         x = canonical(wide + self._attention(self.attention_norm(wide), angles, slot, batch))
         wide = x.double()
         gate, up = self.gate_up(self.mlp_norm(wide))
-        return canonical(wide + self.down(silu(gate).mul_(up))[0])
+        hidden = silu(gate).mul_(up)
+        if tap is not None:
+            tap.take(hidden)
+        return canonical(wide + self.down(hidden)[0])
 
     def _attention(
         self, x: Tensor, angles: tuple[Tensor, Tensor], slot: int, batch: list[tuple[ExactCache, int]]

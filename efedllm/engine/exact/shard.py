@@ -14,10 +14,12 @@ from torch import Tensor
 from efedllm.engine.base import EngineShape, RangeEngine, bad_input, engine_shape, packed_positions
 from efedllm.engine.exact.arithmetic import canonical, constants
 from efedllm.engine.exact.cache import ExactCache
+from efedllm.engine.exact.layer import Tap
 from efedllm.engine.exact.load import ExactModules, check_supported, load_exact
 from efedllm.engine.exact.products import Kernel, fastest_kernel
 from efedllm.engine.exact.rope import RopeTables, Rotation, make_tables
 from efedllm.engine.protocol import Float32, Int32, StepItem
+from efedllm.engine.taps import Tapped
 from efedllm.errors import ModelError
 from efedllm.models.families import build_skeleton, read_config
 from efedllm.models.source import open_published
@@ -31,8 +33,11 @@ class ExactShardEngine(RangeEngine):
     rounding them to bf16 on the wire would be another model. Inputs are brought to the same form.
     """
 
-    def __init__(self, shape: EngineShape, modules: ExactModules, tables: RopeTables, kernel: Kernel) -> None:
+    def __init__(
+        self, shape: EngineShape, modules: ExactModules, tables: RopeTables, kernel: Kernel, weights_root: bytes
+    ) -> None:
         super().__init__(shape)
+        self._root = weights_root
         self._modules = modules
         self._tables = tables
         self._rotation = Rotation(tables)
@@ -64,7 +69,7 @@ class ExactShardEngine(RangeEngine):
         with torch.inference_mode():
             chosen = kernel or fastest_kernel()
             modules = load_exact(model_dir, manifest, skeleton, shape, chosen)
-            return cls(shape, modules, tables, chosen)
+            return cls(shape, modules, tables, chosen, manifest.root)
 
     @property
     def kernel(self) -> Kernel:
@@ -83,6 +88,18 @@ class ExactShardEngine(RangeEngine):
         return ExactCache(self.hi - self.lo, self._shape.kv_heads, self._shape.head_dim)
 
     def step(self, batch: SequenceOf[StepItem]) -> list[Float32]:
+        return self._step(batch, None)
+
+    def step_with_taps(self, batch: SequenceOf[StepItem]) -> list[Tapped]:
+        """As `step`, with the taps of the range's last layer."""
+        if not batch:
+            return []
+        tap = Tap(self._root, self.hi - 1)
+        states = self._step(batch, tap)
+        ends = np.cumsum([len(part) for part in states])
+        return [Tapped(part, rows) for part, rows in zip(states, np.split(tap.rows, ends[:-1]), strict=True)]
+
+    def _step(self, batch: SequenceOf[StepItem], tap: Tap | None) -> list[Float32]:
         if not batch:
             return []
         caches = self._check(batch, ExactCache)
@@ -94,8 +111,9 @@ class ExactShardEngine(RangeEngine):
             for cache, count in zip(caches, counts, strict=True):
                 cache.reserve(count)
             members = list(zip(caches, counts, strict=True))
+            last = len(self._modules.layers) - 1
             for slot, layer in enumerate(self._modules.layers):
-                states = layer(states, angles, slot, members)
+                states = layer(states, angles, slot, members, tap if slot == last else None)
             _check_finite(states)
             for cache, count in members:
                 cache.commit(count)
