@@ -36,10 +36,12 @@ class WeightSource:
         self._locations = [str(location) for location in locations]
         self._manifest: Manifest | None = None
 
-    async def manifest(self, expected_root: bytes | None = None) -> Manifest:
-        """The first manifest found; with `expected_root`, the first one with that weights root.
+    async def manifest(self, expected_root: bytes | None = None, expected_hash: bytes | None = None) -> Manifest:
+        """The first manifest found; with `expected_root` and `expected_hash`, the first with that weights root and that
+        hash. Only the hash binds what the weights do not: profile, constants, tolerance.
 
-        Raises ModelError "wrong-root" when every manifest found is another model's, else the last location's error.
+        Raises ModelError "wrong-root" or "wrong-manifest" when every manifest found is another one, else the first
+        location's error.
         """
         failure: ModelError | None = None
         async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
@@ -49,10 +51,13 @@ class WeightSource:
                 except ModelError as error:
                     failure = failure or error
                     continue
-                if expected_root is None or manifest.root == expected_root:
-                    self._manifest = manifest
-                    return manifest
-                failure = _wrong_root(location, expected_root)
+                try:
+                    _check_identity(manifest, location, expected_root, expected_hash)
+                except ModelError as error:
+                    failure = error
+                    continue
+                self._manifest = manifest
+                return manifest
         assert failure is not None
         raise failure
 
@@ -116,25 +121,28 @@ async def fetch_published(
     lo: int,
     hi: int,
     progress: FetchProgress | None = None,
+    expected_hash: bytes | None = None,
 ) -> Manifest:
     """Fetch and verify what a node of layers [lo, hi) needs. Returns the manifest; `dest` is then ready to load."""
     source = WeightSource(locations)
-    manifest = await source.manifest(expected_root)
+    manifest = await source.manifest(expected_root, expected_hash)
     await source.fetch(manifest.files_for(lo, hi), dest, progress)
-    return await asyncio.to_thread(open_published, dest, manifest.root, lo, hi)
+    return await asyncio.to_thread(open_published, dest, manifest.root, lo, hi, expected_hash)
 
 
-def open_published(directory: Path, expected_root: bytes | None, lo: int, hi: int) -> Manifest:
+def open_published(
+    directory: Path, expected_root: bytes | None, lo: int, hi: int, expected_hash: bytes | None = None
+) -> Manifest:
     """Check the part of a published directory that layers [lo, hi) use, and return its manifest.
 
     With `expected_root` the manifest must have that weights root and every tensor and plain file its published hash;
-    without, only presence, dtypes and shapes are checked. Raises ModelError "not-published", "bad-manifest",
-    "bad-range", "wrong-root", "missing-file" or "corrupt-weights", naming the file.
+    without, only presence, dtypes and shapes are checked. With `expected_hash` the manifest must have that hash.
+    Raises ModelError "not-published", "bad-manifest", "bad-range", "wrong-root", "wrong-manifest", "missing-file" or
+    "corrupt-weights", naming the file.
     """
     manifest = Manifest.load(directory)
     manifest.check_range(lo, hi)
-    if expected_root is not None and manifest.root != expected_root:
-        raise _wrong_root(str(directory), expected_root)
+    _check_identity(manifest, str(directory), expected_root, expected_hash)
     tensors = manifest.tensors_for(lo, hi)
     for name in manifest.files_for(lo, hi):
         info = manifest.file(name)
@@ -325,3 +333,14 @@ def _wrong_root(location: str, expected: bytes) -> ModelError:
         f"The model at {location} is not the registered one: its weights root is not 0x{expected.hex()}.",
         "Give the location of the registered model.",
     )
+
+
+def _check_identity(manifest: Manifest, location: str, root: bytes | None, digest: bytes | None) -> None:
+    if root is not None and manifest.root != root:
+        raise _wrong_root(location, root)
+    if digest is not None and manifest.hash() != digest:
+        raise ModelError(
+            "wrong-manifest",
+            f"The manifest at {location} is not the registered one: its hash is not 0x{digest.hex()}.",
+            "Give the location of the registered model.",
+        )

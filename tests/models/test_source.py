@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -245,3 +246,25 @@ async def test_a_place_that_cannot_be_written_is_a_plain_error(
         with pytest.raises(ModelError) as caught:
             await fetch_published([server.url], dest, manifest.root, 0, 1)
         assert caught.value.code == "cannot-write"
+
+
+async def test_a_manifest_that_is_not_the_registered_one_is_refused(
+    published: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Same weights, another limit for the verifiers: the root cannot tell them apart, the hash does."""
+    good = published("llama", 0.5, "int8")
+    manifest = Manifest.load(good)
+    forged = tmp_path / "forged"
+    shutil.copytree(good, forged)
+    manifest.with_profile("exact", b"\x01" * 32).save(forged)
+    assert open_published(forged, manifest.root, 0, 1).profile == "exact"
+    with pytest.raises(ModelError) as caught:
+        open_published(forged, manifest.root, 0, 1, manifest.hash())
+    assert caught.value.code == "wrong-manifest"
+    with pytest.raises(ModelError) as caught:
+        await fetch_published([forged], tmp_path / "none", manifest.root, 0, 1, expected_hash=manifest.hash())
+    assert caught.value.code == "wrong-manifest"
+    # The next location has it.
+    got = await fetch_published([forged, good], tmp_path / "found", manifest.root, 0, 1, expected_hash=manifest.hash())
+    assert got == manifest
+    assert Manifest.load(tmp_path / "found") == manifest
