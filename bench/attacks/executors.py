@@ -86,7 +86,7 @@ class EditedOutput(Wrapped):
 
     def step(self, batch: SequenceOf[StepItem]) -> list[Float32]:
         starts = [item.sequence.length for item in batch]
-        outputs = self.inner.step(batch)
+        outputs = self.run(batch)
         return [
             np.ascontiguousarray(self._edit(start, residual(self.inner, item, start), output), np.float32)
             for start, item, output in zip(starts, batch, outputs, strict=True)
@@ -112,7 +112,7 @@ class EditedIds(Wrapped):
         changed = [
             StepItem(item.sequence, self._edit(item.sequence.length, item.inputs.astype(np.int32))) for item in batch
         ]
-        return self.inner.step(changed)
+        return self.run(changed)
 
 
 class Remembered(Wrapped):
@@ -142,7 +142,7 @@ class Shifted(Wrapped):
         return Held([self.inner.new_sequence()])
 
     def step(self, batch: SequenceOf[StepItem]) -> list[Float32]:
-        real = self.inner.step([StepItem(held(item).caches[0], item.inputs) for item in batch])
+        real = self.run([StepItem(held(item).caches[0], item.inputs) for item in batch])
         out: list[Float32] = []
         for item, rows in zip(batch, real, strict=True):
             sequence = held(item)
@@ -222,7 +222,8 @@ def noisy(scale: float) -> RowEdit:
     def edit(start: int, x: Rows, y: Rows) -> Rows:
         direction = counter_normal(b"noise" + start.to_bytes(4, "big"), y.shape)
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-        return y + direction * (scale * np.linalg.norm(y - x, axis=1, keepdims=True))
+        changed = y + direction * (scale * np.linalg.norm(y - x, axis=1, keepdims=True))
+        return np.asarray(changed, np.float32)
 
     return edit
 

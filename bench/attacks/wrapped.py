@@ -5,14 +5,44 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from efedllm.engine.protocol import Executor, Float32, Int32, Sequence, StepItem
+from efedllm.engine.taps import TAP_BYTES, Tapped
+
+Taps = npt.NDArray[np.uint8]
 
 
 class Wrapped:
-    """Delegates everything to `inner`; strategies override `new_sequence`, `step` or `logits`."""
+    """Delegates everything to `inner`; strategies override `new_sequence`, `step` or `logits`.
+
+    A strategy calls `run` where it wants the real computation, so that a node that needs taps gets the real ones of
+    what was really computed, and zeros of what was not.
+    """
 
     def __init__(self, inner: Executor) -> None:
         self.inner = inner
+        self._taps: Taps | None = None
+
+    def run(self, batch: SequenceOf[StepItem]) -> list[Float32]:
+        """`inner.step`, remembering its taps where it has any."""
+        tapped = getattr(self.inner, "step_with_taps", None)
+        if tapped is None:
+            return self.inner.step(batch)
+        results: list[Tapped] = tapped(batch)
+        self._taps = results[-1].taps
+        return [result.states for result in results]
+
+    def step_with_taps(self, batch: SequenceOf[StepItem]) -> list[Tapped]:
+        """As `step`, one item after the other."""
+        found: list[Tapped] = []
+        for item in batch:
+            self._taps = None
+            (states,) = self.step([item])
+            kept = self._taps
+            found.append(Tapped(states, np.zeros((len(states), TAP_BYTES), np.uint8) if kept is None else kept))
+        return found
 
     @property
     def lo(self) -> int:
@@ -58,7 +88,7 @@ class Wrapped:
         return self.inner.new_sequence()
 
     def step(self, batch: SequenceOf[StepItem]) -> list[Float32]:
-        return self.inner.step(batch)
+        return self.run(batch)
 
     def logits(self, hidden: Float32) -> Float32:
         return self.inner.logits(hidden)
@@ -112,7 +142,14 @@ class Switch(Wrapped):
         for item in batch:
             sequence = held(item)
             assert sequence.owner is not None
-            out += sequence.owner.step([StepItem(sequence.caches[0], item.inputs)])
+            inside = StepItem(sequence.caches[0], item.inputs)
+            tapped = getattr(sequence.owner, "step_with_taps", None)
+            if tapped is None:
+                out += sequence.owner.step([inside])
+                continue
+            (result,) = tapped([inside])
+            self._taps = result.taps
+            out.append(result.states)
         return out
 
     def logits(self, hidden: Float32) -> Float32:

@@ -1,0 +1,343 @@
+"""Attacks on messages and commitments: what is signed, hashed and shown. Each yields what the checks say about it.
+
+Every strategy takes a real job of the lab, tells one lie about it, and hands the result to the code that a verifier, a
+neighbour or a client runs. The name of the fault found is returned, "" when none was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from bench.attacks.executors import EditedOutput, noisy
+from bench.attacks.lab import CLIENT, DOMAIN, EPOCH, NODES, RANGES, SIGNERS, Job, Lab, rewritten, session
+from efedllm.commitments.boundary import BoundaryTree
+from efedllm.commitments.canonical import WireDtype, decode, encode, itemsize
+from efedllm.commitments.eip712 import Domain
+from efedllm.commitments.evidence import BoundaryEvidence, EnvelopeRecord
+from efedllm.commitments.hashing import ZERO32, keccak
+from efedllm.commitments.leaves import batch_root
+from efedllm.commitments.links import blame_boundary, check_route_commits, equivocation
+from efedllm.commitments.merkle import merkle, proof, verify
+from efedllm.commitments.messages import Envelope, JobSpec, RouteHop, SignedCommit
+from efedllm.commitments.signing import Signer, recover
+from efedllm.errors import ProtocolError
+from efedllm.sampling import SamplingSpec
+from verifier.linkage import unsigned_positions
+from verifier.statistic import BackendError
+from verifier.weights import self_test
+
+STRANGER = Signer(keccak(b"stranger"))
+LAST = len(RANGES) - 1
+# The order of secp256k1: s and order - s are signatures of the same key over the same digest.
+_ORDER = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D0364141
+
+
+@dataclass(frozen=True)
+class MessageAttack:
+    """A lie in what is signed or shown. `finds`: the fault or refusal it must meet."""
+
+    number: int
+    name: str
+    changes: str
+    run: Callable[[Lab, Job], str]
+    finds: str
+
+
+def _code(lab: Lab, job: Job, hop: int, **commit: object) -> str:
+    leaf = lab.leaf(job, hop, lab.commit(job, hop, **commit))
+    fault = lab.judge(job, hop, leaf).fault
+    return "" if fault is None else fault.code
+
+
+def _refused(work: Callable[[], object]) -> str:
+    try:
+        work()
+    except ProtocolError as error:
+        return error.code
+    return ""
+
+
+def _other_prompt(lab: Lab, job: Job, prompt: tuple[int, ...]) -> str:
+    """Hop 0 ran and committed to another prompt than the one that the client signed."""
+    spec = SamplingSpec.from_job(job.spec)
+    (made,) = lab.generate([prompt], len(job.emitted), sampling=spec)
+    return _code(lab, replace(made, spec=job.spec, prompt=job.prompt), 0)
+
+
+def _prompt_edit(lab: Lab, job: Job) -> str:
+    return _other_prompt(lab, job, (*job.prompt[:3], (job.prompt[3] + 1) % 4096, *job.prompt[4:]))
+
+
+def _prompt_drop(lab: Lab, job: Job) -> str:
+    return _other_prompt(lab, job, job.prompt[1:])
+
+
+def _system_inject(lab: Lab, job: Job) -> str:
+    return _other_prompt(lab, job, (11, 12, 13, *job.prompt))
+
+
+def _copied_leaf(lab: Lab, job: Job) -> str:
+    """Another node's leaf, commitment and signature, in one's own batch."""
+    fault = lab.judge(job, 1, lab.leaf(job, 1, signer=SIGNERS[2])).fault
+    assert fault is not None
+    return fault.code
+
+
+def _copied_commit(lab: Lab, job: Job) -> str:
+    """Another hop's commitment under one's own signature."""
+    leaf = lab.leaf(job, 1, signer=SIGNERS[2])
+    fault = lab.judge(job, 2, leaf).fault
+    return "" if fault is None else fault.code
+
+
+def _copied_root(lab: Lab, job: Job) -> str:
+    """Another node's batch root, posted as one's own: the address is in the root."""
+    leaf = lab.leaf(job, 1).hash
+    theirs, own = batch_root(NODES[1], EPOCH, 0, [leaf]), batch_root(NODES[2], EPOCH, 0, [leaf])
+    return "root-differs" if theirs != own else ""
+
+
+def _stale_commit(lab: Lab, job: Job) -> str:
+    """Yesterday's commitment with today's job."""
+    other = replace(job, spec=replace(job.spec, job_seq=job.spec.job_seq + 1))
+    return _code(lab, job, 1, job_id=other.spec.job_id)
+
+
+def _stale_rows(lab: Lab, job: Job) -> str:
+    """Rows of another job: their root is another one, as job and position are in every leaf."""
+    other = replace(job.spec, job_seq=job.spec.job_seq + 7)
+    roots = {lab.commit(j, 1).out_root for j in (job, replace(job, spec=other))}
+    return "root-differs" if len(roots) == 2 else ""
+
+
+def _equivocation(lab: Lab, job: Job) -> str:
+    first = lab.commit(job, 1)
+    both = [SignedCommit(c, SIGNERS[1].sign(c.digest(DOMAIN))) for c in (first, replace(first, out_root=keccak(b"x")))]
+    fault = equivocation(DOMAIN, both[0], both[1], SIGNERS[1].address)
+    return "" if fault is None else fault.kind
+
+
+def evidence(lab: Lab, job: Job, boundary: int, sender: Signer, receiver: Signer) -> BoundaryEvidence:
+    """Leaves of a boundary, and one envelope per position, signed by both sides."""
+    tree = BoundaryTree(job.spec.job_id, boundary, job.wire, lab.hidden)
+    tree.append(job.boundaries[boundary])
+    prev, records = ZERO32, []
+    for at in range(tree.length):
+        envelope = Envelope(job.spec.job_id, boundary, at, 1, tree.chunk(at, 1), prev)
+        prev = envelope.digest(DOMAIN)
+        records.append(EnvelopeRecord(envelope, sender.sign(prev), receiver.sign(prev)))
+    return BoundaryEvidence(tree.leaves, tuple(records))
+
+
+def _nudged(lab: Lab, job: Job, boundary: int) -> Job:
+    rows = decode(job.boundaries[boundary], job.wire, lab.hidden).copy()
+    rows[-1, 0] += 1
+    return rewritten(job, boundary, encode(rows, job.wire))
+
+
+def _dispute(lab: Lab, job: Job, liar: str) -> str:
+    """Hops 1 and 2 exchanged boundary 2 honestly; then `liar` commits to, and opens, another version of it."""
+    lie = _nudged(lab, job, 2)
+    told = {side: lie if side == liar else job for side in ("sender", "receiver")}
+    honest = evidence(lab, job, 2, SIGNERS[1], SIGNERS[2])
+    shown = {
+        side: honest if told[side] is job else replace(honest, leaves=evidence(lab, lie, 2, STRANGER, STRANGER).leaves)
+        for side in told
+    }
+    fault = blame_boundary(
+        DOMAIN,
+        job.spec.job_id,
+        2,
+        shown["sender"],
+        shown["receiver"],
+        lab.commit(told["sender"], 1),
+        lab.commit(told["receiver"], 2),
+        SIGNERS[1].address,
+        SIGNERS[2].address,
+    )
+    right = {"sender": frozenset({1}), "receiver": frozenset({2})}[liar]
+    return fault.kind if fault.guilty == right else f"blamed {sorted(fault.guilty)}"
+
+
+def _forged_envelope(lab: Lab, job: Job) -> str:
+    """A hop that shows envelopes of its own making for what it says it was sent."""
+    forged = evidence(lab, job, 2, STRANGER, SIGNERS[2])
+    missing = unsigned_positions(DOMAIN, forged.leaves, 0, forged, frozenset({SIGNERS[1].address}))
+    return "unsigned-input" if len(missing) == job.positions else ""
+
+
+def _omission(lab: Lab, job: Job) -> str:
+    """No commitment at all for a job whose tokens the client has; its receipt check sees it, no contract punishes."""
+    route = [
+        RouteHop(NODES[hop], SIGNERS[hop].address, "http://127.0.0.1:1", *RANGES[hop], lab.registration(hop).shard_root)
+        for hop in range(len(RANGES))
+    ]
+    commits: list[SignedCommit | None] = []
+    prev = ZERO32
+    for hop in range(len(RANGES)):
+        commit = lab.commit(job, hop, prev_commit=prev)
+        prev = commit.digest(DOMAIN)
+        commits.append(None if hop == 1 else SignedCommit(commit, SIGNERS[hop].sign(prev)))
+    model = session().model_id
+    faults = check_route_commits(job.spec, job.prompt, job.emitted, commits, domain=DOMAIN, route=route, model_id=model)
+    return faults[0].kind if [fault.guilty for fault in faults] == [frozenset({1})] else str(faults)
+
+
+def _late(lab: Lab, job: Job) -> str:
+    return _code(lab, job, 1, epoch=EPOCH - 2)
+
+
+def _nonfinite(lab: Lab, job: Job) -> str:
+    return _poisoned(lab, job, 0x7FC00000)
+
+
+def _minus_zero(lab: Lab, job: Job) -> str:
+    return _poisoned(lab, job, 0x80000000)
+
+
+def _poisoned(lab: Lab, job: Job, bits: int) -> str:
+    words = np.frombuffer(job.boundaries[2], dtype="<u4").copy()
+    words[777] = bits
+    return _code(lab, rewritten(job, 2, words.tobytes()), 1)
+
+
+def _big_endian(lab: Lab, job: Job) -> str:
+    """Right numbers in the wrong byte order: other numbers, or none at all."""
+    return _code(lab, rewritten(job, 2, np.frombuffer(job.boundaries[2], "<u4").astype(">u4").tobytes()), 1)
+
+
+def _dtype_lie(lab: Lab, job: Job) -> str:
+    return _code(lab, job, 1, wire_dtype=int(WireDtype.BF16))
+
+
+def _length_lie(lab: Lab, job: Job) -> str:
+    """One position more than the job may have."""
+    return _code(lab, job, 1, tokens=job.spec.prompt_tokens + job.spec.max_new_tokens)
+
+
+def _half_rows(lab: Lab, job: Job) -> str:
+    """A row of half the width."""
+    tree = BoundaryTree(job.spec.job_id, 2, job.wire, lab.hidden)
+    return _refused(lambda: tree.append(job.boundaries[2][: lab.hidden * itemsize(job.wire) // 2]))
+
+
+def _second_preimage(lab: Lab, job: Job) -> str:
+    """An inner node of the tree passed off as a leaf."""
+    leaves = list(evidence(lab, job, 2, STRANGER, STRANGER).leaves[:8])
+    root = merkle(leaves)
+    inner = keccak(b"\x01" + leaves[0] + leaves[1])
+    accepted = verify(root, inner, 0, 4, proof(leaves, 0)[1:]) or verify(root, inner, 0, 8, proof(leaves, 0)[1:])
+    bound = batch_root(NODES[0], EPOCH, 0, leaves) != batch_root(NODES[0], EPOCH, 0, [inner, *leaves[2:]])
+    # The plain tree alone would take it with another count: the root that is signed binds the count.
+    return "count-bound" if accepted and bound else "refused" if bound else ""
+
+
+def _odd_leaf(_lab: Lab, _job: Job) -> str:
+    """The last leaf twice, as in trees that pad by repetition."""
+    leaves = [keccak(bytes([i])) for i in range(3)]
+    return "root-differs" if merkle(leaves) != merkle([*leaves, leaves[-1]]) else ""
+
+
+def _duplicated_tokens_hash(lab: Lab, job: Job) -> str:
+    told = replace(job, emitted=(*job.emitted[:-1], (job.emitted[-1] + 1) % 4096))
+    leaf = replace(lab.leaf(job, LAST), emitted=told.emitted)
+    fault = lab.judge(told, LAST, leaf).fault
+    return "" if fault is None else fault.code
+
+
+def _other_chain(lab: Lab, job: Job) -> str:
+    """A commitment signed for another deployment."""
+    commit = lab.commit(job, 1)
+    elsewhere = SIGNERS[1].sign(commit.digest(Domain(1, DOMAIN.contract)))
+    fault = lab.judge(job, 1, replace(lab.leaf(job, 1), signature=elsewhere)).fault
+    return "" if fault is None else fault.code
+
+
+def _malleable(lab: Lab, job: Job) -> str:
+    """The second signature that anybody can derive from one."""
+    digest = lab.commit(job, 1).digest(DOMAIN)
+    good = SIGNERS[1].sign(digest)
+    other = (_ORDER - int.from_bytes(good[32:64])).to_bytes(32) + bytes([55 - good[64]])
+    return _refused(lambda: recover(digest, good[:32] + other))
+
+
+def _resold_job(lab: Lab, job: Job) -> str:
+    """A job spec that the client signed for another session."""
+    moved: JobSpec = replace(job.spec, session_id=keccak(b"another session"))
+    leaf = lab.leaf(replace(job, spec=moved), 1, lab.commit(replace(job, spec=moved), 1))
+    assert leaf.terms is not None
+    terms = replace(leaf.terms, signature=CLIENT.sign(moved.digest(DOMAIN)))
+    fault = lab.judge(replace(job, spec=moved), 1, replace(leaf, terms=terms)).fault
+    return "" if fault is None else fault.code
+
+
+def _drift(lab: Lab, _job: Job) -> str:
+    """A verifier whose backend changed since its golden vector: it must abstain, not accuse."""
+    with TemporaryDirectory() as folder:
+        golden = Path(folder) / "golden.npy"
+        self_test(lab.engines[1], golden)
+        try:
+            self_test(EditedOutput(lab.engines[1], noisy(1e-4)), golden)
+        except BackendError:
+            return "abstains"
+    return ""
+
+
+MESSAGE_ATTACKS: tuple[MessageAttack, ...] = (
+    MessageAttack(
+        7, "prompt_edit_committed", "hop 0 commits to a prompt with one other token", _prompt_edit, "wrong-prompt"
+    ),
+    MessageAttack(7, "prompt_drop", "hop 0 leaves out the first token", _prompt_drop, "wrong-prompt"),
+    MessageAttack(
+        7, "system_inject_committed", "hop 0 puts three tokens before the prompt", _system_inject, "wrong-length"
+    ),
+    MessageAttack(
+        10,
+        "tokens_rewritten",
+        "the last hop shows another token than it committed to",
+        _duplicated_tokens_hash,
+        "tokens-hash",
+    ),
+    MessageAttack(11, "lazy_copy_leaf", "another node's leaf in one's own batch", _copied_leaf, "commit-signature"),
+    MessageAttack(11, "lazy_copy_commit", "another hop's commitment, signed by oneself", _copied_commit, "wrong-shard"),
+    MessageAttack(11, "lazy_copy_root", "another node's batch root", _copied_root, "root-differs"),
+    MessageAttack(12, "stale_commit", "a commitment of another job", _stale_commit, "foreign-job"),
+    MessageAttack(12, "stale_rows", "rows of another job", _stale_rows, "root-differs"),
+    MessageAttack(15, "equivocation", "two commitments for one job and hop", _equivocation, "equivocation"),
+    MessageAttack(
+        15,
+        "sender_lies",
+        "commits to other rows than it sent",
+        lambda lab, job: _dispute(lab, job, "sender"),
+        "sender-lied",
+    ),
+    MessageAttack(
+        15,
+        "receiver_lies",
+        "commits to other rows than it got",
+        lambda lab, job: _dispute(lab, job, "receiver"),
+        "receiver-lied",
+    ),
+    MessageAttack(
+        15, "bad_envelope", "inputs that nobody sent, under forged envelopes", _forged_envelope, "unsigned-input"
+    ),
+    MessageAttack(16, "commit_omission", "no commitment for a job that was served", _omission, "missing-commit"),
+    MessageAttack(16, "late_commit", "a commitment two epochs old", _late, "wrong-epoch"),
+    MessageAttack(25, "nonfinite_bytes", "a NaN in the output", _nonfinite, "bad-output-bytes"),
+    MessageAttack(25, "minus_zero", "a negative zero in the output", _minus_zero, "bad-output-bytes"),
+    MessageAttack(25, "wrong_endianness", "the output in big-endian", _big_endian, "bad-output-bytes"),
+    MessageAttack(25, "dtype_lie", "another wire dtype than the client signed", _dtype_lie, "foreign-job"),
+    MessageAttack(25, "length_lie", "more positions than the job may have", _length_lie, "wrong-length"),
+    MessageAttack(25, "half_rows", "rows of half the width", _half_rows, "bad-length"),
+    MessageAttack(25, "second_preimage", "an inner node passed off as a leaf", _second_preimage, "count-bound"),
+    MessageAttack(25, "odd_leaf", "the last leaf twice", _odd_leaf, "root-differs"),
+    MessageAttack(26, "verifier_drift", "a verifier whose backend changed", _drift, "abstains"),
+    MessageAttack(28, "other_chain", "a signature for another deployment", _other_chain, "commit-signature"),
+    MessageAttack(28, "malleable_signature", "the other s of a signature", _malleable, "bad-signature"),
+    MessageAttack(28, "resold_job", "a job of another session", _resold_job, "foreign-job"),
+)
