@@ -12,10 +12,12 @@ from eth_account.signers.local import LocalAccount
 
 from client import closing, wallet
 from client.discovery import find_candidates, find_model
+from client.embed import Embedding, EmbedEvent
 from client.generate import Event, Finished, Generation, Piece
 from client.options import GenerateOptions
 from client.policy import RetryPolicy
 from client.report import Report, report_of
+from client.routed import Place, RouteWishes
 from client.routing import Candidate
 from client.session import Sessions
 from client.store import Store
@@ -99,20 +101,11 @@ class Client:
         info = await self.model(model)
         candidates = await self.nodes(info)
         text = await self.text(info, candidates)
+        text.check_task(embeds=False)
         ids = text.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise ConfigError("empty-prompt", "The prompt is empty.", "Give some text.")
-        generation = Generation(
-            self.chain,
-            Sessions(self.chain, self.store, account, self._directory),
-            self.settings.home,
-            info,
-            text,
-            ids,
-            options or GenerateOptions(),
-            retry,
-            candidates,
-        )
+        generation = Generation(self._place(account, info), text, ids, options or GenerateOptions(), retry, candidates)
         self.report = None
         async with aclosing(generation.events()) as events:
             async for event in events:
@@ -129,6 +122,38 @@ class Client:
             async for event in events:
                 if isinstance(event, Piece) and event.text:
                     yield event.text
+
+    async def embeddings(
+        self,
+        texts: Sequence[str | Sequence[int]],
+        wishes: RouteWishes | None = None,
+        *,
+        normalize: bool = True,
+        model: str | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> AsyncGenerator[EmbedEvent]:
+        """Embed texts (or token ids) with an encoder: Embedded for each in order, Switched where a route failed.
+
+        Raises EfedError; ConfigError "too-long" when a text exceeds the model's context.
+        """
+        account = self._need_account()
+        info = await self.model(model)
+        candidates = await self.nodes(info)
+        tokenizer = await self.text(info, candidates)
+        tokenizer.check_task(embeds=True)
+        ids = [tokenizer.encode(text) if isinstance(text, str) else list(text) for text in texts]
+        for text in ids:
+            tokenizer.check_length(len(text), 0)
+        work = Embedding(
+            self._place(account, info), ids, wishes, normalize=normalize, retry=retry, candidates=candidates
+        )
+        async with aclosing(work.events()) as events:
+            async for event in events:
+                yield event
+
+    def _place(self, account: LocalAccount, model: ModelInfo) -> Place:
+        sessions = Sessions(self.chain, self.store, account, self._directory)
+        return Place(self.chain, sessions, self.settings.home, model)
 
     # --- money ---
 

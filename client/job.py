@@ -265,7 +265,7 @@ class Job:
         last = len(self._links) - 1
         try:
             if isinstance(message, ActMsg) and arrival.index == last:
-                await self._tokens(message, arrival.at)
+                await self._take(message, arrival.at)
             elif isinstance(message, PayMsg) and message.job_id == record.spec.job_id:
                 await self._pay(arrival.index, message)
             elif isinstance(message, FinishMsg) and arrival.index == last and message.job_id == record.spec.job_id:
@@ -279,7 +279,7 @@ class Job:
         except ProtocolError as error:
             raise RouteFailure(error, accused=[self._node(arrival.index)]) from error
 
-    async def _tokens(self, act: ActMsg, at: float) -> None:
+    async def _take(self, act: ActMsg, at: float) -> None:
         """Check, acknowledge and pay for new tokens. Raises ProtocolError when the last hop may not send them."""
         record, spec = self.record, self.record.spec
         if act.job_id != spec.job_id:

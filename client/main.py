@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import typer
 
 import client.chat_cli
+import client.embed_cli
 import client.generate_cli
 import client.network_cli
 import client.wallet_cli
@@ -36,6 +37,7 @@ def build(argv: Sequence[str]) -> typer.Typer:
     )
     app.command("generate", help=client.generate_cli.HELP)(client.generate_cli.generate)
     app.command("chat", help=client.chat_cli.HELP)(client.chat_cli.chat)
+    app.command("embed", help=client.embed_cli.HELP)(client.embed_cli.embed)
     app.command("network", help=client.network_cli.HELP)(client.network_cli.network)
     app.add_typer(client.wallet_cli.app, name="wallet")
     called = next((word for word in argv if not word.startswith("-")), None)

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from efedllm.chain.types import ModelInfo
 from efedllm.errors import ConfigError, ModelError
+from efedllm.models.manifest import ENCODERS
 from efedllm.models.source import WeightSource
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -28,6 +29,7 @@ class Text:
     bos: int | None
     context: int | None  # most positions, None when the config does not say
     chat_template: str | None
+    is_encoder: bool = False
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, at least one. Raises ConfigError "empty-prompt"."""
@@ -37,6 +39,14 @@ class Text:
         if not ids:
             raise ConfigError("empty-prompt", "The prompt is empty.", "Give some text.")
         return ids
+
+    def check_task(self, *, embeds: bool) -> None:
+        """Raises ConfigError "wrong-task" when the model does not do what is asked of it."""
+        if embeds != self.is_encoder:
+            does = "an encoder, which generates no text" if self.is_encoder else "no encoder"
+            raise ConfigError(
+                "wrong-task", f"This model is {does}.", "Use `efedllm embed` with encoders; see `efedllm network`."
+            )
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -95,6 +105,7 @@ def read_text(directory: Path) -> Text:
         bos=bos if isinstance(bos := config.get("bos_token_id"), int) else None,
         context=context_length(config),
         chat_template=template if isinstance(template, str) else None,
+        is_encoder=config.get("model_type") in ENCODERS,
     )
 
 

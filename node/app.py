@@ -166,6 +166,7 @@ class NodeApp:
             vocab=executor.vocab,
             shard_root=manifest.shard_root(offer.lo, offer.hi),
             max_positions=min(executor.max_positions, self.config.limits.max_context),
+            encoder=executor.whole_texts,
         )
 
     async def _recover(self, store: Store, traces: Traces) -> None:
@@ -175,7 +176,7 @@ class NodeApp:
             positions = await traces.size(job.job_id, IN) // job.in_row
             before = session.billed + counted[job.session_id]
             account = Account(session.price, session.cumulative, before, self.config.credit_tokens)
-            billed = billed_on_crash(positions, job.spec.prompt_tokens, account)
+            billed = billed_on_crash(positions, job.spec.prompt_tokens, account, emits=not job.spec.embeds)
             counted[job.session_id] += billed
             await store.end_job(job.job_id, "aborted", positions, billed, "interrupted: the node stopped")
             self._log.warning("unfinished job aborted", job=job.job_id, positions=positions)
@@ -270,9 +271,9 @@ class NodeApp:
 
 def _load(directory: Path, lo: int, hi: int, threads: int) -> Executor:
     # Importing torch takes seconds and belongs on the engine's thread.
-    from efedllm.engine.shard import ShardEngine
+    from efedllm.engine.select import load_executor
 
-    return ShardEngine.load(directory, lo, hi, threads=threads)
+    return load_executor(directory, lo, hi, threads=threads)
 
 
 def _endpoint(bound: socket.socket) -> str:

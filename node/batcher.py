@@ -132,7 +132,10 @@ class Batcher:
                 chunk.lane.deliver(result)
 
     def _take(self) -> list[_Chunk]:
-        waiting = [Waiting(key, lane.positions, lane.rounds) for key, lane in self._lanes.items() if lane.positions]
+        whole = self._executor.whole_texts
+        waiting = [
+            Waiting(key, lane.positions, lane.rounds, whole) for key, lane in self._lanes.items() if lane.positions
+        ]
         shares = plan_batch(waiting, self._limits)
         for item in waiting:
             self._lanes[item.key].rounds += 1

@@ -19,7 +19,8 @@ ACTIVE = 1
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What this node serves. `max_positions`: the smaller of the model's and the operator's limit."""
+    """What this node serves. `max_positions`: the smaller of the model's and the operator's limit. `encoder`: texts go
+    through whole, and no tokens come out."""
 
     address: str
     model_id: bytes
@@ -30,6 +31,7 @@ class NodeFacts:
     vocab: int
     shard_root: bytes
     max_positions: int
+    encoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,15 @@ def check_open(
 
 def _check_size(msg: OpenJobMsg, facts: NodeFacts) -> None:
     spec = msg.job_spec
-    positions = spec.prompt_tokens + spec.max_new_tokens - 1
-    if positions > facts.max_positions:
+    if spec.embeds != facts.encoder:
+        wanted = "an encoder, which generates no tokens" if facts.encoder else "not an encoder"
+        raise ProtocolError(
+            "wrong-task", f"The model of this node is {wanted}.", "Use `efedllm embed` with encoders, only."
+        )
+    if spec.most_positions > facts.max_positions:
         raise ProtocolError(
             "context-exceeded",
-            f"The job may need {positions} positions, this node serves {facts.max_positions}.",
+            f"The job may need {spec.most_positions} positions, this node serves {facts.max_positions}.",
             "Use a shorter prompt or ask for fewer tokens.",
         )
     if msg.prompt is not None:

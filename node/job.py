@@ -114,7 +114,7 @@ class Job(JobCore):
         spec, progress = self.record.spec, self._progress
         if progress.stopping or progress.finished:
             raise ProtocolError("out-of-order", "Rows after the end of the job.")
-        end = spec.prompt_tokens + spec.max_new_tokens - 1
+        end = spec.most_positions
         if self._last:
             # Nobody can have fed a token that was not sampled yet.
             end = min(end, spec.prompt_tokens + len(progress.tokens))
@@ -147,7 +147,15 @@ class Job(JobCore):
             await self._offer(np.array([token], dtype=np.int32))
 
     async def _offer(self, inputs: Inputs) -> None:
-        self._progress.held.append(inputs)
+        held, spec = self._progress.held, self.record.spec
+        held.append(inputs)
+        if spec.embeds:
+            # An encoder takes the text whole, in however many pieces the hop before sends it.
+            if sum(map(len, held)) < spec.prompt_tokens:
+                return
+            whole = np.concatenate(held)
+            held.clear()
+            held.append(whole)
         await self._feed()
 
     async def _feed(self) -> None:
@@ -189,6 +197,10 @@ class Job(JobCore):
         self._shop.metrics.positions.inc(result.n)
         if not self._last:
             await self._forward(wiring.outbound.emit(result.payload, result.n, chunk))
+        elif self.record.spec.embeds:
+            await self._tell(wiring.outbound.emit(result.payload, result.n, chunk))
+            if not progress.stopping:
+                await self._finish("length")
         elif result.token is not None:
             await self._sampled(result.token)
         if progress.stopping:
@@ -211,7 +223,7 @@ class Job(JobCore):
             await self._offer(np.array([token], dtype=np.int32))
 
     async def _on_acknowledged(self, event: events.Acknowledged) -> None:
-        if self._last and not event.link.is_node and not self._first:
+        if self._last and not event.link.is_node and (not self._first or self.record.spec.embeds):
             return  # The client signs for tokens too; hop 0's signature is the one that closes the ring.
         self._wiring.outbound.acknowledged(event.ack)
         if self._prev_commit is not None or (self._first and self._progress.finished):
@@ -267,8 +279,12 @@ class Job(JobCore):
         progress, spec, message = self._progress, self.record.spec, event.message
         if not self._first or self._last:
             raise ProtocolError("out-of-order", "FINISH goes to hop 0.")
-        last = progress.tokens[-1] if progress.tokens else -1
-        reason = ended(last, len(progress.tokens), spec.max_new_tokens, spec.eos_token) if progress.tokens else None
+        reason = None
+        if progress.tokens:
+            reason = ended(progress.tokens[-1], len(progress.tokens), spec.max_new_tokens, spec.eos_token)
+        elif spec.embeds and progress.done == spec.prompt_tokens and message.reason == "length":
+            # A stop may have crossed the result.
+            reason = "length"
         allowed = reason if reason is not None else ("cancelled" if progress.stopping else None)
         if message.reason != allowed or message.tokens != len(progress.tokens) or progress.given != progress.done:
             raise ProtocolError("out-of-order", f"FINISH {message.reason} after {message.tokens} tokens is not due.")

@@ -124,7 +124,7 @@ class JobCore:
         commit = make_commit(own, prev, shop.clock.time.epoch)
         digest = commit.digest(shop.domain)
         signed = SignedCommit(commit, shop.signer.sign(digest))
-        billed = billed_tokens(own.tokens, self.record.spec.prompt_tokens)
+        billed = self._billed(own.tokens)
         emitted = None if own.emitted is None else ids_bytes(list(own.emitted))
         await self._trace.finish()
         await shop.store.finish_job(
@@ -143,6 +143,10 @@ class JobCore:
         self._log.info("job done", reason=self._progress.finished, positions=own.tokens)
         raise Over
 
+    def _billed(self, positions: int) -> int:
+        spec = self.record.spec
+        return billed_tokens(positions, spec.prompt_tokens, emits=not spec.embeds)
+
     async def _end(self, status: str, billed: int, fault: str | None = None) -> None:
         """End without a commitment."""
         await self._trace.abandon()
@@ -158,7 +162,7 @@ class JobCore:
         for link in {self.client, self._following, self._previous}:
             if link is not None and link is not source:
                 await link.refuse(report.to_error(), self.id)
-        billed = billed_tokens(self._progress.done, self.record.spec.prompt_tokens)
+        billed = self._billed(self._progress.done)
         await self._end("aborted", billed, f"{error.code}: {error.message}")
 
     # --- sending ---

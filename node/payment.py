@@ -74,18 +74,20 @@ def check_credit(account: Account, deposit: int, prompt: int) -> None:
         )
 
 
-def billed_tokens(positions: int, prompt: int) -> int:
-    """Prompt and generated tokens of a job that processed `positions`: the last sampled token was never fed."""
-    return positions + 1 if positions >= prompt else positions
+def billed_tokens(positions: int, prompt: int, *, emits: bool = True) -> int:
+    """Prompt and generated tokens of a job that processed `positions`: the last sampled token was never fed.
+
+    `emits`: False for a text that is embedded."""
+    return positions + 1 if emits and positions >= prompt else positions
 
 
-def billed_on_crash(positions: int, prompt: int, account: Account) -> int:
+def billed_on_crash(positions: int, prompt: int, account: Account, *, emits: bool = True) -> int:
     """Tokens counted for a job that this node's own crash ended: nothing beyond what is paid.
 
     Every other end counts all work: whoever can end a job without owing for it, a client by a wrong message or its
     accomplice by hanging up, could have any number of jobs for nothing.
     """
-    worked = billed_tokens(positions, prompt)
+    worked = billed_tokens(positions, prompt, emits=emits)
     covered = tokens_covered(account.cumulative, account.price)
     return worked if covered is None else max(0, min(worked, covered - account.billed))
 

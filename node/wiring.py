@@ -25,8 +25,9 @@ from node.streams import Inbound, Lane, Outbound
 class Wiring:
     """One hop's ends of its boundaries.
 
-    `inbound`: rows from the previous hop, or on hop 0 tokens from the last; None on a route of one node. `outbound`:
-    rows to the next hop, or on the last hop tokens to hop 0 (to the client on a route of one node).
+    `inbound`: rows from the previous hop, or on hop 0 tokens from the last; None where none come. `outbound`: rows to
+    the next hop, or on the last hop tokens to hop 0 (to the client on a route of one node), or the rows of an embedding
+    to the client. `following`: the hop that acknowledges what goes out, None where that is the client.
     """
 
     in_tree: BoundaryTree
@@ -64,8 +65,10 @@ def wire(record: JobRecord, client_signer: str, facts: NodeFacts, domain: Domain
     """The trees and streams of one hop of a job."""
     spec, hop, last = record.spec, record.hop, record.hops - 1
     dtype = WireDtype(spec.wire_dtype)
-    previous = None if last == 0 else record.route[last if hop == 0 else hop - 1]
-    following = None if last == 0 else record.route[0 if hop == last else hop + 1]
+    # Tokens close a ring from the last hop to the first; an embedding goes to the client alone.
+    ring = last > 0 and not spec.embeds
+    previous = record.route[hop - 1] if hop > 0 else record.route[last] if ring else None
+    following = record.route[hop + 1] if hop < last else record.route[0] if ring else None
 
     def lane(boundary: int, other: str) -> Lane:
         token = boundary == 0
@@ -78,9 +81,10 @@ def wire(record: JobRecord, client_signer: str, facts: NodeFacts, domain: Domain
     if previous is not None:
         inbound = Inbound(lane(hop, previous.signer), signer, spec.prompt_tokens if hop == 0 else 0)
     receiver = client_signer if following is None else following.signer
+    emits = hop == last and not spec.embeds
     outbound = (
         Outbound(lane(0, receiver), signer, spec.prompt_tokens)
-        if hop == last
+        if emits
         else Outbound(lane(hop + 1, receiver), signer, 0)
     )
     return Wiring(
@@ -88,7 +92,7 @@ def wire(record: JobRecord, client_signer: str, facts: NodeFacts, domain: Domain
         out_tree=BoundaryTree(record.job_id, hop + 1, dtype, facts.hidden),
         inbound=inbound,
         outbound=outbound,
-        work=WorkSpec(dtype, spec.prompt_tokens - 1 if hop == last else None, SamplingSpec.from_job(spec)),
+        work=WorkSpec(dtype, spec.prompt_tokens - 1 if emits else None, SamplingSpec.from_job(spec)),
         previous=previous,
         following=following,
     )

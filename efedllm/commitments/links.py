@@ -96,7 +96,7 @@ def check_route_commits(
     prompt = np.asarray(prompt_ids, dtype=np.int64)
     if len(prompt) != spec.prompt_tokens or ids_hash(prompt) != spec.prompt_hash:
         return [Fault("wrong-prompt", 0, None, "The prompt does not hash to the job's promptHash.")]
-    if not emitted_ids:
+    if not emitted_ids and not spec.embeds:
         return [Fault("no-output", 0, None, "No token was emitted, so there is nothing to commit to.")]
     faults: list[Fault] = []
     sound: list[HopCommit | None] = []

@@ -66,7 +66,7 @@ def _refuse(condition: bool, message: str) -> None:
 @dataclass(frozen=True)
 class JobSpec(TypedMessage):
     """What the client asks for; signed by SessionKey.signer. temperature_milli 0 is greedy, top_k 0 and top_p_ppm
-    1000000 are off.
+    1000000 are off. max_new_tokens 0 asks an encoder for the states of the whole text.
     """
 
     NAME: ClassVar[str] = "JobSpec"
@@ -97,7 +97,6 @@ class JobSpec(TypedMessage):
 
     def _check(self) -> None:
         _refuse(self.prompt_tokens < 1, "A prompt must hold at least one token.")
-        _refuse(self.max_new_tokens < 1, "A job must ask for at least one new token.")
         _refuse(not 1 <= self.top_p_ppm <= PPM, "top_p must be above 0 and at most 1 (1000000 ppm).")
         _refuse(self.wire_dtype not in (WireDtype.F32, WireDtype.BF16), "The wire dtype must be 1 (f32) or 2 (bf16).")
 
@@ -105,6 +104,16 @@ class JobSpec(TypedMessage):
     def job_id(self) -> bytes:
         """Identifier of the job this spec describes."""
         return job_id(self.session_id, self.job_seq)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the states after the last layer are what is asked for, and no tokens."""
+        return self.max_new_tokens == 0
+
+    @property
+    def most_positions(self) -> int:
+        """Positions the job may process: the last sampled token is never fed."""
+        return self.prompt_tokens + max(self.max_new_tokens - 1, 0)
 
     def digest(self, domain: Domain) -> bytes:
         """What the client's session key signs."""

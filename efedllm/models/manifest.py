@@ -26,6 +26,9 @@ MANIFEST_NAME = "manifest.json"
 EMBED_FILE = "embed.safetensors"
 HEAD_FILE = "head.safetensors"
 
+# Model types whose result are the states after the last layer; clients, who have no model code, go by it.
+ENCODERS = frozenset({"bert"})
+
 # Pseudo layers: sort after every transformer layer.
 LAYER_FILES = 0xFFFD
 LAYER_HEAD = 0xFFFE

@@ -156,7 +156,7 @@ SPEC = JobSpec(bytes(32), 1, bytes(32), 4, 5, 0, 0, 1_000_000, bytes(32), 1)
         {"job_seq": True},
         {"job_seq": 1.0},
         {"prompt_tokens": 0},
-        {"max_new_tokens": 0},
+        {"max_new_tokens": -1},
         {"top_p_ppm": 0},
         {"top_p_ppm": 1_000_001},
         {"wire_dtype": 3},

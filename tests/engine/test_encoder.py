@@ -15,6 +15,8 @@ from efedllm.compression import CompressOptions, compress
 from efedllm.engine.encoder import EncoderEngine
 from efedllm.engine.protocol import Float32, Int32, StepItem
 from efedllm.errors import ModelError
+from efedllm.models.families import FAMILIES
+from efedllm.models.manifest import ENCODERS
 from tests.engine.engine_helpers import ids, run_one
 from tests.model_fixtures import family_config, with_words
 
@@ -71,6 +73,10 @@ def test_an_encoder_takes_each_text_whole_and_has_no_head(published: Callable[..
     with pytest.raises(ModelError) as partly:
         sequence.truncate(3)
     assert partly.value.code == "bad-position"
+
+
+def test_clients_know_the_same_families_as_encoders() -> None:
+    assert {kind for kind, family in FAMILIES.items() if family.is_encoder} == ENCODERS
 
 
 def test_a_checkpoint_with_a_head_on_top_gives_the_same_encoder(tmp_path: Path) -> None:

@@ -88,6 +88,8 @@ def test_a_deposit_that_cannot_pay_the_prompt_opens_no_job() -> None:
 @pytest.mark.parametrize(("positions", "billed"), [(0, 0), (3, 3), (9, 9), (10, 11), (14, 15)])
 def test_billing_counts_the_token_that_was_never_fed(positions: int, billed: int) -> None:
     assert billed_tokens(positions, prompt=10) == billed
+    # A text that is embedded: nothing was sampled beyond what went in.
+    assert billed_tokens(positions, prompt=10, emits=False) == positions
 
 
 def test_a_job_that_our_crash_ended_costs_only_what_is_paid() -> None:

@@ -74,3 +74,13 @@ def test_nobody_waits_for_ever(state: list[Waiting]) -> None:
             left[key] -= served.get(key, 0)
         passes += 1
         assert passes <= sum(w.positions for w in state)
+
+
+def test_a_whole_text_is_never_cut() -> None:
+    fits = Waiting(b"fits", LIMITS.chunk + 1, 5, whole=True)
+    long = Waiting(b"long", LIMITS.tokens + 3, 9, whole=True)
+    assert plan_batch([fits], LIMITS) == (Share(b"fits", LIMITS.chunk + 1),)
+    # Longer than any pass: alone, when its turn comes.
+    assert plan_batch([long, fits], LIMITS) == (Share(b"long", LIMITS.tokens + 3),)
+    for other in plan_batch([fits, Waiting(b"next", LIMITS.tokens, 0, whole=True)], LIMITS):
+        assert other == Share(b"fits", LIMITS.chunk + 1)
