@@ -36,6 +36,12 @@ EXP2_COEFFICIENTS = tuple(
 )
 """ln(2)^k / k! for k = 0..6, the nearest float32: the Taylor polynomial of 2^f, 1.3e-7 from it for |f| <= 1/2."""
 
+GELU_CUBE = float.fromhex("0x1.6e4e26d4801f7p-5")
+"""0.044715, the nearest float64."""
+
+GELU_SLOPE = float.fromhex("0x1.9884533d43651p+0")
+"""2 * sqrt(2 / pi), the nearest float64."""
+
 _LOWEST_EXPONENT = -120.0
 _TINY = 2.0**-400
 _SMALLEST_NORMAL = 2.0**-126
@@ -44,6 +50,11 @@ _SMALLEST_NORMAL = 2.0**-126
 def constants() -> bytes:
     """The constants above in canonical bytes, for hashing: little-endian float64, then float32."""
     return struct.pack(f"<d{len(EXP2_COEFFICIENTS)}f", LOG2_E, *EXP2_COEFFICIENTS)
+
+
+def gelu_constants() -> bytes:
+    """Those of `gelu_tanh`, which only some models use: little-endian float64."""
+    return struct.pack("<dd", GELU_CUBE, GELU_SLOPE)
 
 
 def canonical(x: Tensor) -> Tensor:
@@ -74,9 +85,20 @@ def exp2(z: Tensor) -> Tensor:
 
 def silu(x: Tensor) -> Tensor:
     """x / (1 + e^-x), float64 -> float64, the fraction in float32."""
-    small = exp2((x.abs() * -LOG2_E).float())
-    numerator = torch.where(x >= 0, 1.0, small)
-    return x * (numerator / (small + 1.0)).double()
+    return x * _logistic(x)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """x / (1 + e^-2t), t = sqrt(2 / pi) * (x + 0.044715 x^3): GELU by tanh, float64 -> float64."""
+    cube = (x * x).mul_(x)
+    return x * _logistic(cube.mul_(GELU_CUBE).add_(x).mul_(GELU_SLOPE))
+
+
+def _logistic(z: Tensor) -> Tensor:
+    """1 / (1 + e^-z), float64 -> float64, in float32."""
+    small = exp2((z.abs() * -LOG2_E).float())
+    numerator = torch.where(z >= 0, 1.0, small)
+    return (numerator / (small + 1.0)).double()
 
 
 def quantization_scale(x: Tensor) -> Tensor:
@@ -97,11 +119,28 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     dim = x.shape[-1]
     bits = (53 - (dim - 1).bit_length()) // 2
-    largest = x.abs().amax(-1, keepdim=True).clamp_(min=_TINY)
-    # 2^exponent <= largest < 2^(exponent + 1), read from the bit pattern.
-    exponent = (largest.view(torch.int64) >> 52) - 1023
+    exponent = _exponent(x)
     whole = (x * power_of_two(bits - 1 - exponent)).round_()
     squares = whole.mul_(whole).sum(-1, keepdim=True)
     step = power_of_two(exponent + (1 - bits))
     mean = squares.mul_(step).mul_(step).div_(dim)
     return (x / mean.add_(eps).sqrt_()).mul_(weight)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias, float64 [..., d] -> float64 [..., d].
+
+    The mean is that of x rounded to multiples of a power of two, of which d add up exactly.
+    """
+    dim = x.shape[-1]
+    bits = 53 - (dim - 1).bit_length()
+    exponent = _exponent(x)
+    total = (x * power_of_two(bits - 1 - exponent)).round_().sum(-1, keepdim=True)
+    mean = total.mul_(power_of_two(exponent + (1 - bits))).div_(dim)
+    return rms_norm(x - mean, weight, eps).add_(bias)
+
+
+def _exponent(x: Tensor) -> Tensor:
+    """int64 [..., 1]: e with 2^e <= max|x_i| < 2^(e + 1), read from the bit pattern; at least that of 2^-400."""
+    largest = x.abs().amax(-1, keepdim=True).clamp_(min=_TINY)
+    return (largest.view(torch.int64) >> 52) - 1023

@@ -8,9 +8,6 @@ from torch import Tensor
 from efedllm.engine.exact.arithmetic import exp2
 from efedllm.engine.exact.cache import CachedLayer
 
-MAX_POSITIONS = 1 << 18
-"""Longest sequence: 2^20 * 2^15 * 2^18 = 2^53 bounds the sums over positions."""
-
 _DENOMINATOR_BITS = 24
 _WEIGHT_BITS = 20
 _ROWS = 32

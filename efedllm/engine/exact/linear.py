@@ -1,4 +1,7 @@
-"""Linear maps of the exact profile: int8 rows as published, dense or as two factors, several sharing one input."""
+"""Linear maps of the exact profile, as published: int8 rows, packed rows, int8 factors, or packed rows with factors.
+
+Maps that read the same input share its quantisation and, by kind of matrix, one product; that changes no number.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +12,52 @@ import torch
 from torch import Tensor
 
 from efedllm.engine.exact.arithmetic import quantize
+from efedllm.engine.exact.packed import PackedIntMatrix, PackedRows
 from efedllm.engine.exact.products import IntMatrix, Kernel
 
 
 @dataclass(frozen=True, eq=False)
 class Int8Rows:
-    """A published matrix: `values` int8 [rows, columns], `scales` float32 [rows]."""
+    """`values` int8 [rows, columns], `scales` float32 [rows]."""
 
     values: Tensor
     scales: Tensor
 
+    @property
+    def rows(self) -> int:
+        return self.values.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """u v: v is applied first, its result rounded to int16 per token."""
+
+    u: Int8Rows
+    v: Int8Rows
+
 
 @dataclass(frozen=True, eq=False)
 class Published:
-    """A published linear: one matrix, or v then u of a low-rank one, and a bias [out] or None."""
+    """A published linear: a matrix, factors, or the sum of both; and a bias float32 [out] or None."""
 
-    matrices: tuple[Int8Rows, ...]
+    base: Int8Rows | PackedRows | None
+    factors: Factors | None
     bias: Tensor | None
 
     @property
     def rows(self) -> int:
-        return self.matrices[-1].values.shape[0]
+        if self.base is not None:
+            return self.base.rows
+        assert self.factors is not None
+        return self.factors.u.rows
 
 
 class _Rows:
-    """y = (integer sum * token scale) * row scale, in float64."""
+    """y = (integer sum * token scale) * row scale in float64, for matrices of one kind below each other."""
 
-    def __init__(self, matrices: Sequence[Int8Rows], kernel: Kernel) -> None:
-        values = [m.values for m in matrices]
-        self._matrix = IntMatrix(values[0] if len(values) == 1 else torch.cat(values), kernel)
-        self._scales = torch.cat([m.scales for m in matrices]).double()
+    def __init__(self, matrix: IntMatrix | PackedIntMatrix, scales: Sequence[Tensor]) -> None:
+        self._matrix = matrix
+        self._scales = torch.cat(list(scales)).double()
 
     def __call__(self, q: Tensor, scale: Tensor) -> Tensor:
         return self._matrix.times(q).mul_(scale).mul_(self._scales)
@@ -48,35 +67,101 @@ class _Rows:
         return [self._matrix.held, self._scales]
 
 
+def _int8_rows(matrices: Sequence[Int8Rows], kernel: Kernel) -> _Rows | None:
+    if not matrices:
+        return None
+    values = [m.values for m in matrices]
+    return _Rows(IntMatrix(values[0] if len(values) == 1 else torch.cat(values), kernel), [m.scales for m in matrices])
+
+
+def _packed_rows(matrices: Sequence[PackedRows], kernel: Kernel) -> _Rows | None:
+    return _Rows(PackedIntMatrix(matrices, kernel), [m.scales for m in matrices]) if matrices else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Map:
+    """Where the rows of one map are: of its matrix in the product of its kind, and of its v among the int8 rows."""
+
+    packed: bool
+    base: slice | None
+    v: slice | None
+    u: _Rows | None
+
+
 class Linears:
-    """Linear maps of one input. Dense ones are multiplied together, which changes no row."""
+    """Linear maps of one input; their outputs lie side by side."""
 
     def __init__(self, published: Sequence[Published], kernel: Kernel) -> None:
-        self._sizes = [p.rows for p in published]
-        self._biases = [None if p.bias is None else p.bias.double() for p in published]
-        dense = all(len(p.matrices) == 1 for p in published)
-        chains = zip(*(p.matrices for p in published), strict=True) if dense else ()
-        self._together = [_Rows(matrices, kernel) for matrices in chains]
-        self._apart = [] if dense else [[_Rows([m], kernel) for m in p.matrices] for p in published]
+        int8: list[Int8Rows] = []
+        packed: list[PackedRows] = []
+        places: dict[int, slice] = {}
 
-    def __call__(self, x: Tensor) -> list[Tensor]:
-        """x float64 [n, in] -> float64 [n, out] of each map. x is rounded to int16 once, per token."""
+        def place(matrix: Int8Rows) -> slice:
+            # A v that several maps share is multiplied once.
+            key = matrix.values.data_ptr()
+            if key not in places:
+                start = sum(m.rows for m in int8)
+                int8.append(matrix)
+                places[key] = slice(start, start + matrix.rows)
+            return places[key]
+
+        maps: list[_Map] = []
+        for p in published:
+            base = v = u = None
+            if isinstance(p.base, PackedRows):
+                start = sum(m.rows for m in packed)
+                packed.append(p.base)
+                base = slice(start, start + p.base.rows)
+            elif p.base is not None:
+                base = place(p.base)
+            if p.factors is not None:
+                v, u = place(p.factors.v), _int8_rows([p.factors.u], kernel)
+            maps.append(_Map(isinstance(p.base, PackedRows), base, v, u))
+        self._int8 = _int8_rows(int8, kernel)
+        self._packed = _packed_rows(packed, kernel)
+        # Only one product, whose rows are the outputs in their order.
+        self._direct = all(m.u is None for m in maps) and (self._int8 is None or self._packed is None)
+        self._maps = maps
+        self._bias = _side_by_side(published)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x float64 [n, in] -> float64 [n, sum of outs]. x is rounded to int16 once, per token."""
         q, scale = quantize(x)
-        if self._together:
-            outputs = list(torch.split(self._together[0](q, scale), self._sizes, dim=1))
+        int8 = None if self._int8 is None else self._int8(q, scale)
+        packed = None if self._packed is None else self._packed(q, scale)
+        if self._direct:
+            y = int8 if int8 is not None else packed
+            assert y is not None
         else:
-            outputs = [_chain(chain, q, scale) for chain in self._apart]
-        return [y if bias is None else y + bias for y, bias in zip(outputs, self._biases, strict=True)]
+            y = self._assembled(int8, packed)
+        return y if self._bias is None else y.add_(self._bias)
+
+    def _assembled(self, int8: Tensor | None, packed: Tensor | None) -> Tensor:
+        inner: dict[int, tuple[Tensor, Tensor]] = {}
+        outputs: list[Tensor] = []
+        for m in self._maps:
+            rows = packed if m.packed else int8
+            y = None if m.base is None or rows is None else rows[:, m.base]
+            if m.v is not None and m.u is not None and int8 is not None:
+                if m.v.start not in inner:
+                    inner[m.v.start] = quantize(int8[:, m.v])
+                low = m.u(*inner[m.v.start])
+                y = low if y is None else y + low
+            assert y is not None
+            outputs.append(y)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
     @property
     def held(self) -> list[Tensor]:
         """Every tensor kept in memory."""
-        rows = [*self._together, *(r for chain in self._apart for r in chain)]
-        return [t for r in rows for t in r.held] + [b for b in self._biases if b is not None]
+        rows = [self._int8, self._packed, *(m.u for m in self._maps)]
+        held = [t for r in rows if r is not None for t in r.held]
+        return held if self._bias is None else [*held, self._bias]
 
 
-def _chain(chain: Sequence[_Rows], q: Tensor, scale: Tensor) -> Tensor:
-    y = chain[0](q, scale)
-    for rows in chain[1:]:
-        y = rows(*quantize(y))
-    return y
+def _side_by_side(published: Sequence[Published]) -> Tensor | None:
+    """Biases float64 [sum of outs], zeros where a map has none; None without any."""
+    if all(p.bias is None for p in published):
+        return None
+    parts = [torch.zeros(p.rows) if p.bias is None else p.bias for p in published]
+    return torch.cat(parts).double()

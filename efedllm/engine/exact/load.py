@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from efedllm.engine.base import EngineShape
-from efedllm.engine.exact.attention import MAX_POSITIONS
-from efedllm.engine.exact.layer import ExactLayer, Norm
-from efedllm.engine.exact.linear import Int8Rows, Linears, Published
+from efedllm.engine.exact.layer import Attention, ExactLayer, Mlp, Norm
+from efedllm.engine.exact.linear import Factors, Int8Rows, Linears, Published
+from efedllm.engine.exact.packed import PackedRows
 from efedllm.engine.exact.products import Kernel
 from efedllm.engine.load import TensorReader
-from efedllm.errors import ModelError
-from efedllm.models.families import Skeleton
-from efedllm.models.manifest import EMBED_FILE, HEAD_FILE, Manifest, layer_file
-from efedllm.models.tensorfile import TensorFile
+from efedllm.models.families import Skeleton, linear_shape
+from efedllm.models.manifest import EMBED_FILE, HEAD_FILE, Manifest, TensorInfo, layer_file
+from efedllm.models.packing import PACKED_BITS
+from efedllm.models.tensorfile import TensorFile, check_layout
 
-EXACT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Embeddings by id or position: `values` of any dtype [rows, hidden], `scales` float32 [rows] when they are
+    int8."""
+
+    values: Tensor
+    scales: Tensor | None
+
+    def rows(self, where: Tensor) -> Tensor:
+        """float32 [n, hidden] of int64 [n]; a new tensor."""
+        picked = self.values[where].to(torch.float32, copy=True)
+        return picked if self.scales is None else picked.mul_(self.scales[where].unsqueeze(1))
+
+    @property
+    def held(self) -> list[Tensor]:
+        return [self.values] if self.scales is None else [self.values, self.scales]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,39 +44,17 @@ class ExactModules:
     """What one engine runs; absent parts are None."""
 
     layers: tuple[ExactLayer, ...]
-    embed: Int8Rows | None
+    embed: Table | None
+    positions: Table | None
     norm: Norm | None
     head: Linears | None
 
     @property
     def nbytes(self) -> int:
         """Bytes of weights in memory; a tied embedding and head count once."""
-        held = [t for layer in self.layers for t in layer.held]
-        if self.embed is not None:
-            held += [self.embed.values, self.embed.scales]
-        if self.norm is not None:
-            held.append(self.norm.weight)
-        if self.head is not None:
-            held += self.head.held
+        parts = [*self.layers, self.embed, self.positions, self.norm, self.head]
+        held = [t for part in parts if part is not None for t in part.held]
         return sum({t.data_ptr(): t.nbytes for t in held}.values())
-
-
-def check_supported(manifest: Manifest, config: Any) -> None:
-    """Raises ModelError "unsupported-model" for a model this profile has no arithmetic for."""
-    reasons = {
-        f"models of type {config.model_type}": config.model_type not in EXACT_FAMILIES,
-        f"{manifest.quant} weights (only int8)": manifest.quant != "int8",
-        f"{getattr(config, 'hidden_act', None)} activations": getattr(config, "hidden_act", None) != "silu",
-        "RMSNorm without epsilon": not getattr(config, "rms_norm_eps", 0) > 0,
-        f"more than {MAX_POSITIONS} positions": int(config.max_position_embeddings) > MAX_POSITIONS,
-    }
-    for reason, applies in reasons.items():
-        if applies:
-            raise ModelError(
-                "unsupported-model",
-                f"The exact profile does not run {reason}.",
-                f"Publish a {', '.join(EXACT_FAMILIES)} model with `efedllm model compress --quant int8`.",
-            )
 
 
 def load_exact(
@@ -69,7 +62,8 @@ def load_exact(
 ) -> ExactModules:
     """Load the layers of `shape`, with embeddings at the start and norm and head at the end of the model.
 
-    Raises ModelError "corrupt-weights" when the files and the architecture do not fit together.
+    `models.exact.check_supported` must have passed. Raises ModelError "corrupt-weights" when the files and the
+    architecture do not fit together.
     """
     lo, hi = shape.lo, shape.hi
     loader = _Loader(TensorReader(manifest.tensors_for(lo, hi)), skeleton, shape, kernel)
@@ -77,26 +71,31 @@ def load_exact(
     for index in range(lo, hi):
         with TensorFile(model_dir / layer_file(index)) as file:
             layers.append(loader.layer(file, index))
-    embed: Int8Rows | None = None
+    embed: Table | None = None
+    positions: Table | None = None
     norm: Norm | None = None
     head: Linears | None = None
     family = skeleton.family
     last = hi == shape.layers
     if lo == 0 or (last and skeleton.tied):
         with TensorFile(model_dir / EMBED_FILE) as file:
-            module = skeleton.model.get_submodule(family.embed)
-            (embed,) = loader.published(file, family.embed, module, dense=True).matrices
+            embed = loader.table(file, family.embed)
+            if family.positions is not None:
+                positions = loader.table(file, family.positions)
     if last:
         with TensorFile(model_dir / HEAD_FILE) as file:
             norm = loader.norm(file, family.norm, shape.hidden)
             if skeleton.tied:
                 assert embed is not None
-                head = Linears([Published((embed,), None)], kernel)
+                assert embed.scales is not None
+                tied = Published(Int8Rows(embed.values, embed.scales), None, None)
+                head = Linears([tied], kernel)
             else:
                 module = skeleton.model.get_submodule(family.head)
                 head = Linears([loader.published(file, family.head, module)], kernel)
     loader.reader.check_all_used()
-    return ExactModules(tuple(layers), embed if lo == 0 else None, norm, head)
+    starts = lo == 0
+    return ExactModules(tuple(layers), embed if starts else None, positions if starts else None, norm, head)
 
 
 @dataclass(frozen=True)
@@ -107,14 +106,12 @@ class _Loader:
     kernel: Kernel
 
     def layer(self, file: TensorFile, index: int) -> ExactLayer:
+        return self._gpt2(file, index) if self.skeleton.config.model_type == "gpt2" else self._llama(file, index)
+
+    def _llama(self, file: TensorFile, index: int) -> ExactLayer:
         module, prefix = self.skeleton.layer(index), self.skeleton.layer_prefix(index)
         attention = module.get_submodule("self_attn")
         shape, config = self.shape, self.skeleton.config
-
-        def linears(parent: str, *names: str) -> Linears:
-            paths = [f"{parent}.{name}" for name in names]
-            parts = [self.published(file, prefix + path, module.get_submodule(path)) for path in paths]
-            return Linears(parts, self.kernel)
 
         def head_norm(name: str) -> Norm | None:
             path = f"{prefix}self_attn.{name}"
@@ -124,43 +121,92 @@ class _Loader:
         slides = config if config.model_type == "mistral" else attention
         sliding = getattr(slides, "sliding_window", None)
         return ExactLayer(
-            heads=shape.heads,
-            kv_heads=shape.kv_heads,
-            head_dim=shape.head_dim,
-            # IEEE square root and division; a power would be libm's.
-            scaling=1.0 / math.sqrt(shape.head_dim),
-            window=None if sliding is None else int(sliding),
-            attention_norm=self.norm(file, f"{prefix}input_layernorm", shape.hidden),
-            qkv=linears("self_attn", "q_proj", "k_proj", "v_proj"),
-            query_norm=head_norm("q_norm"),
-            key_norm=head_norm("k_norm"),
-            out=linears("self_attn", "o_proj"),
-            mlp_norm=self.norm(file, f"{prefix}post_attention_layernorm", shape.hidden),
-            gate_up=linears("mlp", "gate_proj", "up_proj"),
-            down=linears("mlp", "down_proj"),
+            self.norm(file, f"{prefix}input_layernorm", shape.hidden),
+            Attention(
+                heads=shape.heads,
+                kv_heads=shape.kv_heads,
+                head_dim=shape.head_dim,
+                # IEEE square root and division; a power would be libm's.
+                scaling=1.0 / math.sqrt(shape.head_dim),
+                window=None if sliding is None else int(sliding),
+                qkv=self._linears(file, index, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+                query_norm=head_norm("q_norm"),
+                key_norm=head_norm("k_norm"),
+                out=self._linears(file, index, "self_attn.o_proj"),
+            ),
+            self.norm(file, f"{prefix}post_attention_layernorm", shape.hidden),
+            Mlp(
+                gated=True,
+                up=self._linears(file, index, "mlp.gate_proj", "mlp.up_proj"),
+                down=self._linears(file, index, "mlp.down_proj"),
+            ),
         )
 
+    def _gpt2(self, file: TensorFile, index: int) -> ExactLayer:
+        prefix, shape, config = self.skeleton.layer_prefix(index), self.shape, self.skeleton.config
+        scaling = 1.0 / math.sqrt(shape.head_dim) if config.scale_attn_weights else 1.0
+        return ExactLayer(
+            self.norm(file, f"{prefix}ln_1", shape.hidden),
+            Attention(
+                heads=shape.heads,
+                kv_heads=shape.heads,
+                head_dim=shape.head_dim,
+                scaling=scaling / (index + 1) if config.scale_attn_by_inverse_layer_idx else scaling,
+                window=None,
+                qkv=self._linears(file, index, "attn.c_attn"),
+                query_norm=None,
+                key_norm=None,
+                out=self._linears(file, index, "attn.c_proj"),
+            ),
+            self.norm(file, f"{prefix}ln_2", shape.hidden),
+            Mlp(
+                gated=False,
+                up=self._linears(file, index, "mlp.c_fc"),
+                down=self._linears(file, index, "mlp.c_proj"),
+            ),
+        )
+
+    def _linears(self, file: TensorFile, index: int, *paths: str) -> Linears:
+        module, prefix = self.skeleton.layer(index), self.skeleton.layer_prefix(index)
+        return Linears([self.published(file, prefix + p, module.get_submodule(p)) for p in paths], self.kernel)
+
     def norm(self, file: TensorFile, path: str, size: int) -> Norm:
-        weight = self.reader.vector(file, f"{path}.weight", size)
-        return Norm(weight.double(), float(self.skeleton.config.rms_norm_eps))
+        config, module = self.skeleton.config, self.skeleton.model.get_submodule(path)
+        weight = self.reader.vector(file, f"{path}.weight", size).double()
+        if not isinstance(module, nn.LayerNorm):
+            return Norm(weight, float(config.rms_norm_eps))
+        return Norm(weight, float(config.layer_norm_epsilon), self.reader.vector(file, f"{path}.bias", size).double())
 
-    def published(self, file: TensorFile, path: str, module: nn.Module, *, dense: bool = False) -> Published:
-        """The int8 rows of the module named `path`: [weight], or [v, u] unless it has to be `dense`."""
-        rows, columns = module.get_parameter("weight").shape
+    def table(self, file: TensorFile, path: str) -> Table:
+        rows, columns = self.skeleton.model.get_submodule(path).get_parameter("weight").shape
         tensor = self.reader.entry(f"{path}.weight", (rows, columns))
-        if tensor.dtype != "int8" or (dense and tensor.form != "dense"):
-            raise ModelError(
-                "unsupported-model",
-                f"{tensor.name} is published as {tensor.form} {tensor.dtype}, which the exact profile does not take.",
-                "Publish the model with `efedllm model compress --quant int8`.",
-            )
-        matrices = _matrices(self.reader.parts(file, tensor))
+        check_layout(file, tensor)
+        parts = self.reader.parts(file, tensor)
+        return Table(parts[0], parts[1] if tensor.dtype == "int8" else None)
+
+    def published(self, file: TensorFile, path: str, module: nn.Module) -> Published:
+        """The published form of the linear module named `path`."""
+        rows, columns = linear_shape(module)
+        tensor = self.reader.entry(f"{path}.weight", (rows, columns))
+        check_layout(file, tensor)
         has_bias = getattr(module, "bias", None) is not None
-        return Published(matrices, self.reader.vector(file, f"{path}.bias", rows) if has_bias else None)
+        bias = self.reader.vector(file, f"{path}.bias", rows) if has_bias else None
+        return _published(tensor, self.reader.parts(file, tensor), bias)
 
 
-def _matrices(parts: Sequence[Tensor]) -> tuple[Int8Rows, ...]:
-    """Published order is weight, scale or u, v, u's scale, v's scale; v is applied first."""
-    half = len(parts) // 2
-    pairs = [Int8Rows(values, scales) for values, scales in zip(parts[:half], parts[half:], strict=True)]
-    return tuple(reversed(pairs))
+def _published(tensor: TensorInfo, parts: list[Tensor], bias: Tensor | None) -> Published:
+    """`parts` in hashing order, see TensorInfo."""
+    if tensor.form == "dense":
+        values, scales = parts
+        return Published(Int8Rows(values, scales), None, bias)
+    if tensor.form == "lowrank":
+        u, v, u_scales, v_scales = parts
+        return Published(None, Factors(Int8Rows(u, u_scales), Int8Rows(v, v_scales)), bias)
+    data, multipliers, scales, *factors = parts
+    bits = PACKED_BITS[tensor.dtype]
+    base = PackedRows(data, multipliers, scales, tensor.cols, bits, tensor.group)
+    if not factors:
+        return Published(base, None, bias)
+    u, v, v_scales = factors
+    # Its scale is in v's.
+    return Published(base, Factors(Int8Rows(u, torch.ones(len(u))), Int8Rows(v, v_scales)), bias)

@@ -35,16 +35,21 @@ class Kernel(StrEnum):
     FLOAT64 = "float64"
 
 
+def check_columns(columns: int) -> None:
+    """Raises ModelError "unsupported-model" for rows too long for their sums."""
+    if columns > MAX_COLUMNS:
+        raise ModelError(
+            "unsupported-model",
+            f"A matrix has {columns} columns; the exact profile takes up to {MAX_COLUMNS}.",
+            "Serve this model in the float profile.",
+        )
+
+
 class IntMatrix:
     """An int8 matrix [rows, columns], held the way its kernel wants it."""
 
     def __init__(self, weight: Tensor, kernel: Kernel) -> None:
-        if weight.shape[1] > MAX_COLUMNS:
-            raise ModelError(
-                "unsupported-model",
-                f"A matrix has {weight.shape[1]} columns; the exact profile takes up to {MAX_COLUMNS}.",
-                "Serve this model in the float profile.",
-            )
+        check_columns(weight.shape[1])
         if weight.shape[1] < _FEWEST_INT8_COLUMNS:
             kernel = Kernel.FLOAT64
         self._kernel = kernel

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from efedllm.errors import ModelError
+from efedllm.models.exact import EXACT_ROPES
 
 FRACTION_BITS = 30
 """Bits of the published tables: 1.0 is 2^30."""
@@ -36,10 +37,10 @@ def frequencies(dim: int, rope: Mapping[str, Any]) -> list[Decimal]:
     Raises ModelError "unsupported-model" for scalings other than "default", "linear" and "llama3".
     """
     kind = rope.get("rope_type", "default")
-    if kind not in ("default", "linear", "llama3") or float(rope.get("partial_rotary_factor") or 1.0) != 1.0:
+    if kind not in EXACT_ROPES:
         raise ModelError(
             "unsupported-model",
-            f"The exact profile has no {kind} rotary embeddings, whole or partial, of this kind.",
+            f"The exact profile has no {kind} rotary embeddings.",
             "Serve this model in the float profile.",
         )
     with localcontext(_DIGITS):

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from efedllm.engine.base import EngineShape, RangeEngine, bad_input, engine_shape, packed_positions
-from efedllm.engine.exact.arithmetic import canonical, constants
+from efedllm.engine.exact.arithmetic import canonical, constants, gelu_constants
 from efedllm.engine.exact.cache import ExactCache
-from efedllm.engine.exact.layer import Tap
-from efedllm.engine.exact.load import ExactModules, check_supported, load_exact
+from efedllm.engine.exact.load import ExactModules, load_exact
 from efedllm.engine.exact.products import Kernel, fastest_kernel
 from efedllm.engine.exact.rope import RopeTables, Rotation, make_tables
+from efedllm.engine.exact.tap import Tap
 from efedllm.engine.protocol import Float32, Int32, StepItem
 from efedllm.engine.taps import Tapped
 from efedllm.errors import ModelError
+from efedllm.models.exact import check_supported
 from efedllm.models.families import build_skeleton, read_config
 from efedllm.models.source import open_published
 
@@ -34,13 +35,13 @@ class ExactShardEngine(RangeEngine):
     """
 
     def __init__(
-        self, shape: EngineShape, modules: ExactModules, tables: RopeTables, kernel: Kernel, weights_root: bytes
+        self, shape: EngineShape, modules: ExactModules, tables: RopeTables | None, kernel: Kernel, weights_root: bytes
     ) -> None:
         super().__init__(shape)
         self._root = weights_root
         self._modules = modules
         self._tables = tables
-        self._rotation = Rotation(tables)
+        self._rotation = None if tables is None else Rotation(tables)
         self._kernel = kernel
 
     @classmethod
@@ -54,18 +55,20 @@ class ExactShardEngine(RangeEngine):
         verify_root: bytes | None = None,
         kernel: Kernel | None = None,
     ) -> ExactShardEngine:
-        """Load layers [lo, hi) of a model published with quant int8.
+        """Load layers [lo, hi) of a model whose matrices are published as integers.
 
-        As ShardEngine.load, and ModelError "unsupported-model" for other families, quantisations, activations and
-        rotary scalings. `kernel` is chosen by what this machine computes exactly when None.
+        As ShardEngine.load, and ModelError "unsupported-model" for what `models.exact.exact_obstacle` names. `kernel`
+        is chosen by what this machine computes exactly when None.
         """
         manifest = open_published(model_dir, verify_root, lo, hi)
         config = read_config(model_dir)
-        check_supported(manifest, config)
+        check_supported(manifest.tensors, config)
         torch.set_num_threads(threads)
         skeleton = build_skeleton(config, "eager")
         shape = engine_shape(model_dir, manifest, skeleton, lo, hi)
-        tables = make_tables(shape.head_dim, shape.max_positions, config.rope_parameters)
+        tables = None
+        if skeleton.family.rotary is not None:
+            tables = make_tables(shape.head_dim, shape.max_positions, config.rope_parameters)
         with torch.inference_mode():
             chosen = kernel or fastest_kernel()
             modules = load_exact(model_dir, manifest, skeleton, shape, chosen)
@@ -81,8 +84,10 @@ class ExactShardEngine(RangeEngine):
 
     @property
     def constants_hash(self) -> bytes:
-        """sha256 of the constants of the arithmetic and the hash of this model's RoPE tables."""
-        return hashlib.sha256(constants() + self._tables.sha256()).digest()
+        """sha256 of the constants of the arithmetic, then the hash of this model's RoPE tables, or without them the
+        constants of GELU."""
+        own = gelu_constants() if self._tables is None else self._tables.sha256()
+        return hashlib.sha256(constants() + own).digest()
 
     def new_sequence(self) -> ExactCache:
         return ExactCache(self.hi - self.lo, self._shape.kv_heads, self._shape.head_dim)
@@ -106,8 +111,9 @@ class ExactShardEngine(RangeEngine):
         counts = [len(item.inputs) for item in batch]
         packed = np.concatenate([item.inputs for item in batch])
         with torch.inference_mode():
-            angles = self._rotation.at(torch.from_numpy(packed_positions(caches, counts)))
-            states = self._embedded(packed) if self.has_embedding else _states(packed)
+            positions = torch.from_numpy(packed_positions(caches, counts))
+            angles = None if self._rotation is None else self._rotation.at(positions)
+            states = self._embedded(packed, positions) if self.has_embedding else _states(packed)
             for cache, count in zip(caches, counts, strict=True):
                 cache.reserve(count)
             members = list(zip(caches, counts, strict=True))
@@ -125,20 +131,20 @@ class ExactShardEngine(RangeEngine):
             raise self._no_head()
         self._check_states(hidden)
         with torch.inference_mode():
-            out = canonical(head(norm(_states(hidden).double()))[0])
+            out = canonical(head(norm(_states(hidden).double())))
             _check_finite(out)
             return out.numpy()
 
     def embed(self, ids: Int32, positions: Int32 | None = None) -> Float32:
-        self._check_embed(ids, positions)
+        where = self._check_embed(ids, positions)
         with torch.inference_mode():
-            return self._embedded(ids).numpy()
+            return self._embedded(ids, torch.from_numpy(where)).numpy()
 
-    def _embedded(self, ids: npt.NDArray[np.generic]) -> Tensor:
-        table = self._modules.embed
+    def _embedded(self, ids: npt.NDArray[np.generic], positions: Tensor) -> Tensor:
+        table, learned = self._modules.embed, self._modules.positions
         assert table is not None
-        where = torch.from_numpy(ids.astype(np.int64))
-        return canonical(table.values[where].float().mul_(table.scales[where].unsqueeze(1)))
+        rows = table.rows(torch.from_numpy(ids.astype(np.int64)))
+        return canonical(rows if learned is None else rows.add_(learned.rows(positions)))
 
 
 def _states(states: npt.NDArray[np.generic]) -> Tensor:

@@ -1,0 +1,62 @@
+"""Exact integer products with packed matrices: integers of 2 to 6 bits, each group of columns with a multiplier.
+
+a = sum_k q_k * (w_k * m_k) is one sum of integers of at most 2^12 * 2^15 * 2^16 = 2^43, exact in float64 in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from efedllm.engine.exact.products import IntMatrix, Kernel, check_columns
+from efedllm.models.packing import unpack
+
+
+@dataclass(frozen=True, eq=False)
+class PackedRows:
+    """A packed matrix as published: `data` uint8 [rows, bytes per row] of integers of `bits` bits, `multipliers` int8
+    [rows, ceil(columns / group)], `scales` float32 [rows]."""
+
+    data: Tensor
+    multipliers: Tensor
+    scales: Tensor
+    columns: int
+    bits: int
+    group: int
+
+    @property
+    def rows(self) -> int:
+        return self.data.shape[0]
+
+    def integers(self) -> Tensor:
+        """w_k * m_k, int16 [rows, columns], at most 2^12 in magnitude."""
+        w = torch.from_numpy(unpack(self.data.numpy(), self.columns, self.bits)).to(torch.int16)
+        return w.mul_(self.multipliers.repeat_interleave(self.group, dim=1)[:, : self.columns])
+
+
+class PackedIntMatrix:
+    """Packed matrices of one input, one below the other, held the way their kernel wants it."""
+
+    def __init__(self, matrices: Sequence[PackedRows], kernel: Kernel) -> None:
+        check_columns(matrices[0].columns)
+        integers = torch.cat([matrix.integers() for matrix in matrices])
+        self._split = kernel not in (Kernel.FLOAT32, Kernel.FLOAT64)
+        if self._split:
+            # 256 * high + low, high in -16..16: two int8 rows for each.
+            high = (integers + 128) >> 8
+            both = torch.cat([high, integers - (high << 8)]).to(torch.int8)
+            self._matrix = IntMatrix(both, kernel)
+            self.held = self._matrix.held
+        else:
+            # float32 could hold sums of 32 columns only.
+            self.held = integers.double()
+
+    def times(self, q: Tensor) -> Tensor:
+        """q float64 [n, columns], integers of at most Q_MAX -> the exact integers a, float64 [n, rows]."""
+        if not self._split:
+            return q @ self.held.t()
+        high, low = self._matrix.times(q).chunk(2, dim=1)
+        return low.add_(high, alpha=256)

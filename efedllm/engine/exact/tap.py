@@ -1,0 +1,34 @@
+"""Taking the taps of a layer pass; `engine.taps` says what they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from efedllm.engine.exact.arithmetic import quantization_scale
+from efedllm.engine.taps import tap_coordinates
+
+
+class Tap:
+    """Takes the canonical tap bytes of the rows of one layer pass."""
+
+    def __init__(self, weights_root: bytes, layer: int) -> None:
+        self._root = weights_root
+        self._layer = layer
+        self._rows: npt.NDArray[np.uint8] | None = None
+
+    def take(self, hidden: Tensor) -> None:
+        """hidden float64 [n, width]."""
+        scale = quantization_scale(hidden)
+        where = torch.tensor(tap_coordinates(self._root, self._layer, hidden.shape[1]))
+        integers = (hidden[:, where] / scale).round_().to(torch.int16)
+        parts = [scale.numpy().astype("<f8").view(np.uint8), integers.numpy().astype("<i2").view(np.uint8)]
+        self._rows = np.concatenate(parts, axis=1)
+
+    @property
+    def rows(self) -> npt.NDArray[np.uint8]:
+        """uint8 [n, TAP_BYTES] of the rows taken."""
+        assert self._rows is not None
+        return self._rows
