@@ -1,0 +1,1 @@
+"""Products with integer weights in C, built at installation when there is a compiler. Everything runs without it too."""

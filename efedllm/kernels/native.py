@@ -1,0 +1,106 @@
+"""The compiled library of products: finding it, and its functions through ctypes. Calls release the GIL.
+
+The library is optional: without a compiler at installation, or with EFEDLLM_NATIVE=0, `library` is None and the engines
+compute with torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+LIBRARY = Path(__file__).with_name("libproducts.so")
+"""Where the build puts it, on every platform."""
+
+SWITCH = "EFEDLLM_NATIVE"
+
+
+class Variant(IntEnum):
+    """Instruction sets, by their numbers in products.c."""
+
+    PLAIN = 0
+    AVX2 = 1
+    AVX512_VNNI = 2
+    NEON = 3
+
+
+class CMatrix(ctypes.Structure):
+    """`matrix` of products.c; addresses of memory that the caller keeps alive."""
+
+    _fields_ = (
+        ("tiles", c_void_p),
+        ("mult", c_void_p),
+        ("scale", c_void_p),
+        ("rows", c_int64),
+        ("cols", c_int64),
+        ("group", c_int64),
+        ("bits", c_int64),
+    )
+
+
+class CLinear(ctypes.Structure):
+    """`linear` of products.c."""
+
+    _fields_ = (("base", CMatrix), ("v", CMatrix), ("u", CMatrix), ("bias", c_void_p))
+
+
+_PRODUCTS = [c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int, c_int]
+
+
+@dataclass(frozen=True, eq=False)
+class Library:
+    """Functions of products.c. They check nothing: shapes, strides and sizes are the caller's business."""
+
+    tile_bytes: Any
+    tile: Any
+    rows: Any
+    workspace: Any
+    exact: Any
+    floats: Any
+    expand: Any
+    variants: tuple[Variant, ...]
+    """What this machine runs, fastest first."""
+
+
+def load_library(path: Path) -> Library:
+    """Raises OSError when `path` cannot be loaded."""
+    handle = ctypes.CDLL(str(path))
+
+    def function(name: str, arguments: list[Any], result: Any = None) -> Any:
+        found = getattr(handle, name)
+        found.argtypes, found.restype = arguments, result
+        return found
+
+    supported = function("efl_supported", [c_int], c_int)
+    return Library(
+        tile_bytes=function("efl_tile_bytes", [c_void_p], c_int64),
+        tile=function("efl_tile", [c_void_p, c_void_p, c_int64, c_void_p]),
+        rows=function("efl_rows", [c_void_p, c_void_p, c_int64, c_void_p]),
+        workspace=function("efl_workspace", [c_void_p, c_int64, c_int64], c_int64),
+        exact=function("efl_exact", _PRODUCTS),
+        floats=function("efl_floats", _PRODUCTS),
+        expand=function("efl_expand", [c_void_p, c_int64, c_int64, c_void_p, c_int]),
+        variants=tuple(v for v in sorted(Variant, reverse=True) if supported(v)),
+    )
+
+
+@cache
+def library() -> Library | None:
+    """The library of this installation, or None, which one line of the log explains."""
+    log = structlog.get_logger("efedllm.kernels")
+    if os.environ.get(SWITCH) == "0":
+        log.info("native kernels switched off: computing with torch", by=f"{SWITCH}=0")
+        return None
+    try:
+        return load_library(LIBRARY)
+    except OSError as error:
+        log.info("no native kernels: computing with torch, slower", reason=str(error).splitlines()[0])
+        return None
