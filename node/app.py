@@ -40,7 +40,7 @@ from node.scheduler import BatchLimits
 from node.session import Desk
 from node.store import Store
 from node.traces import IN, Traces
-from node.weights import prepare
+from node.weights import check_profile, prepare
 
 Wrapper = Callable[[Executor], Executor]
 DATABASE = "node.sqlite"
@@ -90,13 +90,14 @@ class NodeApp:
         clock = await Clock.start(chain)
         offer_terms = await terms(chain, config)
         model_dir, manifest = await prepare(
-            config.models, config.home / "model", offer_terms.model.weights_root, offer_terms.lo, offer_terms.hi
+            config.models, config.home / "model", offer_terms.model, offer_terms.lo, offer_terms.hi
         )
         pool = ThreadPoolExecutor(1, thread_name_prefix="engine")
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         executor = await asyncio.get_running_loop().run_in_executor(
             pool, _load, model_dir, offer_terms.lo, offer_terms.hi, config.threads
         )
+        check_profile(executor, offer_terms.model)
         if self._wrap is not None:
             executor = self._wrap(executor)
         facts = self._facts(executor, offer_terms, manifest)
@@ -167,6 +168,7 @@ class NodeApp:
             shard_root=manifest.shard_root(offer.lo, offer.hi),
             max_positions=min(executor.max_positions, self.config.limits.max_context),
             encoder=executor.whole_texts,
+            profile=offer.model.profile,
         )
 
     async def _recover(self, store: Store, traces: Traces) -> None:

@@ -19,6 +19,7 @@ from efedllm.commitments.canonical import WireDtype, decode, encode
 from efedllm.engine.protocol import Executor, StepItem
 from efedllm.engine.protocol import Sequence as EngineSequence
 from efedllm.errors import EfedError, ModelError
+from efedllm.exact_sampling import sample_exact
 from efedllm.logs import get_logger
 from efedllm.sampling import SamplingSpec, sample
 from node.scheduler import BatchLimits, Waiting, plan_batch
@@ -43,12 +44,13 @@ class Output:
 @dataclass(frozen=True)
 class WorkSpec:
     """How a job's rows are written and its tokens chosen. `sample_from`: first position whose output is sampled, None
-    for a hop without the head.
+    for a hop without the head. `exact`: sample in integers.
     """
 
     dtype: WireDtype
     sample_from: int | None
     sampling: SamplingSpec
+    exact: bool = False
 
 
 @dataclass
@@ -209,7 +211,8 @@ class Batcher:
             output = outputs[i]
             assert isinstance(output, Output)
             try:
-                token = sample(row, chunks[i].lane.spec.sampling, position)
+                spec = chunks[i].lane.spec
+                token = (sample_exact if spec.exact else sample)(row, spec.sampling, position)
                 outputs[i] = Output(output.n, output.inputs, output.payload, token)
             except EfedError as error:
                 outputs[i] = error

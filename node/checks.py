@@ -15,12 +15,13 @@ from efedllm.errors import ProtocolError
 from efedllm.wire.messages import ActMsg, OpenJobMsg
 
 ACTIVE = 1
+EXACT = 1
 
 
 @dataclass(frozen=True)
 class NodeFacts:
     """What this node serves. `max_positions`: the smaller of the model's and the operator's limit. `encoder`: texts go
-    through whole, and no tokens come out."""
+    through whole, and no tokens come out. `profile`: 0 float, 1 exact."""
 
     address: str
     model_id: bytes
@@ -32,6 +33,11 @@ class NodeFacts:
     shard_root: bytes
     max_positions: int
     encoder: bool = False
+    profile: int = 0
+
+    @property
+    def exact(self) -> bool:
+        return self.profile == EXACT
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,12 @@ def _check_size(msg: OpenJobMsg, facts: NodeFacts) -> None:
         wanted = "an encoder, which generates no tokens" if facts.encoder else "not an encoder"
         raise ProtocolError(
             "wrong-task", f"The model of this node is {wanted}.", "Use `efedllm embed` with encoders, only."
+        )
+    if facts.exact and spec.wire_dtype != WireDtype.F32:
+        raise ProtocolError(
+            "wrong-wire",
+            "The model of this node is exact: its rows cannot be rounded on the wire.",
+            "Ask for f32 between the nodes.",
         )
     if spec.most_positions > facts.max_positions:
         raise ProtocolError(
@@ -162,13 +174,24 @@ class OwnHop:
     in_root: bytes
     out_root: bytes
     emitted: tuple[int, ...] | None
+    profile: int = 0
 
 
 def check_previous(signed: SignedCommit, own: OwnHop, prev: RouteHop, domain: Domain) -> None:
     """Whether the previous hop's commitment fits what we received from it: "bad-signature" or "commit-mismatch"."""
     check(signed.commit.digest(domain), signed.signature, prev.signer)
     commit = signed.commit
-    wanted = (own.job_id, own.hop - 1, prev.lo, prev.hi, own.wire_dtype, own.tokens, own.model_id, own.in_root)
+    wanted = (
+        own.job_id,
+        own.hop - 1,
+        prev.lo,
+        prev.hi,
+        own.wire_dtype,
+        own.tokens,
+        own.model_id,
+        own.in_root,
+        own.profile,
+    )
     got = (
         commit.job_id,
         commit.hop,
@@ -178,8 +201,9 @@ def check_previous(signed: SignedCommit, own: OwnHop, prev: RouteHop, domain: Do
         commit.tokens,
         commit.model_id,
         commit.out_root,
+        commit.profile,
     )
-    names = ("job", "hop", "lo", "hi", "wire dtype", "positions", "model", "output root")
+    names = ("job", "hop", "lo", "hi", "wire dtype", "positions", "model", "output root", "profile")
     wrong = [name for name, a, b in zip(names, wanted, got, strict=True) if a != b]
     if prev.shard_root is not None and commit.shard_root != prev.shard_root:
         wrong.append("shard")
@@ -188,13 +212,13 @@ def check_previous(signed: SignedCommit, own: OwnHop, prev: RouteHop, domain: Do
 
 
 def make_commit(own: OwnHop, prev_commit: bytes, epoch: int) -> HopCommit:
-    """Our commitment: float profile, no aux root."""
+    """Our commitment, without an aux root."""
     return HopCommit(
         job_id=own.job_id,
         hop=own.hop,
         lo=own.lo,
         hi=own.hi,
-        profile=0,
+        profile=own.profile,
         wire_dtype=own.wire_dtype,
         tokens=own.tokens,
         model_id=own.model_id,

@@ -238,7 +238,7 @@ def register(
         )
         async with _connected(account) as chain:
             known = await terms(chain, config)
-            manifest = await WeightSource(config.models).manifest(known.model.weights_root)
+            manifest = await WeightSource(config.models).manifest(known.model.weights_root, known.model.manifest_hash)
             await asyncio.to_thread(config.home.mkdir, parents=True, exist_ok=True, mode=0o700)
             signer = await asyncio.to_thread(load_signer, config.home, config.password, config.light_keys)
             staked = await ensure_stake(chain, known.lo, known.hi, config.stake)

@@ -92,7 +92,7 @@ def wire(record: JobRecord, client_signer: str, facts: NodeFacts, domain: Domain
         out_tree=BoundaryTree(record.job_id, hop + 1, dtype, facts.hidden),
         inbound=inbound,
         outbound=outbound,
-        work=WorkSpec(dtype, spec.prompt_tokens - 1 if emits else None, SamplingSpec.from_job(spec)),
+        work=WorkSpec(dtype, spec.prompt_tokens - 1 if emits else None, SamplingSpec.from_job(spec), facts.exact),
         previous=previous,
         following=following,
     )
@@ -122,4 +122,5 @@ def own_hop(record: JobRecord, wiring: Wiring, progress: Progress, facts: NodeFa
         in_root=wiring.in_tree.root(),
         out_root=wiring.out_tree.root(),
         emitted=tuple(progress.tokens) if record.hop == record.hops - 1 else None,
+        profile=facts.profile,
     )

@@ -256,6 +256,7 @@ class Auditor:
             shard_root=view.shardRoot,
             layers=model.layers,
             hidden=model.hidden,
+            profile=model.profile,
         )
         return registration, model
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.eip712 import Domain, parse_hex
 from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.leaves import batch_root, hop_leaf
@@ -18,7 +19,7 @@ from efedllm.commitments.signing import check, recover
 from efedllm.errors import ProtocolError
 from verifier.statistic import Outcome
 
-FLOAT_PROFILE = 0
+_EXACT = 1
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Registration:
-    """What the chain says about the audited node around the epoch. `layers`, `hidden`: of the whole model."""
+    """What the chain says about the audited node around the epoch. `layers`, `hidden`: of the whole model, `profile` 0
+    float, 1 exact.
+    """
 
     node: str
     signers: frozenset[str]
@@ -56,6 +59,7 @@ class Registration:
     shard_root: bytes
     layers: int
     hidden: int
+    profile: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,9 +136,11 @@ def check_leaf(
         return Fault("commit-signature", error.message)
     if signer not in registration.signers:
         return Fault("commit-signature", f"the commit is signed by {signer}")
-    served = (registration.model_id, registration.lo, registration.hi, registration.shard_root, FLOAT_PROFILE)
+    served = (registration.model_id, registration.lo, registration.hi, registration.shard_root, registration.profile)
     if (commit.model_id, commit.lo, commit.hi, commit.shard_root, commit.profile) != served:
         return Fault("wrong-shard", f"layers {commit.lo}:{commit.hi} are not the registered shard")
+    if commit.profile == _EXACT and commit.wire_dtype != WireDtype.F32:
+        return Fault("wrong-wire", "the rows of an exact model were rounded on the wire")
     if not epoch - 1 <= commit.epoch <= epoch:
         return Fault("wrong-epoch", f"a commit of epoch {commit.epoch} in the batch of epoch {epoch}")
     return _check_terms(leaf, terms, registration, domain, escrow) or _check_lengths(leaf, terms.spec, registration)
@@ -162,7 +168,7 @@ def _check_terms(
 
 def _check_lengths(leaf: Leaf, spec: JobSpec, registration: Registration) -> Fault | None:
     commit = leaf.commit
-    if not 1 <= commit.tokens < spec.prompt_tokens + spec.max_new_tokens:
+    if not 1 <= commit.tokens <= spec.most_positions:
         return Fault("wrong-length", f"{commit.tokens} positions for a prompt of {spec.prompt_tokens}")
     if registration.hi != registration.layers:
         return None if commit.tokens_hash == ZERO32 else Fault("tokens-hash", "only the last hop emits tokens")
@@ -174,7 +180,7 @@ def _check_lengths(leaf: Leaf, spec: JobSpec, registration: Registration) -> Fau
     except ProtocolError as error:
         return Fault("tokens-hash", error.message)
     # A cancelled job may have fed its newest token without sampling the next one, or not finished its prompt.
-    most = max(0, commit.tokens - spec.prompt_tokens + 1)
+    most = 0 if spec.embeds else max(0, commit.tokens - spec.prompt_tokens + 1)
     if not max(0, most - 1) <= len(leaf.emitted) <= most:
         return Fault("wrong-length", f"{len(leaf.emitted)} emitted tokens for {commit.tokens} positions")
     if spec.eos_token in leaf.emitted[:-1]:

@@ -10,14 +10,26 @@ from numpy.typing import NDArray
 
 from efedllm.commitments.canonical import WireDtype, as_dtype, decode
 from efedllm.commitments.messages import JobSpec, ids_hash
-from efedllm.engine.protocol import Executor, StepItem
+from efedllm.engine.protocol import Executor, StepItem, constants_of
 from efedllm.errors import ModelError, ProtocolError
+from efedllm.exact_sampling import sample_exact
+from efedllm.models.manifest import PROFILE_CODES
 from efedllm.sampling import SamplingSpec, is_consistent
 from verifier.leaf import Fault, Leaf
-from verifier.statistic import SEVERE_AT, BackendError, HopStatistic, Outcome, compare, logit_tolerance
+from verifier.statistic import (
+    SEVERE_AT,
+    BackendError,
+    HopStatistic,
+    Outcome,
+    compare,
+    compare_exact,
+    logit_tolerance,
+)
 
 # Logit rows computed at once: bounds memory for large vocabularies.
 _LOGIT_ROWS = 64
+# What an exact engine reports when its numbers left the range of float32.
+_OVERFLOW = "overflow"
 
 
 @dataclass(frozen=True)
@@ -35,10 +47,15 @@ class HopResult:
 def rerun(executor: Executor, leaf: Leaf, spec: JobSpec, inputs: bytes, outputs: bytes) -> HopResult:
     """Check one hop against the published weights in `executor` (of exactly the hop's layer range).
 
-    inputs, outputs: canonical bytes under the committed roots. Raises BackendError when our own side fails.
+    inputs, outputs: canonical bytes under the committed roots. A hop of an exact model (the commit's profile, which
+    must be the registered one) is compared bit for bit, any other within the tolerance of `statistic`. Raises
+    BackendError when our own side fails.
     """
     commit = leaf.commit
     dtype = as_dtype(commit.wire_dtype)
+    exact = commit.profile == PROFILE_CODES["exact"]
+    if exact != (constants_of(executor) is not None):
+        raise BackendError("our engine computes in another profile than the hop")
     if commit.tokens > executor.max_positions:
         return HopResult(None, Fault("context-exceeded", f"{commit.tokens} positions exceed the model's context"))
     try:
@@ -56,18 +73,21 @@ def rerun(executor: Executor, leaf: Leaf, spec: JobSpec, inputs: bytes, outputs:
             return HopResult(None, fault)
     try:
         ours = executor.step([StepItem(executor.new_sequence(), given)])[0]
-        residual = executor.embed(given) if commit.lo == 0 else given
+        residual = given if exact or commit.lo > 0 else executor.embed(given)
     except ModelError as error:
+        if error.code == _OVERFLOW:
+            return HopResult(None, _not_finite(executor, "the hop's output"))
         raise BackendError(str(error)) from error
     if not np.isfinite(ours).all():
         return HopResult(None, _not_finite(executor, "the hop's output"))
-    statistic = compare(committed, ours, residual, dtype)
+    statistic = compare_exact(outputs, ours) if exact else compare(committed, ours, residual, dtype)
     if statistic.outcome is not Outcome.PASS:
-        detail = f"statistic {statistic.worst:.3g} at position {statistic.position}, mismatch {statistic.mismatch:.2%}"
+        how = f"{statistic.worst:.0f} values differ, first" if exact else f"statistic {statistic.worst:.3g}"
+        detail = f"{how} at position {statistic.position}, mismatch {statistic.mismatch:.2%}"
         return HopResult(statistic, Fault("wrong-output", detail, statistic.outcome))
-    return HopResult(
-        statistic, check_tokens(executor, committed, spec, leaf.emitted or ()) if executor.has_head else None
-    )
+    if not executor.has_head:
+        return HopResult(statistic, None)
+    return HopResult(statistic, check_tokens(executor, committed, spec, leaf.emitted or (), exact=exact))
 
 
 def _not_finite(executor: Executor, what: str) -> Fault:
@@ -80,7 +100,7 @@ def _not_finite(executor: Executor, what: str) -> Fault:
     try:
         healthy = bool(np.isfinite(executor.step([StepItem(executor.new_sequence(), plain)])[0]).all())
     except ModelError as error:
-        raise BackendError(str(error)) from error
+        raise BackendError(f"{what} is not finite, nor anything else: {error}") from error
     if not healthy:
         raise BackendError(f"{what} is not finite, nor anything else that our engine computes")
     return Fault("not-finite", f"{what} is not finite for the committed input")
@@ -105,8 +125,12 @@ def check_ids(ids: NDArray[np.int32], leaf: Leaf, spec: JobSpec, vocab: int) -> 
     return None
 
 
-def check_tokens(executor: Executor, hidden: NDArray[Any], spec: JobSpec, emitted: tuple[int, ...]) -> Fault | None:
-    """Every emitted token could have been sampled from the logits of the committed hidden rows [n, hidden]."""
+def check_tokens(
+    executor: Executor, hidden: NDArray[Any], spec: JobSpec, emitted: tuple[int, ...], *, exact: bool = False
+) -> Fault | None:
+    """Every emitted token was sampled from the logits of the committed hidden rows [n, hidden]: of a float model, could
+    have been.
+    """
     sampling = SamplingSpec.from_job(spec)
     first = spec.prompt_tokens - 1
     worst: Fault | None = None
@@ -115,12 +139,19 @@ def check_tokens(executor: Executor, hidden: NDArray[Any], spec: JobSpec, emitte
         try:
             rows = executor.logits(np.ascontiguousarray(hidden[first + start : first + start + len(tokens)]))
         except ModelError as error:
+            if error.code == _OVERFLOW:
+                return _not_finite(executor, "logits")
             raise BackendError(str(error)) from error
         if not np.isfinite(rows).all():
             return _not_finite(executor, "logits")
         for offset, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             # The token after row r stands at absolute position r + 1.
             position = spec.prompt_tokens + start + offset
+            if exact:
+                ours = sample_exact(row, sampling, position)
+                if token != ours:
+                    return Fault("wrong-token", f"token {token} at position {position} is not {ours}", Outcome.SEVERE)
+                continue
             tolerance = logit_tolerance(row)
             if is_consistent(row, sampling, position, token, tolerance):
                 continue

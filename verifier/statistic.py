@@ -1,5 +1,8 @@
 """How far a committed hop output is from what the published weights give. numpy only, no I/O.
 
+An exact model has no tolerance: the committed bytes are right or wrong (`compare_exact`). The rest is about float
+models.
+
 All arithmetic is float64 on the decoded canonical bytes. With y the committed output, y' our own recomputation and
 x the committed input of one position (for the first hop the embedding of its token id):
 
@@ -24,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efedllm.commitments.canonical import WireDtype, decode, encode
+from efedllm.errors import ProtocolError
 
 TAU = 3e-5
 ROUNDING = 8 * 2.0**-24
@@ -52,7 +56,9 @@ class Outcome(IntEnum):
 
 @dataclass(frozen=True)
 class HopStatistic:
-    """`worst` = maximum of the statistic, at `position`; `mismatch` = worst share of differing bits (0 on float32)."""
+    """`worst` = maximum of the statistic, at `position`; `mismatch` = worst share of differing bits (0 on float32).
+
+    Of an exact model: number of differing values, first position with one, share of them."""
 
     worst: float
     position: int
@@ -81,6 +87,25 @@ def compare(y: Array, y_ref: Array, x: Array, dtype: WireDtype) -> HopStatistic:
     worst = float(stats[position])
     mismatch, mismatch_outcome = chunk_mismatch(y, y_ref) if dtype is WireDtype.BF16 else (0.0, Outcome.PASS)
     return HopStatistic(worst, position, mismatch, max(grade(worst), mismatch_outcome))
+
+
+def compare_exact(committed: bytes, ours: Array) -> HopStatistic:
+    """Compare the committed canonical F32 bytes of a hop's output with our recomputation, bit for bit.
+
+    ours: float32 [n, hidden]. `worst` is the number of values that differ and `position` the first one with such a
+    value (0 when there is none); any difference is SEVERE. Raises BackendError when ours cannot be written down.
+    """
+    if ours.ndim != 2 or not len(ours) or len(committed) != 4 * ours.size:
+        raise BackendError(f"recomputed {ours.shape}, committed {len(committed)} bytes")
+    try:
+        expected = encode(ours, WireDtype.F32)
+    except ProtocolError as error:
+        raise BackendError(f"recomputation is not canonical: {error.message}") from error
+    if committed == expected:
+        return HopStatistic(0.0, 0, 0.0, Outcome.PASS)
+    differs = np.frombuffer(committed, "<u4").reshape(ours.shape) != np.frombuffer(expected, "<u4").reshape(ours.shape)
+    position = int(np.argmax(differs.any(axis=1)))
+    return HopStatistic(float(differs.sum()), position, float(differs.mean()), Outcome.SEVERE)
 
 
 def per_position(y: Array, y_ref: Array, x: Array, dtype: WireDtype) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from efedllm.chain.types import ModelInfo
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.hashing import keccak
-from efedllm.engine.protocol import Executor, StepItem
+from efedllm.engine.protocol import Executor, StepItem, constants_of
 from efedllm.errors import ModelError
 from efedllm.models.source import fetch_published, open_published
 from verifier.statistic import BackendError, compare
@@ -32,18 +32,18 @@ SELF_LIMIT = 0.5
 
 def load_shard(directory: Path, lo: int, hi: int) -> Executor:
     """The real engine, one compute thread; torch is imported here and nowhere else in this package."""
-    from efedllm.engine.shard import ShardEngine
+    from efedllm.engine.select import load_executor
 
-    return ShardEngine.load(directory, lo, hi, threads=1)
+    return load_executor(directory, lo, hi, threads=1)
 
 
 def warm_up() -> None:
     """Import what the first load needs: that takes seconds, which the commit phase may not have."""
-    import efedllm.engine.shard  # noqa: F401
+    import efedllm.engine.select  # noqa: F401
 
 
 class EngineHouse:
-    """Keeps executors by (weights root, layer range), least recently used first to go when `max_bytes` is exceeded.
+    """Keeps executors by (manifest hash, layer range), least recently used first to go when `max_bytes` is exceeded.
 
     All executors live on one thread of this object: use `run` to call them. Use as a context: `close` when done.
     """
@@ -64,7 +64,7 @@ class EngineHouse:
 
     @property
     def held(self) -> tuple[tuple[bytes, int, int], ...]:
-        """(weights root, lo, hi) of the engines in memory, least recently used first."""
+        """(manifest hash, lo, hi) of the engines in memory, least recently used first."""
         return tuple(self._engines)
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
@@ -74,19 +74,22 @@ class EngineHouse:
     async def executor(self, model: ModelInfo, lo: int, hi: int, mirrors: Sequence[str] = ()) -> Executor:
         """A self-tested executor of layers [lo, hi). `mirrors`: where else to fetch from, tried after our sources.
 
-        Raises ModelError when the weights cannot be had and BackendError when the self-test fails.
+        Raises ModelError when the weights or the registered manifest cannot be had, BackendError when the self-test
+        fails or an exact model names other constants than our arithmetic has.
         """
-        key = (model.weights_root, lo, hi)
+        # Not by the weights: the manifest says how they are computed and what is tolerated.
+        key = (model.manifest_hash, lo, hi)
         # Two audits that need the same weights must not fetch and load them twice.
         async with self._locks.setdefault(key, asyncio.Lock()):
             engine = self._engines.get(key)
             if engine is None:
-                directory = await self._published(model.weights_root, lo, hi, mirrors)
+                directory = await self._published(model, lo, hi, mirrors)
                 engine = await self.run(self._loader, directory, lo, hi)
                 self._engines[key] = engine
                 self._evict(key)
             self._engines.move_to_end(key)
-        golden = self._home / "golden" / f"{model.weights_root.hex()}-{lo}-{hi}.npy"
+        check_constants(engine, model)
+        golden = self._home / "golden" / f"{model.manifest_hash.hex()}-{lo}-{hi}.npy"
         await self.run(self_test, engine, golden)
         return engine
 
@@ -97,19 +100,27 @@ class EngineHouse:
                 return
             del self._engines[oldest]
 
-    async def _published(self, root: bytes, lo: int, hi: int, mirrors: Sequence[str]) -> Path:
+    async def _published(self, model: ModelInfo, lo: int, hi: int, mirrors: Sequence[str]) -> Path:
         """A directory with verified files for [lo, hi): one of our own where it fits, else the fetched cache."""
+        root, registered = model.weights_root, model.manifest_hash
         for source in self._sources:
             if source.startswith(("http://", "https://")):
                 continue
             try:
-                await asyncio.to_thread(open_published, Path(source), root, lo, hi)
+                await asyncio.to_thread(open_published, Path(source), root, lo, hi, registered)
             except ModelError:
                 continue
             return Path(source)
-        directory = self._home / "models" / root.hex()
-        await fetch_published([*self._sources, *mirrors], directory, root, lo, hi)
+        directory = self._home / "models" / registered.hex()
+        await fetch_published([*self._sources, *mirrors], directory, root, lo, hi, expected_hash=registered)
         return directory
+
+
+def check_constants(executor: Executor, model: ModelInfo) -> None:
+    """Raises BackendError unless the executor computes in the model's registered profile, with its constants."""
+    ours = constants_of(executor) or bytes(32)
+    if ours != model.constants_hash:
+        raise BackendError(f"our constants are 0x{ours.hex()}, the registered ones 0x{model.constants_hash.hex()}")
 
 
 def golden_input(executor: Executor) -> NDArray[Any]:
@@ -127,17 +138,16 @@ def golden_input(executor: Executor) -> NDArray[Any]:
 def self_test(executor: Executor, golden: Path) -> None:
     """Prefill and decode of the golden input agree with each other and with the vector stored at the first load.
 
-    Raises BackendError otherwise: then this backend must not accuse anyone.
+    Bit for bit with an exact engine, else within a tolerance. Raises BackendError otherwise: then this backend must not
+    accuse anyone.
     """
     given = golden_input(executor)
+    exact = constants_of(executor) is not None
     residual = executor.embed(given) if executor.has_embedding else given
     ours = executor.step([StepItem(executor.new_sequence(), given)])[0]
     if not golden.exists():
-        sequence = executor.new_sequence()
-        split = min(GOLDEN_PREFILL, len(given))
-        parts = [executor.step([StepItem(sequence, given[:split])])[0]]
-        parts += [executor.step([StepItem(sequence, given[at : at + 1])])[0] for at in range(split, len(given))]
-        _agree(np.concatenate(parts), ours, residual, "decode and prefill differ")
+        if not executor.whole_texts:
+            _agree(_decoded(executor, given), ours, residual, "decode and prefill differ", exact)
         golden.parent.mkdir(parents=True, exist_ok=True)
         temporary = golden.with_suffix(".tmp.npy")
         np.save(temporary, ours)
@@ -149,10 +159,23 @@ def self_test(executor: Executor, golden: Path) -> None:
         raise BackendError(f"the golden vector {golden.name} cannot be read: delete it") from error
     if stored.shape != ours.shape:
         raise BackendError(f"the golden vector {golden.name} has another shape: delete it")
-    _agree(ours, stored, residual, "the backend drifted since the golden vector was stored")
+    _agree(ours, stored, residual, "the backend drifted since the golden vector was stored", exact)
 
 
-def _agree(left: NDArray[Any], right: NDArray[Any], residual: NDArray[Any], what: str) -> None:
+def _decoded(executor: Executor, given: NDArray[Any]) -> NDArray[Any]:
+    """What the executor makes of `given` when only its beginning is a prefill."""
+    sequence = executor.new_sequence()
+    split = min(GOLDEN_PREFILL, len(given))
+    parts = [executor.step([StepItem(sequence, given[:split])])[0]]
+    parts += [executor.step([StepItem(sequence, given[at : at + 1])])[0] for at in range(split, len(given))]
+    return np.concatenate(parts)
+
+
+def _agree(left: NDArray[Any], right: NDArray[Any], residual: NDArray[Any], what: str, exact: bool) -> None:
+    if exact:
+        if left.tobytes() != right.tobytes():
+            raise BackendError(f"{what}, in an exact model")
+        return
     statistic = compare(left, right, residual, WireDtype.F32)
     if not statistic.worst <= SELF_LIMIT:
         raise BackendError(f"{what}: statistic {statistic.worst:.3g}")

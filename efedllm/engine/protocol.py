@@ -39,6 +39,12 @@ class StepItem:
     inputs: npt.NDArray[np.int32] | npt.NDArray[np.float32]
 
 
+def constants_of(executor: Executor) -> bytes | None:
+    """The 32 bytes that name the constants of an exact engine's arithmetic; None for one that computes in floats."""
+    found: bytes | None = getattr(executor, "constants_hash", None)
+    return found
+
+
 class Executor(Protocol):
     """Runs layers [lo, hi) of a model. Synchronous and thread-confined: call it from one thread of your own."""
 

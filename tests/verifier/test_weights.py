@@ -38,7 +38,7 @@ async def test_an_engine_is_loaded_once_and_tested_every_time(
 ) -> None:
     first = await house.executor(model_of(published), 3, 6)
     golden = list((tmp_path / "home" / "golden").iterdir())
-    assert [path.name for path in golden] == [f"{model_of(published).weights_root.hex()}-3-6.npy"]
+    assert [path.name for path in golden] == [f"{model_of(published).manifest_hash.hex()}-3-6.npy"]
     assert await house.executor(model_of(published), 3, 6) is first
     values = np.load(golden[0])
     np.save(golden[0], values * np.float32(1.001))
