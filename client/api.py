@@ -16,6 +16,7 @@ from client.embed import Embedding, EmbedEvent
 from client.generate import Event, Finished, Generation, Piece
 from client.options import GenerateOptions
 from client.policy import RetryPolicy
+from client.quality import find_model_by_quality
 from client.report import Report, report_of
 from client.routed import Place, RouteWishes
 from client.routing import Candidate
@@ -73,9 +74,13 @@ class Client:
             stack.push_async_callback(store.close)
             yield cls(chain, store, settings, account)
 
-    async def model(self, model_id: str | None = None) -> ModelInfo:
-        """The model called `model_id` (id or start of one), the settings' one, or the only one."""
-        return await find_model(self.chain, model_id or self.settings.model_id)
+    async def model(self, model_id: str | None = None, min_quality: float | None = None) -> ModelInfo:
+        """The model called `model_id` (id or start of one), the settings' one, or the only one; with `min_quality` the
+        cheapest one whose certificate says at least that."""
+        wanted = model_id or self.settings.model_id
+        if min_quality is not None:
+            return await find_model_by_quality(self.chain, wanted, min_quality)
+        return await find_model(self.chain, wanted)
 
     async def nodes(self, model: ModelInfo) -> list[Candidate]:
         """Every node of a model with its latency."""
@@ -98,7 +103,7 @@ class Client:
     ) -> AsyncGenerator[Event]:
         """Everything that happens while `prompt` (text, or token ids) is continued. Raises EfedError."""
         account = self._need_account()
-        info = await self.model(model)
+        info = await self.model(model, options.min_quality if options is not None else None)
         candidates = await self.nodes(info)
         text = await self.text(info, candidates)
         text.check_task(embeds=False)

@@ -16,7 +16,18 @@ from client.cli_common import (
     note,
     run,
 )
-from client.generate_cli import AvoidNames, MaxTokens, RouteNames, Seed, Temperature, TopK, TopP, Wire, names
+from client.generate_cli import (
+    AvoidNames,
+    MaxTokens,
+    MinQuality,
+    RouteNames,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    Wire,
+    names,
+)
 
 if TYPE_CHECKING:
     from client.api import Client
@@ -34,6 +45,7 @@ def chat(
     wire: Wire = "f32",
     route: RouteNames = None,
     avoid: AvoidNames = None,
+    min_quality: MinQuality = None,
     model: Model = None,
     home: Home = None,
     rpc: Rpc = None,
@@ -54,6 +66,7 @@ def chat(
         wire=wire,
         route=names(route),
         avoid=names(avoid),
+        min_quality=min_quality,
     )
 
     async def main() -> None:
@@ -71,7 +84,7 @@ async def converse(client: Client, options: GenerateOptions) -> None:
     from client.generate_cli import stream, summarize
     from efedllm.errors import EfedError
 
-    info = await client.model()
+    info = await client.model(min_quality=options.min_quality)
     conversation = Conversation(await client.text(info, await client.nodes(info)))
     while (line := await asyncio.to_thread(read_line)) is not None:
         said = line.strip()

@@ -16,6 +16,8 @@ from client.text import IncrementalDecoder
 from client.tokenizer import Text
 from efedllm.errors import EfedError
 
+EXACT_PROFILE = 1
+
 __all__ = ["Event", "Finished", "Generation", "JobOutcome", "Piece", "Started", "Switched"]
 
 
@@ -58,7 +60,8 @@ class Generation(RoutedWork):
         self._text = text
         self._prompt = prompt_ids
         self._options = options
-        self._sampling: Sampling = sampling_of(options, text.eos[0] if text.eos else None)
+        eos = text.eos[0] if text.eos else None
+        self._sampling: Sampling = sampling_of(options, eos, exact=place.model.profile == EXACT_PROFILE)
         self._ids: list[int] = []
         self._decoder = IncrementalDecoder(text.tokenizer, prompt_ids)
         self._pieces: list[str] = []

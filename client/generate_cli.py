@@ -43,6 +43,10 @@ Deposit = Annotated[
 ]
 MaxPrice = Annotated[str | None, typer.Option("--max-price", help="Most EFED per 1000 tokens, whole route.")]
 NewSession = Annotated[bool, typer.Option("--new-session", help="Do not use an open session again.")]
+MinQuality = Annotated[
+    float | None,
+    typer.Option("--min-quality", help="Least certified quality: 0.98 allows a perplexity 2 % above the original's."),
+]
 ReportFile = Annotated[Path | None, typer.Option("--report", help="Write the JSON report to this file too.")]
 
 
@@ -65,6 +69,7 @@ def generate(
     max_price: MaxPrice = None,
     deposit: Deposit = None,
     new_session: NewSession = False,
+    min_quality: MinQuality = None,
     report: ReportFile = None,
     model: Model = None,
     json_: Json = False,
@@ -93,6 +98,7 @@ def generate(
         max_price=None if max_price is None else parse_amount(max_price) // GWEI,
         deposit=None if deposit is None else parse_amount(deposit),
         fresh_session=new_session,
+        min_quality=min_quality,
     )
     text = sys.stdin.read() if prompt == "-" else prompt
     if report is not None:

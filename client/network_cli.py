@@ -14,6 +14,7 @@ HELP = "Models, the nodes that serve them, verifiers and the epoch."
 STANDING = ("excluded", "probation", "active")
 WIDE = 140  # columns from which whole addresses fit; their first digits do for --route and --avoid
 QUANT_NAMES = {0: "none", 1: "int8", 2: "packed"}
+PROFILE_NAMES = {0: "float", 1: "exact"}
 STATUS = ("none", "active", "paused", "retired")
 
 
@@ -40,6 +41,7 @@ async def network_view(client: Client, wanted: str | None) -> dict[str, Any]:
     import asyncio
 
     from client.discovery import choose_model, probe_all
+    from client.quality import card_json, fetch_card
     from client.routing import uncovered
 
     chain = client.chain
@@ -47,10 +49,14 @@ async def network_view(client: Client, wanted: str | None) -> dict[str, Any]:
     if wanted is not None:
         models = [choose_model(models, wanted)]
     candidates = {c.address: c for c in await probe_all(nodes, chain.chain_id)}
+    offered = {i.model_id: [candidates[n.address] for n in nodes if n.model_id == i.model_id] for i in models}
+    cards = await asyncio.gather(
+        *(fetch_card(info, [c.endpoint for c in offered[info.model_id] if c.usable]) for info in models)
+    )
     shown = []
-    for info in models:
+    for info, card in zip(models, cards, strict=True):
         mine = sorted((n for n in nodes if n.model_id == info.model_id), key=lambda n: (n.lo, n.hi, n.address))
-        usable = [candidates[n.address] for n in mine if candidates[n.address].usable]
+        usable = [candidate for candidate in offered[info.model_id] if candidate.usable]
         missing = uncovered(usable, info.layers)
         shown.append(
             {
@@ -60,6 +66,8 @@ async def network_view(client: Client, wanted: str | None) -> dict[str, Any]:
                 "hidden": info.hidden,
                 "keep_bps": info.rank_bps,
                 "quant": QUANT_NAMES.get(info.quant, str(info.quant)),
+                "profile": PROFILE_NAMES.get(info.profile, str(info.profile)),
+                **card_json(card),
                 "uri": info.uri,
                 "uncovered": [[lo, hi] for lo, hi in missing],
                 "nodes": [
@@ -95,6 +103,20 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
 
 
+def quality_line(model: dict[str, Any]) -> str:
+    """What a person chooses by: profile, method, and what compression cost."""
+    head = f"{model['profile']} profile, {model['method'] or 'unknown method'}"
+    certificate = model["certificate"]
+    if certificate is None:
+        return f"{head}; no certificate: {model['why']}"
+    texts = ", ".join(
+        f"{text['name']} {text['perplexity'] / text['perplexity_original'] - 1:+.2%} perplexity, "
+        f"top-1 {text['top1']:.1%}"
+        for text in certificate["texts"]
+    )
+    return f"{head}, {model['bytes_saved']:.0%} of the bytes saved, quality {model['quality']:.4f}: {texts}"
+
+
 def show(view: dict[str, Any]) -> None:
     """Tables for a person."""
     from rich.box import SIMPLE_HEAD
@@ -115,6 +137,7 @@ def show(view: dict[str, Any]) -> None:
         cover = f"layers without a usable node: {missing}" if missing else "every layer is served"
         name = f"model {model['model_id'][:10]} ({model['status']})"
         console.print(f"\n{name}, {model['layers']} layers of {model['hidden']}; {cover}", highlight=False)
+        console.print(quality_line(model), highlight=False)
         table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         table.add_column("node", no_wrap=True, min_width=10)
         for name in ("layers", "EFED/1k", "trust", "standing", "stake", "latency"):

@@ -31,6 +31,7 @@ class GenerateOptions:
     )
     deposit: int | None = None  # wei for a new session; None chooses
     fresh_session: bool = False
+    min_quality: float | None = None  # of the model, see `client.quality`; None asks for nothing
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class Sampling:
         )
 
 
-def sampling_of(options: GenerateOptions, eos: int | None) -> Sampling:
-    """The sampling of a job. Raises ConfigError "bad-option"."""
+def sampling_of(options: GenerateOptions, eos: int | None, *, exact: bool = False) -> Sampling:
+    """The sampling of a job; `exact`: of an exact model, whose rows cannot be rounded. Raises ConfigError "bad-option"."""
     if options.max_tokens < 1:
         raise _bad("--max-tokens must be at least 1.")
     if not 0.0 <= options.temperature <= MAX_TEMPERATURE:
@@ -76,6 +77,8 @@ def sampling_of(options: GenerateOptions, eos: int | None) -> Sampling:
         raise _bad("--top-p must be above 0 and at most 1 (off).")
     if options.wire not in WIRE:
         raise _bad(f"--wire must be one of {', '.join(WIRE)}.")
+    if exact and WIRE[options.wire] is not WireDtype.F32:
+        raise _bad(f"--wire {options.wire} would change the results of this model, which is exact.")
     return Sampling(
         temperature_milli=temperature,
         top_k=options.top_k,
