@@ -67,19 +67,13 @@ async def load_text(model: ModelInfo, endpoints: Sequence[str], models_dir: Path
     Sources in order: the cache in `models_dir`, the model's own location on chain, the nodes at `endpoints`. Everything
     is checked against the weights root and manifest hash registered on chain. Raises ModelError.
     """
-    directory = models_dir / model.weights_root.hex()
+    directory = models_dir / model.manifest_hash.hex()
     locations: list[str | Path] = [directory] if await asyncio.to_thread((directory / "manifest.json").exists) else []
     if model.uri.startswith(("http://", "https://")) or await asyncio.to_thread(_is_directory, model.uri):
         locations.append(model.uri)
     locations += [endpoint.rstrip("/") + "/v1/model" for endpoint in endpoints]
     source = WeightSource(locations)
-    manifest = await source.manifest(model.weights_root)
-    if any(model.manifest_hash) and manifest.hash() != model.manifest_hash:
-        raise ModelError(
-            "wrong-manifest",
-            f"The manifest found is not the registered one: its hash is not 0x{model.manifest_hash.hex()}.",
-            f"Delete {directory} and try again.",
-        )
+    manifest = await source.manifest(model.weights_root, model.manifest_hash)
     listed = {info.name for info in manifest.files}
     if TOKENIZER_FILE not in listed:
         raise ModelError(

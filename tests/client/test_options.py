@@ -25,6 +25,13 @@ def test_options_become_the_job() -> None:
     assert SamplingSpec.from_job(spec).greedy is False
 
 
+def test_an_exact_model_is_not_rounded_on_the_wire() -> None:
+    assert sampling_of(GenerateOptions(), eos=None, exact=True).wire is WireDtype.F32
+    with pytest.raises(ConfigError) as caught:
+        sampling_of(GenerateOptions(wire="bf16"), eos=None, exact=True)
+    assert caught.value.code == "bad-option"
+
+
 def test_no_end_token() -> None:
     assert sampling_of(GenerateOptions(stop_at_eos=False), eos=2).eos_token == NO_EOS
     assert sampling_of(GenerateOptions(), eos=None).eos_token == NO_EOS
