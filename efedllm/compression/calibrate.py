@@ -1,6 +1,7 @@
 """Second moments of the inputs (or outputs) of every linear module of a layer, over a calibration text.
 
-Hidden states of all windows are kept between layers, so that each layer runs once, with only its own weights in memory.
+Hidden states of all windows are kept between layers, in a file when there are many, so that each layer runs once, with
+only its own weights in memory.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from efedllm.compression.states import LARGE, States
 from efedllm.errors import ConfigError, ModelError
 from efedllm.models.families import Skeleton, is_matrix, linear_shape
 
@@ -28,8 +30,7 @@ class Moments:
     """What compression needs about one linear module.
 
     Exactly one of `inputs` (E[x x^T], [in, in], when in <= out or all inputs are asked for) and `outputs` (E[y y^T] of
-    y = W x without the bias, [out, out]) is set; float64. `input_power` is the mean of x_i^2; `mean` is E[x] [in],
-    when all inputs are asked for.
+    y = W x without the bias, [out, out]) is set; float64. `input_power` is the mean of x_i^2; `mean` is E[x] [in].
     """
 
     inputs: Tensor | None = None
@@ -49,10 +50,12 @@ class _Sums:
         wide = rows.double()
         self._add(wide.T @ wide)
 
-    def add_with_mean(self, rows: Tensor) -> None:
+    def add_fast(self, rows: Tensor) -> None:
         """Products of one batch in float32, sums over batches in float64: half the time, and exact enough for a
         matrix that gets a ridge of a hundredth."""
         self._add((rows.T @ rows).double())
+
+    def add_total(self, rows: Tensor) -> None:
         total = rows.double().sum(dim=0)
         self.total = total if self.total is None else self.total.add_(total)
 
@@ -94,12 +97,17 @@ class _Collector:
                 bias = getattr(module, "bias", None)
                 y = output.reshape(-1, rows)
                 sums.add(y if bias is None else y - bias)
+                sums.add_total(x)
                 return
             owner = next((name for tensor, name in self._seen if tensor is args[0]), None)
             if owner is None:
                 self._seen.append((args[0], path))
                 owner = path
-                (sums.add_with_mean if self.all_inputs else sums.add)(x)
+                if self.all_inputs:
+                    sums.add_fast(x)
+                else:
+                    sums.add(x)
+                sums.add_total(x)
             self.owners[path] = owner
 
         return collect
@@ -113,16 +121,17 @@ class _Collector:
             assert shared.matrix is not None
             # The same object for all modules that share it: what is derived from it is derived once.
             matrix = means.setdefault(id(shared), shared.matrix / sums.tokens)
+            assert shared.total is not None
+            mean = shared.total / sums.tokens
             if path not in self.owners:
-                result[path] = Moments(outputs=matrix, input_power=power)
+                result[path] = Moments(outputs=matrix, input_power=power, mean=mean)
                 continue
-            mean = None if shared.total is None else shared.total / sums.tokens
             result[path] = Moments(inputs=matrix, input_power=power, mean=mean)
         return result
 
 
 class Calibration:
-    """The calibration text on its way through the model; holds float32 [windows, window, hidden]."""
+    """The calibration text on its way through the model: float32 states [windows, window, hidden]."""
 
     def __init__(
         self,
@@ -132,42 +141,47 @@ class Calibration:
         positions: Tensor | None,
         segment: Tensor | None = None,
         norm: nn.Module | None = None,
+        scratch: Path | None = None,
     ) -> None:
         """`ids` int64 [windows, window]; `embed` [vocab, hidden]; `positions` learned position embeddings, if any;
-        `segment` [hidden] and `norm` (float32) of an encoder's embedding."""
-        self._positions = torch.arange(ids.shape[1])
-        states = embedding(ids, embed.float())
-        if segment is not None:
-            states = states + segment.float()
-        if positions is not None:
-            states = states + positions.float()[: ids.shape[1]]
-        if norm is not None:
-            with torch.inference_mode():
-                states = norm(states)
-            states = states.clone()
-        self._states = states
+        `segment` [hidden] and `norm` (float32) of an encoder's embedding. States above a size go to `scratch`."""
+        windows, window = ids.shape
+        self.shape = (windows, window, embed.shape[1])
+        self.step = max(1, _BATCH_TOKENS // window)
+        large = 4 * windows * window * embed.shape[1] > LARGE
+        self._states = States(self.shape, 1, scratch if large else None)
+        self._positions = torch.arange(window)
         self._rotary = skeleton.rotary()
+        for start in range(0, windows, self.step):
+            x = embedding(ids[start : start + self.step], embed).float()
+            if segment is not None:
+                x = x + segment.float()
+            if positions is not None:
+                x = x + positions[:window].float()
+            if norm is not None:
+                with torch.inference_mode():
+                    x = norm(x)
+            self._states.write(0, start, x)
 
     @property
     def tokens(self) -> int:
-        return self._states.shape[0] * self._states.shape[1]
+        return self.shape[0] * self.shape[1]
 
-    @property
-    def states(self) -> Tensor:
-        """float32 [windows, window, hidden]: the inputs of the next layer."""
-        return self._states
+    def states(self, start: int, stop: int) -> Tensor:
+        """float32 [stop - start, window, hidden]: the inputs of the next layer, a copy."""
+        return self._states.read(0, start, stop)
+
+    def close(self) -> None:
+        self._states.close()
 
     def advance(self, layer: nn.Module, *, collect: bool, all_inputs: bool = False) -> dict[str, Moments]:
         """Run `layer` (real float32 weights) on all windows; returns the moments of its linear modules if `collect`,
         those of the inputs even where the outputs are fewer if `all_inputs`."""
         collector = _Collector(layer, all_inputs)
-        windows, window, _ = self._states.shape
-        step = max(1, _BATCH_TOKENS // window)
         with torch.inference_mode():
-            for start in range(0, windows, step):
-                x = self._states[start : start + step]
-                forward = self.forward(layer, x)
-                self._states[start : start + step] = collector.run(forward) if collect else forward()
+            for start in range(0, self.shape[0], self.step):
+                forward = self.forward(layer, self.states(start, start + self.step))
+                self._states.write(0, start, collector.run(forward) if collect else forward())
             return collector.moments()
 
     def forward(self, layer: nn.Module, x: Tensor) -> Callable[[], Tensor]:

@@ -53,16 +53,16 @@ def encode_dense(name: str, layer: int, file: str, tensor: Tensor, *, int8: bool
 
 
 def encode_factors(
-    name: str, layer: int, file: str, u: Tensor, v: Tensor, dtype: torch.dtype, *, int8: bool = False
+    name: str, layer: int, file: str, u: Tensor, v: Tensor, dtype: torch.dtype, *, int8: bool = False, stack: str = ""
 ) -> Encoded:
-    """u [out, rank], v [rank, in] in `dtype` or in int8."""
+    """u [out, rank], v [rank, in] in `dtype` or in int8; `stack` names the tensor whose v it is, when it is shared."""
     if int8:
         (qu, su), (qv, sv) = quantize_rows(u), quantize_rows(v)
         arrays = [qu, qv, su, sv]
     else:
         arrays = [u.to(dtype), v.to(dtype)]
     shape = (u.shape[0], v.shape[1], u.shape[1])
-    return _encoded(name, layer, file, "lowrank", shape, DTYPE_NAMES[arrays[0].dtype], arrays)
+    return _encoded(name, layer, file, "lowrank", shape, DTYPE_NAMES[arrays[0].dtype], arrays, stack=stack)
 
 
 def encode_packed(name: str, layer: int, file: str, matrix: LowBit) -> Encoded:
@@ -86,9 +86,10 @@ def _encoded(
     dtype: TensorDtype,
     arrays: list[Tensor],
     group: int = 0,
+    stack: str = "",
 ) -> Encoded:
     rows, cols, rank = shape
-    names = part_names(name, form, dtype, rank)
+    names = part_names(name, form, dtype, rank, stack)
     parts = {
         part: Part(
             "uint8" if array.dtype == torch.uint8 else DTYPE_NAMES[array.dtype], tuple(array.shape), _bytes(array)
@@ -104,6 +105,7 @@ def _encoded(
         cols=cols,
         rank=rank,
         group=group,
+        stack=stack,
         dtype=dtype,
         parts=names,
         file=file,

@@ -34,7 +34,7 @@ def truncate(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def whiten_inputs(weight: Tensor, gram: Tensor, rank: int, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
     """Factors of weight [m, n] that are best for inputs with second moment `gram` [n, n] (float64). For n <= m."""
     w = weight.double()
-    lower = _cholesky(gram, ridge)
+    lower = damped_cholesky(gram, ridge)
     if lower is not None:
         a = w @ lower
         top = _top_eigenvectors(a.T @ a, rank)
@@ -83,7 +83,7 @@ def _top_eigenvectors(symmetric: Tensor, rank: int) -> Tensor:
     return vectors[:, -rank:].flip(1)
 
 
-def _cholesky(gram: Tensor, ridge: float) -> Tensor | None:
+def damped_cholesky(gram: Tensor, ridge: float) -> Tensor | None:
     """Lower factor of gram + ridge, with ten times the ridge each time it fails; None beyond the largest."""
     scale = gram.diagonal().mean()
     eye = torch.eye(len(gram), dtype=gram.dtype)

@@ -110,6 +110,11 @@ def residual_factors(error: Tensor, gram: Tensor, rank: int) -> Factors:
         u, v = whiten_inputs(error, gram, rank)
     else:
         u, v = whiten_outputs(error, error @ gram @ error.T, float(gram.diagonal().mean()), rank)
+    return int8_factors(u, v)
+
+
+def int8_factors(u: Tensor, v: Tensor) -> Factors:
+    """u [rows, rank] times v [rank, cols], each pair of a column and a row in int8 with one scale."""
     su, sv = u.abs().amax(dim=0) / 127, v.abs().amax(dim=1) / 127
     su, sv = torch.where(su > 0, su, 1.0), torch.where(sv > 0, sv, 1.0)
     return Factors(

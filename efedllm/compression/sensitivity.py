@@ -16,19 +16,23 @@ import torch
 from torch import Tensor, nn
 
 from efedllm.compression.calibrate import Calibration
+from efedllm.compression.counter import signs, uniforms
+from efedllm.compression.states import States
 from efedllm.models.families import is_matrix
 
 _BATCH_TOKENS = 2048
 _HEAD_ENTRIES = 1 << 24
-_SEED = 20_240_601
+_DRAWS = "EFL.curvature.1"
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """Second moments of one linear module: `inputs` [in, in] and output gradients `outputs` [out, out]; float64."""
+    """Second moments of one linear module: `inputs` [in, in] and output gradients `outputs` [out, out]; `mean` of the
+    inputs [in]; float64. Modules that read the same tensor have the same `inputs` object."""
 
     inputs: Tensor
     outputs: Tensor
+    mean: Tensor
 
 
 class Backward:
@@ -39,15 +43,12 @@ class Backward:
         self._calibration = calibration
         self._layers = layers
         self._load = load
-        self._scratch = scratch
-        shape = calibration.states.shape
-        size = (layers + 1) * shape.numel()
-        self._inputs = torch.from_file(str(scratch), shared=True, size=size, dtype=torch.float32).view(
-            layers + 1, *shape
-        )
+        # The inputs of every layer, the result, and the gradient on its way back.
+        self._states = States(calibration.shape, layers + 2, scratch)
+        self._step = max(1, _BATCH_TOKENS // calibration.shape[1])
 
     def close(self) -> None:
-        self._scratch.unlink(missing_ok=True)
+        self._states.close()
 
     def run(self, head: Callable[[Tensor], Tensor] | None) -> Iterator[tuple[int, dict[str, Curvature]]]:
         """(layer, curvature by module path), last layer first. `head` maps final states to logits.
@@ -56,46 +57,62 @@ class Backward:
         projection on random signs has that curvature (J^T J) as its second moment.
         """
         for index in range(self._layers):
-            self._inputs[index] = self._calibration.states
+            self._keep(index)
             layer = self._load(index)
             self._calibration.advance(layer, collect=False)
             layer.to("meta")
-        self._inputs[self._layers] = self._calibration.states
-        gradient = self._signs() if head is None else self._loss_gradient(head)
+        self._keep(self._layers)
+        for start in self._starts():
+            self._first_gradient(head, start)
         for index in reversed(range(self._layers)):
             layer = self._load(index)
-            yield index, self._back(layer, self._inputs[index], gradient)
+            found = self._back(layer, index)
             layer.to("meta")
+            yield index, found
 
-    def _signs(self) -> Tensor:
-        generator = torch.Generator().manual_seed(_SEED)
-        return torch.randint(0, 2, self._calibration.states.shape, generator=generator).float().mul_(2).sub_(1)
+    def _starts(self) -> range:
+        return range(0, self._calibration.shape[0], self._step)
 
-    def _loss_gradient(self, head: Callable[[Tensor], Tensor]) -> Tensor:
-        states = self._inputs[self._layers]
-        flat = states.reshape(-1, states.shape[-1])
+    def _keep(self, slot: int) -> None:
+        for start in self._starts():
+            self._states.write(slot, start, self._calibration.states(start, start + self._step))
+
+    def _first_gradient(self, head: Callable[[Tensor], Tensor] | None, start: int) -> None:
+        """The gradient at the result, of windows from `start` on."""
+        states = self._states.read(self._layers, start, start + self._step)
+        window, hidden = states.shape[1:]
+        if head is None:
+            # Each step starts at a whole block of the stream of signs.
+            drawn = signs(f"{_DRAWS}|{start}", 0, states.numel())
+            self._states.write(self._layers + 1, start, drawn.view(states.shape))
+            return
+        flat = states.view(-1, hidden)
         gradient = torch.empty_like(flat)
-        generator = torch.Generator().manual_seed(_SEED)
+        draws = uniforms(f"{_DRAWS}|{start}", 0, len(flat))
         with torch.inference_mode():
             vocab = head(flat[:1].clone()).shape[-1]
-        step = max(1, _HEAD_ENTRIES // vocab)
-        for start in range(0, len(flat), step):
-            x = flat[start : start + step].clone().requires_grad_()
+        rows = max(1, _HEAD_ENTRIES // vocab)
+        for at in range(0, len(flat), rows):
+            x = flat[at : at + rows].clone().requires_grad_()
             logs = torch.log_softmax(head(x), dim=-1)
-            drawn = torch.multinomial(logs.detach().exp(), 1, generator=generator)
+            ends = logs.detach().double().exp_().cumsum(dim=1)
+            wanted = draws[at : at + rows].unsqueeze(1) * ends[:, -1:]
+            drawn = torch.searchsorted(ends, wanted, right=True).clamp_max(vocab - 1)
             logs.gather(1, drawn).sum().neg().backward()  # type: ignore[no-untyped-call]
             assert x.grad is not None
-            gradient[start : start + step] = x.grad
-        return gradient.view(states.shape)
+            gradient[at : at + rows] = x.grad
+        self._states.write(self._layers + 1, start, gradient.view(-1, window, hidden))
 
-    def _back(self, layer: nn.Module, inputs: Tensor, gradient: Tensor) -> dict[str, Curvature]:
-        """Curvature of the layer; replaces `gradient` at its output by that at its input."""
+    def _back(self, layer: nn.Module, index: int) -> dict[str, Curvature]:
+        """Curvature of the layer; replaces the gradient at its output by that at its input."""
         sums: dict[tuple[str, str], Tensor] = {}
+
+        def accumulate(kind: str, path: str, value: Tensor) -> None:
+            sums[kind, path] = sums[kind, path].add_(value) if (kind, path) in sums else value
 
         def add(kind: str, path: str, rows: Tensor) -> None:
             flat = rows.detach().reshape(-1, rows.shape[-1])
-            product = (flat.T @ flat).double()
-            sums[kind, path] = sums[kind, path] + product if (kind, path) in sums else product
+            accumulate(kind, path, (flat.T @ flat).double())
 
         shared: dict[str, str] = {}
         seen: list[tuple[Tensor, str]] = []
@@ -107,6 +124,7 @@ class Backward:
                 if owner == path:
                     seen.append((args[0], path))
                     add("x", path, args[0])
+                    accumulate("m", path, args[0].detach().double().flatten(0, -2).sum(dim=0))
                 output.register_hook(lambda grad: add("g", path, grad))  # type: ignore[no-untyped-call]
 
             return collect
@@ -115,18 +133,21 @@ class Backward:
         handles = [
             module.register_forward_hook(hook(path)) for path, module in layer.named_modules() if is_matrix(module)
         ]
-        windows, window, _ = inputs.shape
-        step = max(1, _BATCH_TOKENS // window)
+        gradients = self._layers + 1
         try:
-            for start in range(0, windows, step):
-                x = inputs[start : start + step].clone().requires_grad_()
-                self._calibration.forward(layer, x)().backward(gradient[start : start + step])  # type: ignore[no-untyped-call]
+            for start in self._starts():
+                x = self._states.read(index, start, start + self._step).requires_grad_()
+                gradient = self._states.read(gradients, start, start + self._step)
+                self._calibration.forward(layer, x)().backward(gradient)  # type: ignore[no-untyped-call]
                 assert x.grad is not None
-                gradient[start : start + step] = x.grad
+                self._states.write(gradients, start, x.grad)
                 seen.clear()
         finally:
             for handle in handles:
                 handle.remove()
-        tokens = windows * window
-        grams = {path: sums["x", path] / tokens for path in set(shared.values())}
-        return {path: Curvature(grams[owner], sums["g", path] / tokens) for path, owner in shared.items()}
+        tokens = self._calibration.tokens
+        inputs = {path: (sums["x", path] / tokens, sums["m", path] / tokens) for path in set(shared.values())}
+        return {
+            path: Curvature(inputs[owner][0], sums["g", path] / tokens, inputs[owner][1])
+            for path, owner in shared.items()
+        }

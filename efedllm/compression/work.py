@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -38,12 +39,23 @@ class WorkDirectory:
     def has_all(self, names: Iterable[str]) -> bool:
         return all(self.has(name) for name in names)
 
-    def keep_or_write(self, name: str, make: Callable[[], Iterator[Encoded]]) -> list[TensorInfo]:
+    def keep_or_write(self, name: str, make: Callable[[], Iterable[Encoded]]) -> list[TensorInfo]:
         """The entries of file `name`, made now unless an earlier run has."""
         found = self._entries(name)
-        if found is not None:
-            return found
-        encoded = list(make())
+        return self.write(name, make()) if found is None else found
+
+    def entries(self, name: str) -> list[TensorInfo]:
+        """Those of a file that this run, or an earlier one, has finished."""
+        found = self._entries(name)
+        if found is None:
+            raise ModelError(
+                "cannot-write", f"{name} changed while the model was being made.", "Run the command again."
+            )
+        return found
+
+    def write(self, name: str, tensors: Iterable[Encoded]) -> list[TensorInfo]:
+        """Write file `name`; returns its entries."""
+        encoded = list(tensors)
         path = self._out / name
         write_tensor_file(path, {part: data for one in encoded for part, data in one.parts.items()})
         entries = [one.info for one in encoded]
@@ -57,7 +69,7 @@ class WorkDirectory:
         partial.replace(self._note(name))
         return entries
 
-    def note(self, name: str) -> dict[str, list[int]] | None:
+    def note(self, name: str) -> dict[str, Any] | None:
         """What `save_note` kept under `name` in a run with the same options."""
         try:
             note = json.loads(self._note(name).read_text())
@@ -66,7 +78,7 @@ class WorkDirectory:
             # Like a missing file's: what it said is found out again.
             return None
 
-    def save_note(self, name: str, data: dict[str, list[int]]) -> None:
+    def save_note(self, name: str, data: dict[str, Any]) -> None:
         partial = self._note(name).with_suffix(".tmp")
         partial.write_text(json.dumps({"options": self._options_hash, "data": data}))
         partial.replace(self._note(name))
