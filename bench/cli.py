@@ -47,6 +47,28 @@ def demo(
         _show(result)
 
 
+@app.command()
+def encoder(
+    quick: Annotated[bool, typer.Option("--quick", help="A few points of each curve.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for encoder.json and the plot.")] = Path("bench/results"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What every method of compression costs a trained sentence encoder, on two kinds of text."""
+    from bench.encoder import paragraphs, run
+    from bench.encoder_report import save, table
+    from deploy.cli_common import project_root
+
+    folder = project_root() / "models" / "pylib-7m"
+    texts = {"source code": folder / "held-out.txt", "prose": folder / "held-out-2.txt"}
+    lines = {name: paragraphs(path)[:200] for name, path in texts.items() if path.exists()}
+    result = run(quick, lines, folder / "calibration.txt", lambda text: console.print(f"[dim]·[/dim] {text}"))
+    save(result, out)
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        Console().print(table(result))
+
+
 def _show(result: dict[str, Any]) -> None:
     base = result["baseline_tokens_per_second"]
     print(f"transformers.generate: {base['median']} tokens/s ({base['slowest']} to {base['fastest']})")
