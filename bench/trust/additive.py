@@ -28,7 +28,7 @@ class AdditiveOutcome:
 
 
 def run(rule: Additive, rho: float, on: float, nodes: int, jobs: int, seed: int = 1) -> AdditiveOutcome:
-    """`nodes` nodes that cheat on a share `rho` of `jobs` jobs, only while trust is at least `on`; excluded for good."""
+    """`nodes` nodes that cheat on a share `rho` of `jobs` jobs, while trust is at least `on`."""
     rng = np.random.default_rng(seed)
     trust, bad, out = np.full(nodes, rule.start), np.zeros(nodes), np.zeros(nodes, dtype=np.bool_)
     for _ in range(jobs):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from eth_abi.abi import encode
 
 from bench.trust.rule import BPS
 from efedllm.commitments.hashing import keccak
 from verifier.sampling import Verdict
+
+T = TypeVar("T")
 
 OK, NO_REVEAL, DEVIATED = 0, 1, 2
 
@@ -58,11 +61,12 @@ def draw(seed: bytes, node: str, seats: Sequence[str], size: int) -> tuple[str, 
     pool = [seat for seat in seats if seat.lower() != node.lower()]
     size = min(size, len(pool))
     inner = keccak(encode(["bytes32", "address"], [seed, node]))
-    return tuple(_shuffled(inner, pool, size))
+    return tuple(shuffled(inner, pool, size))
 
 
-def _shuffled(inner: bytes, pool: list[str], size: int) -> list[str]:
-    n = len(pool)
+def shuffled(inner: bytes, seats: Sequence[T], size: int) -> list[T]:
+    """The first `size` steps of the contract's Fisher-Yates shuffle; `inner` is keccak(abi.encode(seed, node))."""
+    pool, n = list(seats), len(seats)
     members = []
     for i in range(size):
         # abi.encode of two words is their concatenation.

@@ -133,6 +133,7 @@ class Network:
             attestation.epoch,
             list(attestation.nodes),
             list(attestation.verdicts),
+            list(attestation.taps),
             list(attestation.evidence),
             attestation.salt,
         )

@@ -52,7 +52,7 @@ def costs(latency: Floats, trust: r.Ints, queue: r.Ints, weights: CostWeights) -
 
 
 def assign(latency: Floats, trust: r.Ints, usable: r.Bools, jobs: int, in_flight: int, weights: CostWeights) -> r.Ints:
-    """Jobs each node gets when `jobs` clients choose one after the other and the last `in_flight` choices are running."""
+    """Jobs each node gets when `jobs` clients choose in turn; the last `in_flight` run."""
     got, queue = np.zeros(len(trust), dtype=np.int64), np.zeros(len(trust), dtype=np.int64)
     if not usable.any():
         return got
