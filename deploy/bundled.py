@@ -21,15 +21,23 @@ COMPRESS_SECONDS = 900.0
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model a local network serves, and how it is compressed (see CompressOptions)."""
+    """Which model a local network serves, and how it is compressed (see CompressOptions and settle_profile)."""
 
     source: str = ""
     keep: float = 0.9
     quant: str = "int8"
     method: str = "whiten"
+    profile: str = "auto"
 
     @classmethod
-    def of(cls, source: str, keep: float | None = None, quant: str = "int8", method: str | None = None) -> ModelChoice:
+    def of(
+        cls,
+        source: str,
+        keep: float | None = None,
+        quant: str = "int8",
+        method: str | None = None,
+        profile: str = "auto",
+    ) -> ModelChoice:
         """The choice for a checkpoint; without `source` the bundled one, which has the text that "whiten" needs."""
         bundled = cls()
         return cls(
@@ -37,6 +45,7 @@ class ModelChoice:
             keep=keep if keep is not None else (1.0 if source else bundled.keep),
             quant=quant,
             method=method or ("truncate" if source else bundled.method),
+            profile=profile,
         )
 
     def resolved(self) -> str:
@@ -77,7 +86,8 @@ async def ensure_model(choice: ModelChoice, out: Path, log: Path) -> Manifest:
         return found
     argv = [
         *(sys.executable, "-m", "deploy.model_cli", "compress", "--model", choice.resolved()),
-        *("--out", str(out), "--keep", str(choice.keep), "--quant", choice.quant, "--method", choice.method, "--json"),
+        *("--out", str(out), "--keep", str(choice.keep), "--quant", choice.quant, "--method", choice.method),
+        *("--profile", choice.profile, "--json"),
     ]
     child = await spawn("model compress", argv, log, env=THREADS)
     try:

@@ -36,13 +36,15 @@ Directory = Annotated[Path, typer.Option("--dir", help="Folder of a published mo
 def compress(
     model: Annotated[str, typer.Option(help="Folder or hub id of a transformers checkpoint.")],
     out: Annotated[Path, typer.Option(help="Folder to write the published model to.")],
-    keep: Annotated[float, typer.Option(help="Fraction of each matrix's parameters to keep; 1 keeps all.")] = 1.0,
+    keep: Annotated[
+        float | None, typer.Option(help="Fraction of each matrix's parameters to keep; 1 keeps all.")
+    ] = None,
     quant: Annotated[
-        str, typer.Option(help="none or int8: token embeddings, and the matrices of truncate and whiten.")
-    ] = "none",
+        str, typer.Option(help="int8 or none: token embeddings, and the matrices of truncate and whiten.")
+    ] = "int8",
     method: Annotated[
         str | None,
-        typer.Option(help="truncate, whiten, int8, lowrank+int4 or auto. With a budget auto, else truncate."),
+        typer.Option(help="truncate, whiten, int8, lowrank+int4 or auto. With --keep truncate, else auto."),
     ] = None,
     budget: Annotated[
         float | None, typer.Option(help="Bytes of the layers' matrices, as a fraction of 16-bit ones, e.g. 0.3.")
@@ -51,31 +53,44 @@ def compress(
         Path | None, typer.Option(help="Text file for whiten, lowrank+int4 and auto; else the model's own.")
     ] = None,
     calibration_tokens: Annotated[int, typer.Option(help="Tokens of it to use.")] = 32_768,
+    profile: Annotated[
+        str,
+        typer.Option(help="exact (the same bits on every machine), float, or auto: exact where the model allows it."),
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Write the published form of a model: factors, few-bit integers, manifest with hashes. Resumes."""
     from efedllm.compression import CompressOptions
     from efedllm.compression import compress as run_compress
+    from efedllm.compression.profile import check_choice, settle_profile, wants_integers
 
+    choice = check_choice(profile)
     options = CompressOptions(
         model=model,
         out=out,
-        keep=keep,
+        keep=1.0 if keep is None else keep,
         # Checked by compress itself, with its own message.
         quant=cast(Literal["none", "int8"], quant),
-        method=cast(Method, method or ("truncate" if budget is None else "auto")),
+        method=cast(Method, method or ("auto" if keep is None else "truncate")),
         budget=budget,
         calibration=calibration,
         calibration_tokens=calibration_tokens,
+        integers=quant == "int8" and wants_integers(model, choice),
     )
     with Progress(*_COLUMNS, console=console, disable=as_json) as progress:
         task = progress.add_task("compressing", total=None)
-        manifest = run_compress(options, lambda done, total, _eta: progress.update(task, completed=done, total=total))
+        run_compress(options, lambda done, total, _eta: progress.update(task, completed=done, total=total))
+        checking = progress.add_task("profile", total=None)
+        settled = settle_profile(
+            out, choice, lambda done, total: progress.update(checking, completed=done, total=total)
+        )
+    manifest = settled.manifest
     result = {"dir": str(out), "weights_root": manifest.weights_root, "manifest_hash": manifest.hash()}
     if as_json:
-        print_json(result)
+        print_json({**result, "profile": manifest.profile, "reason": settled.reason})
     else:
         _show_inspection(out)
+        console.print(f"profile {manifest.profile}" + (f": {settled.reason}" if settled.reason else ""))
 
 
 @app.command()

@@ -34,6 +34,9 @@ def up(
     method: Annotated[
         str | None, typer.Option(help="truncate, or whiten (calibration.txt beside the model), as for the bundled one.")
     ] = None,
+    model_profile: Annotated[
+        str, typer.Option(help="How the model is computed: exact, float, or auto: exact where it allows it.")
+    ] = "auto",
     keystore: Annotated[Path | None, typer.Option(help="Account that pays on a chain that is not local.")] = None,
     password_file: Annotated[Path | None, typer.Option(help="File with its password.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when ready.")] = False,
@@ -47,7 +50,7 @@ def up(
         nodes=nodes,
         verifiers=verifiers,
         profile=profile,
-        model=ModelChoice.of(model, keep, quant, method),
+        model=ModelChoice.of(model, keep, quant, method, model_profile),
         keystore=settings.keystore,
         password_file=settings.password_file,
     )
