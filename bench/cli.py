@@ -69,6 +69,27 @@ def encoder(
         Console().print(table(result))
 
 
+@app.command()
+def trust(
+    quick: Annotated[bool, typer.Option("--quick", help="Few nodes and epochs: a minute.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for trust.json and the plots.")] = Path("bench/results"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """The trust rule against its contract, cheating nodes and verifiers by the thousand, captured committees."""
+    from bench.trust.plots import draw_all
+    from bench.trust.report import save, tables
+    from bench.trust.run import run
+
+    result = run(quick, lambda text: console.print(f"[dim]·[/dim] {text}"))
+    save(result, out)
+    draw_all(result, out)
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        for table in tables(result):
+            Console().print(table)
+
+
 def _show(result: dict[str, Any]) -> None:
     base = result["baseline_tokens_per_second"]
     print(f"transformers.generate: {base['median']} tokens/s ({base['slowest']} to {base['fastest']})")

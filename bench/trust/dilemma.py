@@ -25,8 +25,9 @@ COPY = "copy"  # waits for the others' reveals: too late to commit, so it commit
 ABSENT = "absent"
 TAP_GUESS = "tap guess"  # passes without computing and guesses the digest
 HALF = "half a hop"  # runs half of the layers: sees nothing wrong, and cannot know the tap at the end
-FALSE_ACCUSER = "false accuser"  # computes, then fails one honest node
+FALSE_ACCUSER = "false accuser"  # computes, then fails one node in ten whatever it did
 COLLUDE = "collude"  # all of them pass everything with one agreed digest
+ACCUSED = 10
 STRATEGIES = (HONEST, LAZY_PASS, LAZY_FAIL, COPY, ABSENT, TAP_GUESS, HALF, FALSE_ACCUSER)
 
 
@@ -190,7 +191,7 @@ def _report(game: Game, strategy: str, node: _Node, index: int, rng: np.random.G
         case "tap guess":
             return Report(passing, "true" if rng.random() < game.tap_guess else None)
         case "false accuser":
-            return Report(failing if index == 0 else seen, "true")
+            return Report(failing if index % ACCUSED == 0 else seen, "true")
         case "collude":
             return Report(passing, "agreed")
     return None

@@ -45,7 +45,7 @@ def cases(setting: Setting) -> list[Case]:
     turn = setting.epochs // 5
     return [
         Case("honest, exact profile", Sometimes(0.0), {}),
-        Case("honest, float profile", Sometimes(0.0), {"false_alarm": FLOAT_FALSE_ALARM, "severe": False}),
+        Case("honest, float profile", Sometimes(0.0), {"false_alarm": FLOAT_FALSE_ALARM}),
         Case("always", Sometimes(1.0), {}),
         Case("50 % of jobs", Sometimes(0.5), {}),
         Case("10 % of jobs", Sometimes(0.1), {}),
@@ -212,11 +212,13 @@ def false_alarm_sweep(setting: Setting, economy: Economy, epoch_length: int, say
     for phi in (0.0, FLOAT_FALSE_ALARM, 1e-5, 1e-4, 1e-3, 1e-2):
         say(f"false alarms: {phi:g} an audit")
         for severe in (False, True):
-            outcome = simulate(replace(setting, false_alarm=phi, severe=severe), Sometimes(0.0))
+            outcome = simulate(replace(setting, false_alarm=phi, false_severe=severe), Sometimes(0.0))
             rows.append(
                 {
                     "phi": phi,
                     "severe": severe,
+                    "false_alarms_expected": round(phi * float(outcome.audits.sum()), 2),
+                    "exclusions": int(outcome.exclusions.sum()),
                     "exclusions_per_node_year": round(float(outcome.exclusions.sum()) / years, 5),
                     "stake_lost": round(float(outcome.slashed.mean()), 5),
                     "income_lost": round(1 - float(profit(outcome, economy).mean()) / honest, 5),

@@ -65,7 +65,9 @@ def _theta(axes: Axes, result: dict[str, Any]) -> None:
         axes.plot([x / 1e6 for x in xs], ys, marker="o", label=f"bad jobs (gray, 10 %) at {jobs} jobs an epoch")
     for jobs, (xs, ys) in _series(rows, "jobs", "theta_ppm", "epochs_to_active").items():
         axes.plot([x / 1e6 for x in xs], ys, marker="x", linestyle="--", label=f"epochs to active at {jobs} jobs")
-    axes.set_yscale("symlog")
+    axes.set_yscale("log")
+    # Room for the legend above the curves.
+    axes.set_ylim(1, 20_000)
     axes.set_xlabel("theta")
     axes.set_ylabel("bad jobs before exclusion; epochs to active")
 

@@ -28,6 +28,7 @@ class Setting:
     detection: float = 1.0  # probability that the audit of a bad job fails it: 1 in the exact profile
     false_alarm: float = 0.0  # probability that the audit of a good job fails it: 0 in the exact profile
     severe: bool = True  # whether a detected bad job is severe; gray failures are not slashed
+    false_severe: bool = False  # whether a false alarm is
     min_stake: float = 0.5  # share of its stake below which a node may take no sessions
     identities: int = 1  # fresh identities a node can pay the stake of, one after the other
     seed: int = 1
@@ -149,7 +150,8 @@ def _audit(
     audited = audited_good + audited_bad
     passed = np.minimum(FULL_UNITS * (audited - caught - wrong), PASSED_CAP)
     failed = np.minimum(FULL_UNITS * (caught + wrong), FAILED_CAP)
-    severe = (failed > 0) & (setting.severe and not withholds) & (caught > 0)
+    slashable = (caught > 0) & (setting.severe and not withholds)
+    severe = slashable | ((wrong > 0) & setting.false_severe)
     return r.Verdicts(passed, failed, severe, audited > 0), audited
 
 
