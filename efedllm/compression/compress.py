@@ -7,8 +7,10 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+
+import torch
 
 import efedllm
 from efedllm.compression.calibrate import Moments
@@ -34,6 +36,7 @@ from efedllm.compression.plan import (
     plan_to_json,
     uniform,
 )
+from efedllm.compression.report import HealReport, Report, peak_memory
 from efedllm.compression.runner import Runner, open_runner
 from efedllm.compression.scratch import FactorFiles
 from efedllm.compression.sensitivity import Backward, Curvature
@@ -63,27 +66,80 @@ RANK = 8
 # The curvature needs fewer tokens than the integers: it only ranks the matrices.
 _CURVATURE_TOKENS = 16_384
 _PLAN_NOTE = "plan"
+_BEGUN = "begun"
 
 
 def compress(options: CompressOptions, progress: CompressProgress | None = None) -> Manifest:
-    """Write the published form of `options.model` into `options.out` and return its manifest.
+    """Write the published form of `options.model` into `options.out` and return its manifest; what it took goes to
+    compression.json beside it.
 
     Memory: the largest layer in float32, copies of it while its forms are made, its second moments, and the states of
-    one batch of the calibration text (of all of it, while they are small). Equal options and checkpoint give equal
-    bytes on one machine, torch build and number of threads. Layer files that an interrupted run with the same options
-    finished are kept. Raises ConfigError "bad-options", "budget-too-small", "no-calibration" or "no-ray", ModelError
-    "no-model", "unsupported-model", "corrupt-weights".
+    one batch of the calibration text (of all of it, while they are small). Healing holds the whole model twice. Equal
+    options and checkpoint give equal bytes on one machine, torch build and number of threads. Layer files that an
+    interrupted run with the same options finished are kept. Raises ConfigError "bad-options", "budget-too-small",
+    "no-calibration", "nothing-to-heal" or "no-ray", ModelError "no-model", "unsupported-model", "corrupt-weights".
     """
     check(options)
+    started = time.monotonic()
     source = resolve(options.model)
     config = read_config(source)
     text = options.calibration or source / "calibration.txt"
-    job = _Job(options, Original(source, build_skeleton(config, "sdpa"), text))
-    runner = open_runner(options.engine)
-    try:
-        return job.run(runner, progress or (lambda _done, _total, _eta: None))
-    finally:
-        runner.close()
+    original = Original(source, build_skeleton(config, "sdpa"), text)
+    job = _Job(options, original)
+    shown = progress or (lambda _done, _total, _eta: None)
+    heal = None
+    if options.heal:
+        manifest, heal = _healed(options, original, job, shown)
+    else:
+        runner = open_runner(options.engine)
+        try:
+            manifest = job.run(runner, shown)
+        finally:
+            runner.close()
+    Report(
+        weights_root=manifest.weights_root,
+        seconds=round(time.monotonic() - started, 3),
+        peak_memory=peak_memory(),
+        threads=torch.get_num_threads(),
+        heal=heal,
+    ).save(options.out)
+    return manifest
+
+
+def _healed(
+    options: CompressOptions, original: Original, job: _Job, progress: CompressProgress
+) -> tuple[Manifest, HealReport]:
+    """The model compressed in the work directory first, then healed into `options.out`."""
+    from efedllm.compression.heal import Healing, identity
+
+    layers, steps = original.skeleton.layers, options.heal
+    key = job.options_hash()
+    work = WorkDirectory(options.out, key)
+    begun = replace(options, heal=0, out=work.folder(_BEGUN))
+    if work.note(_BEGUN) is None:
+        compress(begun, lambda done, total, left: progress(done, total + steps, left))
+        work.save_note(_BEGUN, {"done": True})
+    manifest = Manifest.load(begun.out)
+    healing = Healing(original, begun.out, manifest, steps, work.scratch("heal"), identity(key, manifest, steps))
+    first = time.monotonic()
+    made = 0
+
+    def show(done: int, total: int, _loss: float) -> None:
+        nonlocal made
+        made += 1
+        pace = (time.monotonic() - first) / made
+        progress(layers + done, layers + total, pace * (total - done))
+
+    curve = healing.run(show)
+    (options.out / MANIFEST_NAME).unlink(missing_ok=True)
+    entries: list[TensorInfo] = []
+    for info in manifest.files:
+        if not info.is_plain:
+            entries += work.write(info.name, healing.tensors(info.name))
+    healed = job.manifest(entries)
+    healed.save(options.out)
+    work.finish()
+    return healed, HealReport(losses=curve.losses, before=curve.before, after=curve.after)
 
 
 class _Job:
@@ -114,7 +170,7 @@ class _Job:
 
     def run(self, runner: Runner, progress: CompressProgress) -> Manifest:
         out, layers = self._options.out, self._skeleton.layers
-        work = WorkDirectory(out, self._options_hash())
+        work = WorkDirectory(out, self.options_hash())
         steps = layers + 1 + (layers if self._measures else 0)
         started = time.monotonic()
         done = made = 0
@@ -139,7 +195,7 @@ class _Job:
             name, fresh = layer_file(index), index in waiting
             entries += work.write(name, next(made_layers)) if fresh else work.entries(name)
             report(1, fresh=fresh)
-        manifest = self._manifest(entries)
+        manifest = self.manifest(entries)
         manifest.save(out)
         work.finish()
         return manifest
@@ -270,14 +326,14 @@ class _Job:
             if is_matrix(module) and getattr(module, "bias", None) is not None
         }
 
-    def _options_hash(self) -> str:
+    def options_hash(self) -> str:
         """Identifies what a layer file was made from; a file made otherwise is made again."""
-        ignored = ("model", "out", "calibration", "heal", "engine")
+        ignored = ("model", "out", "calibration", "engine")
         known = {k: v for k, v in asdict(self._options).items() if k not in ignored}
         known["config"] = hashlib.sha256((self._original.source / "config.json").read_bytes()).hexdigest()
         known["weights"] = self._original.checkpoint.fingerprint()
         known["version"] = efedllm.__version__
-        if self._calibrates:
+        if self._calibrates or self._options.heal:
             text = self._original.text
             if not text.is_file():
                 raise ConfigError(
@@ -311,7 +367,7 @@ class _Job:
             name = f"{family.head}.weight"
             yield encode_dense(name, LAYER_HEAD, HEAD_FILE, self._original.checkpoint.tensor(name), int8=self._int8)
 
-    def _manifest(self, entries: list[TensorInfo]) -> Manifest:
+    def manifest(self, entries: list[TensorInfo]) -> Manifest:
         out, skeleton = self._options.out, self._skeleton
         for name in PLAIN_NAMES:
             if (self._original.source / name).is_file():
@@ -336,7 +392,8 @@ class _Job:
             tensors=tensors,
             files=files,
             budget=self._options.share,
-            calibration=self._original.text_hash() if self._calibrates else None,
+            calibration=self._original.text_hash() if self._calibrates or self._options.heal else None,
+            heal=self._options.heal,
             weights_root="0x" + weights_root(tensors, files).hex(),
             created_by=f"efedllm {efedllm.__version__}",
         )

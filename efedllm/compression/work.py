@@ -87,6 +87,10 @@ class WorkDirectory:
         """A path for temporary data; gone with the notes at the end."""
         return self._notes / f"{name}.scratch"
 
+    def folder(self, name: str) -> Path:
+        """Likewise for a whole folder."""
+        return self._notes / name
+
     def finish(self) -> None:
         shutil.rmtree(self._notes)
 
