@@ -170,7 +170,7 @@ class Demo:
     async def _honest_round(self) -> None:
         # A seat taken in one epoch counts from the next one on.
         epoch = await self._driver.start_next_epoch()
-        seats = await self._chain.call("VerifierCommittee", "seatsOf", epoch)
+        seats = await self._chain.call("SeatRegistry", "seatsOf", epoch)
         self._check("verifiers seated", len(seats) == len(self._network.verifiers), f"{len(seats)} seats")
         self._say(f"Round 1, epoch {epoch}: the wallet {self._network.wallet.address} buys two inferences.")
         first = await self._buy(PROMPT)

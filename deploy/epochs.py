@@ -19,6 +19,8 @@ PHASE = 1 / 3
 STEP_SECONDS = 90.0
 _LOOK_EVERY = 0.1
 _NUDGE_AFTER = 2.5
+# Events that the committee does not emit.
+_HOMES = {"Weighed": "RewardPool", "SeedArmed": "SeatRegistry"}
 
 Condition = Callable[[], Awaitable[bool]]
 
@@ -122,7 +124,7 @@ class EpochDriver:
     # --- what is on chain ---
 
     async def _events(self, name: str, epoch: int) -> list[ChainEvent]:
-        contract = "RewardPool" if name == "Weighed" else "VerifierCommittee"
+        contract = _HOMES.get(name, "VerifierCommittee")
         return [event for event in await self._chain.history(contract, name) if event.args["epoch"] == epoch]
 
     async def _posted(self, epoch: int, nodes: Iterable[str]) -> bool:

@@ -14,7 +14,9 @@ from efedllm.chain.artifacts import Artifact
 DEFAULT_ADMIN_ROLE = bytes(32)
 
 # Contracts whose administrator may change parameters or grant roles.
-ADMINISTERED = ("EfedToken", "StakeVault", "VerifierCommittee", "SessionEscrow")
+ADMINISTERED = ("EfedToken", "StakeVault", "SeatRegistry", "VerifierCommittee", "SessionEscrow")
+# Terms of seats; the other parameters of a profile's committee are VerifierCommittee.Params.
+_SEAT_TERMS = ("committee_size", "seat_stake")
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,9 @@ class Grant:
 
 
 def grants(addresses: Mapping[str, str]) -> list[Grant]:
-    """The two roles that tie the contracts together."""
+    """The roles that tie the contracts together."""
     return [
+        Grant("SeatRegistry", keccak(text="COMMITTEE_ROLE"), "COMMITTEE", addresses["VerifierCommittee"]),
         Grant("StakeVault", keccak(text="SLASHER_ROLE"), "SLASHER", addresses["VerifierCommittee"]),
         Grant("EfedToken", keccak(text="MINTER_ROLE"), "MINTER", addresses["RewardPool"]),
     ]
@@ -55,8 +58,17 @@ def constructor_args(
                 *clock,
                 profile.registry.min_stake_per_layer,
             ]
+        case "SeatRegistry":
+            return [addresses["StakeVault"], *clock, committee.model_dump(include=set(_SEAT_TERMS)), deployer]
         case "VerifierCommittee":
-            return [addresses["StakeVault"], addresses["NodeRegistry"], *clock, committee.model_dump(), deployer]
+            return [
+                addresses["StakeVault"],
+                addresses["NodeRegistry"],
+                addresses["SeatRegistry"],
+                *clock,
+                committee.model_dump(exclude=set(_SEAT_TERMS)),
+                deployer,
+            ]
         case "SessionEscrow":
             return [
                 addresses["EfedToken"],

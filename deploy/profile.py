@@ -63,7 +63,7 @@ class Registry(_Section):
 
 
 class Committee(_Section):
-    """Audits, trust and slashing: the fields of VerifierCommittee.Params."""
+    """Audits, trust and slashing: the fields of SeatRegistry.Terms and VerifierCommittee.Params."""
 
     committee_size: Annotated[int, Field(ge=1, le=15)]
     theta: Annotated[int, Field(ge=0, le=900_000)]

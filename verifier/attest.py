@@ -13,16 +13,20 @@ from typing import Any
 
 from eth_abi.abi import encode
 
-from efedllm.commitments.hashing import keccak
+from efedllm.commitments.hashing import ZERO32, keccak
 
 
 @dataclass(frozen=True)
 class NodeVerdict:
-    """What we say about one node: packed verdict (uint16) and hash of the report behind it."""
+    """What we say about one node: packed verdict (uint16), hash of the report behind it, and the tap digest.
+
+    tap: zero claims nothing: a failed node, no audited leaf of an exact model.
+    """
 
     node: str
     verdict: int
     evidence: bytes
+    tap: bytes = ZERO32
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,13 @@ class Attestation:
     epoch: int
     nodes: tuple[str, ...]
     verdicts: tuple[int, ...]
+    taps: tuple[bytes, ...]
     evidence: tuple[bytes, ...]
     salt: bytes
 
     def __post_init__(self) -> None:
-        if not len(self.nodes) == len(self.verdicts) == len(self.evidence) or len(self.salt) != 32:
+        columns = {len(column) for column in (self.nodes, self.verdicts, self.taps, self.evidence)}
+        if len(columns) != 1 or len(self.salt) != 32:
             raise ValueError("attestation with unequal columns or a salt that is not 32 bytes")
 
 
@@ -47,14 +53,15 @@ def prepare(epoch: int, verdicts: list[NodeVerdict], salt: bytes | None = None) 
         epoch,
         tuple(verdict.node for verdict in ordered),
         tuple(verdict.verdict for verdict in ordered),
+        tuple(verdict.tap for verdict in ordered),
         tuple(verdict.evidence for verdict in ordered),
         secrets.token_bytes(32) if salt is None else salt,
     )
 
 
 def commitment(attestation: Attestation, chain_id: int, committee: str, verifier: str) -> bytes:
-    """keccak256(abi.encode(chainid, committee, epoch, verifier, nodes, verdicts, evidence, salt)), as on chain."""
-    types = ["uint256", "address", "uint64", "address", "address[]", "uint16[]", "bytes32[]", "bytes32"]
+    """keccak256(abi.encode(chainid, committee, epoch, verifier, nodes, verdicts, taps, evidence, salt)), on chain."""
+    types = ["uint256", "address", "uint64", "address", "address[]", "uint16[]", "bytes32[]", "bytes32[]", "bytes32"]
     values = [
         chain_id,
         committee,
@@ -62,6 +69,7 @@ def commitment(attestation: Attestation, chain_id: int, committee: str, verifier
         verifier,
         list(attestation.nodes),
         list(attestation.verdicts),
+        list(attestation.taps),
         list(attestation.evidence),
         attestation.salt,
     ]

@@ -58,9 +58,9 @@ class Duties:
         committee = "VerifierCommittee"
         match action:
             case ArmSeed(epoch):
-                return await self._chain.send(committee, "armSeed", epoch)
+                return await self._chain.send("SeatRegistry", "armSeed", epoch)
             case FixSeed(epoch):
-                return await self._chain.send(committee, "fixSeed", epoch)
+                return await self._chain.send("SeatRegistry", "fixSeed", epoch)
             case Commit():
                 return await self._commit(action)
             case Reveal(epoch):
@@ -96,6 +96,7 @@ class Duties:
             epoch,
             list(attestation.nodes),
             list(attestation.verdicts),
+            list(attestation.taps),
             list(attestation.evidence),
             attestation.salt,
         )
@@ -109,7 +110,7 @@ async def take_seat(chain: Chain, wanted: int | None, log: Any) -> None:
     Raises ConfigError "stake-too-low" or "insufficient-balance", ChainError where the contracts refuse.
     """
     me = chain.account_address
-    needed = int((await chain.call("VerifierCommittee", "params")).seatStake)
+    needed = int((await chain.call("SeatRegistry", "terms")).seatStake)
     if wanted is not None and wanted < needed:
         raise ConfigError(
             "stake-too-low",
@@ -121,7 +122,7 @@ async def take_seat(chain: Chain, wanted: int | None, log: Any) -> None:
     if seated:
         return
     try:
-        result = await chain.send("VerifierCommittee", "takeSeat")
+        result = await chain.send("SeatRegistry", "takeSeat")
     except RevertError as error:
         if error.name != "SeatTakenAlready":
             raise

@@ -47,9 +47,9 @@ class Observer:
             known.batches = tuple(await self._chain.batches(epoch))
             if not known.batches:
                 return EpochState(epoch, self._me)
-            known.seats = tuple(await self._chain.call("VerifierCommittee", "seatsOf", epoch))
+            known.seats = tuple(await self._chain.call("SeatRegistry", "seatsOf", epoch))
             known.seed = await self._chain.seed(epoch)
-            armed = int(await self._chain.call("VerifierCommittee", "armedBlock", epoch)) or None
+            armed = int(await self._chain.call("SeatRegistry", "armedBlock", epoch)) or None
         if known.seed is not None:
             await self._refresh_own(epoch, known)
         nodes = await self._nodes(epoch, known, audits)
@@ -72,7 +72,7 @@ class Observer:
 
     async def audit_rate(self, epoch: int, node: str) -> int:
         """Share of the node's leaves to audit, ppm, in the block that fixed the seed: the same for every verifier."""
-        fixed = [e for e in await self._chain.history("VerifierCommittee", "SeedFixed") if e.args["epoch"] == epoch]
+        fixed = [e for e in await self._chain.history("SeatRegistry", "SeedFixed") if e.args["epoch"] == epoch]
         rate = await call_at(self._chain, "VerifierCommittee", "auditRate", node, block=fixed[-1].block)
         assert isinstance(rate, int)
         return rate

@@ -25,6 +25,7 @@ _VERDICTS = Table(
     Column("node", String(42), primary_key=True),
     Column("verdict", Integer),
     Column("evidence", LargeBinary(32)),
+    Column("tap", LargeBinary(32)),
     Column("detail", Text, nullable=False),
 )
 
@@ -34,6 +35,7 @@ _ATTESTATIONS = Table(
     Column("epoch", Integer, primary_key=True),
     Column("nodes", Text, nullable=False),
     Column("verdicts", Text, nullable=False),
+    Column("taps", Text, nullable=False),
     Column("evidence", Text, nullable=False),
     Column("salt", LargeBinary(32), nullable=False),
     Column("commit_tx", String(66)),
@@ -77,6 +79,7 @@ class Store:
                 "node": verdict.node,
                 "verdict": verdict.verdict,
                 "evidence": verdict.evidence,
+                "tap": verdict.tap,
                 "detail": str(report),
             },
         )
@@ -84,14 +87,14 @@ class Store:
     async def put_abstention(self, epoch: int, node: str, reason: str) -> None:
         """Record that we give no verdict on this node in this epoch."""
         await self._keep_first(
-            _VERDICTS, {"epoch": epoch, "node": node, "verdict": None, "evidence": None, "detail": reason}
+            _VERDICTS, {"epoch": epoch, "node": node, "verdict": None, "evidence": None, "tap": None, "detail": reason}
         )
 
     async def verdicts(self, epoch: int) -> tuple[list[NodeVerdict], dict[str, str]]:
         """Finished verdicts of an epoch, and node -> reason for the abstentions."""
         async with self._engine.connect() as connection:
             rows = (await connection.execute(select(_VERDICTS).where(_VERDICTS.c.epoch == epoch))).all()
-        done = [NodeVerdict(row.node, row.verdict, row.evidence) for row in rows if row.verdict is not None]
+        done = [NodeVerdict(row.node, row.verdict, row.evidence, row.tap) for row in rows if row.verdict is not None]
         return done, {row.node: row.detail for row in rows if row.verdict is None}
 
     async def put_attestation(self, attestation: Attestation) -> Attestation:
@@ -102,6 +105,7 @@ class Store:
                 "epoch": attestation.epoch,
                 "nodes": json.dumps(attestation.nodes),
                 "verdicts": json.dumps(attestation.verdicts),
+                "taps": json.dumps([item.hex() for item in attestation.taps]),
                 "evidence": json.dumps([item.hex() for item in attestation.evidence]),
                 "salt": attestation.salt,
             },
@@ -120,6 +124,7 @@ class Store:
             row.epoch,
             tuple(json.loads(row.nodes)),
             tuple(json.loads(row.verdicts)),
+            tuple(bytes.fromhex(item) for item in json.loads(row.taps)),
             tuple(bytes.fromhex(item) for item in json.loads(row.evidence)),
             row.salt,
         )

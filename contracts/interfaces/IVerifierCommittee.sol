@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.30;
 
+import {ISeatRegistryErrors} from "./ISeatRegistry.sol";
+
 /// @title IVerifierCommitteeTypes
 interface IVerifierCommitteeTypes {
     /// @notice Parameters; ppm are parts per million, bps are parts per ten thousand.
-    /// @param committeeSize Verifiers drawn for a node and epoch.
     /// @param theta Trust at which a node is active, ppm.
     /// @param reentry Trust at which a node is active again after an exclusion, ppm.
     /// @param priorMass Weight of the prior in the trust score; 1e6 is the weight of one full audit.
@@ -12,12 +13,10 @@ interface IVerifierCommitteeTypes {
     /// @param slashFirstBps Share of the stake slashed for a first severe failure.
     /// @param slashRepeatBps The same for every later one.
     /// @param noRevealBps Share of a verifier's stake slashed for not doing its duty.
-    /// @param deviationBps Share of a verifier's stake slashed for a verdict opposite to the final one.
+    /// @param deviationBps Share of a verifier's stake slashed for a verdict or a tap digest against the final one.
     /// @param probationCapBps Most a session may hold on a node without trust, as a share of the node's stake.
     /// @param exclusionEpochs How long a failed node is kept out.
-    /// @param seatStake Active stake a seat needs, wei.
     struct Params {
-        uint8 committeeSize;
         uint32 theta;
         uint32 reentry;
         uint64 priorMass;
@@ -29,14 +28,6 @@ interface IVerifierCommitteeTypes {
         uint16 deviationBps;
         uint16 probationCapBps;
         uint32 exclusionEpochs;
-        uint96 seatStake;
-    }
-
-    /// @notice A verifier's place, held in the epochs [activeFrom, exitAt); exitAt 0 is no end.
-    struct Seat {
-        address verifier;
-        uint32 activeFrom;
-        uint32 exitAt;
     }
 
     /// @notice Trust of a node as stored, in one slot.
@@ -60,6 +51,7 @@ interface IVerifierCommitteeTypes {
     /// @param quorum Whether there were enough reveals.
     /// @param severe Whether two thirds of the drawn members said severe.
     /// @param passed Lower median of the passed units. @param failed Lower median of the failed units.
+    /// @param tap Fingerprint that two thirds of the drawn members revealed with a pass; 0 when there is none.
     struct Tally {
         uint8 reveals;
         uint8 drawn;
@@ -68,43 +60,14 @@ interface IVerifierCommitteeTypes {
         bool severe;
         uint16 passed;
         uint16 failed;
+        uint32 tap;
     }
 }
 
 /// @title IVerifierCommitteeErrors
-interface IVerifierCommitteeErrors {
-    /// @notice A parameter is outside its bounds.
-    error ParamOutOfBounds(bytes32 name, uint256 value, uint256 min, uint256 max);
-    /// @notice A seat needs more active stake.
-    error SeatStakeTooLow(uint256 needed, uint256 available);
-    /// @notice The verifier has a seat.
-    error SeatTakenAlready(address verifier);
-    /// @notice The verifier has no seat that can be left.
-    error NoSeat(address verifier);
-    /// @notice A seat that was left can be taken again from this epoch on.
-    error SeatCooling(uint256 fromEpoch);
-    /// @notice Every seat is taken.
-    error SeatsFull(uint256 max);
-    /// @notice The verifier's stake still supports its seat.
-    error SeatSupported(address verifier, uint256 needed, uint256 available);
-    /// @notice The epoch has not ended.
-    error EpochNotOver(uint256 epoch, uint256 currentEpoch);
-    /// @notice The seed waits for a block that is not final yet or was not read in time.
-    error SeedAlreadyArmed(uint256 targetBlock);
-    /// @notice armSeed was not called.
-    error SeedNotArmed(uint256 epoch);
-    /// @notice The target block is not in the past yet.
-    error SeedNotReady(uint256 targetBlock, uint256 blockNumber);
-    /// @notice The target block is more than 256 blocks old; arm again.
-    error SeedExpired(uint256 targetBlock, uint256 blockNumber);
-    /// @notice The seed of the epoch is fixed for ever.
-    error SeedAlreadyFixed(uint256 epoch);
-    /// @notice There is no seed, hence no committee, for the epoch.
-    error SeedNotFixed(uint256 epoch);
+interface IVerifierCommitteeErrors is ISeatRegistryErrors {
     /// @notice Work of `epoch` goes through phase `wanted` in epoch + 1; now it is `phase` of `currentEpoch`.
     error WrongPhase(uint256 epoch, uint256 wanted, uint256 currentEpoch, uint256 phase);
-    /// @notice The verifier had no seat in the epoch.
-    error NotSeated(uint256 epoch, address verifier);
     /// @notice A commitment cannot be 0.
     error EmptyCommitment();
     /// @notice The verifier has committed for the epoch.
@@ -113,8 +76,8 @@ interface IVerifierCommitteeErrors {
     error NothingToReveal(uint256 epoch, address verifier);
     /// @notice The revealed values do not hash to the commitment.
     error CommitmentMismatch(bytes32 committed, bytes32 revealed);
-    /// @notice nodes, verdicts and evidence need the same length.
-    error LengthMismatch(uint256 nodes, uint256 verdicts, uint256 evidence);
+    /// @notice nodes, verdicts, taps and evidence need the same length.
+    error LengthMismatch(uint256 nodes, uint256 verdicts, uint256 taps, uint256 evidence);
     /// @notice The address never registered as a node.
     error UnknownNode(address node);
     /// @notice The verifier was not drawn for the node.
@@ -138,13 +101,14 @@ interface IVerifierCommitteeErrors {
 /// @title IVerifierCommitteeEvents
 interface IVerifierCommitteeEvents is IVerifierCommitteeTypes {
     event ParamsScheduled(Params params, uint64 fromEpoch);
-    event SeatTaken(address indexed verifier, uint64 activeFrom);
-    event SeatLeft(address indexed verifier, uint64 exitAt);
-    event SeedArmed(uint64 indexed epoch, uint256 targetBlock);
-    event SeedFixed(uint64 indexed epoch, bytes32 seed);
     event Committed(uint64 indexed epoch, address indexed verifier);
     event Revealed(
-        uint64 indexed epoch, address indexed verifier, address[] nodes, uint16[] verdicts, bytes32[] evidence
+        uint64 indexed epoch,
+        address indexed verifier,
+        address[] nodes,
+        uint16[] verdicts,
+        bytes32[] taps,
+        bytes32[] evidence
     );
     event TrustUpdated(
         address indexed node,
@@ -162,26 +126,11 @@ interface IVerifierCommitteeEvents is IVerifierCommitteeTypes {
 }
 
 /// @title IVerifierCommittee
-/// @notice Seats, seeds, draws, commit-reveal verdicts, trust and slashing of nodes and verifiers.
-/// @dev A verdict is severe << 15 | failedUnits (7 bits) << 8 | passedUnits (8 bits); a unit is a tenth of a full audit.
+/// @notice Verdicts by commit and reveal, trust, and slashing of nodes and verifiers.
+/// @dev A tap digest shows that a verifier computed: it stands beside every verdict, and 0 claims nothing. A verdict is severe << 15 | failedUnits (7 bits) << 8 | passedUnits (8 bits); a unit is a tenth of a full audit.
 interface IVerifierCommittee is IVerifierCommitteeErrors, IVerifierCommitteeEvents {
-    /// @notice Takes a seat from the next epoch on.
-    function takeSeat() external;
-
-    /// @notice Leaves the seat from the next epoch on; the duties of this epoch stay.
-    function leaveSeat() external;
-
-    /// @notice Ends the seat of a verifier whose active stake no longer supports it. Anyone.
-    function evictSeat(address verifier) external;
-
-    /// @notice Binds the seed of an ended epoch to the block two after this one. Anyone.
-    function armSeed(uint64 e) external;
-
-    /// @notice Fixes the seed from the target block. Anyone.
-    function fixSeed(uint64 e) external;
-
     /// @notice Commits to verdicts on the work of epoch `e`; phase 0 of epoch e+1.
-    /// @param h keccak256(abi.encode(block.chainid, address(this), e, verifier, nodes, verdicts, evidence, salt))
+    /// @param h keccak256(abi.encode(block.chainid, address(this), e, verifier, nodes, verdicts, taps, evidence, salt))
     function commit(uint64 e, bytes32 h) external;
 
     /// @notice Opens the commitment; phase 1 of epoch e+1.
@@ -189,6 +138,7 @@ interface IVerifierCommittee is IVerifierCommitteeErrors, IVerifierCommitteeEven
         uint64 e,
         address[] calldata nodes,
         uint16[] calldata verdicts,
+        bytes32[] calldata taps,
         bytes32[] calldata evidence,
         bytes32 salt
     ) external;
@@ -197,8 +147,9 @@ interface IVerifierCommittee is IVerifierCommitteeErrors, IVerifierCommitteeEven
     function finalize(uint64 e, address[] calldata nodes) external;
 
     /// @notice Rewards or slashes a verifier for epoch `e`; phase 2 of epoch e+1. Anyone.
-    /// @dev With exactly the revealed list: points, or a slash when a verdict is opposite to the final one. With a list
-    /// of nodes it was drawn for, that reached a quorum without it: a slash. Committed and not revealed: a slash.
+    /// @dev With exactly the revealed list: points, or a slash when a verdict is opposite to the final one, or when two
+    /// thirds of a committee passed the node with one tap digest and this verifier passed it with another. With a list of
+    /// nodes it was drawn for, that reached a quorum without it: a slash. Committed and not revealed: a slash.
     function judgeVerifier(uint64 e, address verifier, address[] calldata nodes) external;
 
     /// @notice Schedules parameters for the next epoch. DEFAULT_ADMIN_ROLE only.
@@ -206,24 +157,6 @@ interface IVerifierCommittee is IVerifierCommitteeErrors, IVerifierCommitteeEven
 
     /// @notice Parameters in force.
     function params() external view returns (Params memory);
-
-    /// @notice Seats active in epoch `e`.
-    function seatCount(uint64 e) external view returns (uint256);
-
-    /// @notice Verifiers with a seat in epoch `e`. Exact for the current epoch and the two before it.
-    function seatsOf(uint64 e) external view returns (address[] memory);
-
-    /// @notice Seed of epoch `e`; 0 when not fixed.
-    function seedOf(uint64 e) external view returns (bytes32);
-
-    /// @notice Block whose hash fixes the seed of epoch `e`; 0 when not armed.
-    function armedBlock(uint64 e) external view returns (uint256);
-
-    /// @notice Committee of a node for epoch `e`, distinct, without the node itself; empty before the seed is fixed.
-    function drawn(uint64 e, address node) external view returns (address[] memory);
-
-    /// @notice Whether `verifier` is in the committee of `node` for epoch `e`.
-    function isDrawn(uint64 e, address node, address verifier) external view returns (bool);
 
     /// @notice Commitment of a verifier; keccak256(abi.encode(nodes)) once revealed; 0 when there is none.
     function commitmentOf(uint64 e, address verifier) external view returns (bytes32);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.30;
 
-import {IVerifierCommitteeErrors, IVerifierCommitteeTypes} from "../interfaces/IVerifierCommittee.sol";
-import {TallyWord} from "./TallyWord.sol";
+import {ISeatRegistryErrors} from "../interfaces/ISeatRegistry.sol";
+import {IVerifierCommitteeTypes} from "../interfaces/IVerifierCommittee.sol";
 
 /// @title CommitteeParams
 /// @notice Bounds of the committee's parameters: no vote of the admin can lift a slash above these or stop the audits.
@@ -20,7 +20,6 @@ library CommitteeParams {
 
     /// @notice Reverts with the first parameter that is out of bounds.
     function check(IVerifierCommitteeTypes.Params memory p) internal pure {
-        _bound("committeeSize", p.committeeSize, 1, TallyWord.MAX_MEMBERS);
         _bound("theta", p.theta, 0, MAX_THETA);
         _bound("reentry", p.reentry, p.theta, MAX_THETA);
         _bound("priorMass", p.priorMass, MIN_PRIOR_MASS, MAX_PRIOR_MASS);
@@ -32,11 +31,10 @@ library CommitteeParams {
         _bound("deviationBps", p.deviationBps, 0, MAX_DEVIATION_BPS);
         _bound("probationCapBps", p.probationCapBps, 1, BPS);
         _bound("exclusionEpochs", p.exclusionEpochs, MIN_EXCLUSION, MAX_EXCLUSION);
-        _bound("seatStake", p.seatStake, 1, type(uint96).max);
     }
 
     function _bound(bytes32 name, uint256 value, uint256 min, uint256 max) private pure {
         // INVARIANT: min <= value <= max.
-        require(value >= min && value <= max, IVerifierCommitteeErrors.ParamOutOfBounds(name, value, min, max));
+        require(value >= min && value <= max, ISeatRegistryErrors.ParamOutOfBounds(name, value, min, max));
     }
 }

@@ -17,6 +17,7 @@ CONTRACTS = (
     "StakeVault",
     "ModelRegistry",
     "NodeRegistry",
+    "SeatRegistry",
     "VerifierCommittee",
     "SessionEscrow",
     "CommitmentLog",

@@ -156,12 +156,12 @@ class Readers:
     async def verifiers(self) -> list[VerifierInfo]:
         """Verifiers that hold a seat now or will from the next epoch on, in order of taking it."""
         seated: dict[str, None] = {}
-        for event in await self.history("VerifierCommittee", "SeatTaken", "SeatLeft"):
+        for event in await self.history("SeatRegistry", "SeatTaken", "SeatLeft"):
             if event.name == "SeatTaken":
                 seated[event.args["verifier"]] = None
             else:
                 seated.pop(event.args["verifier"], None)
-        active = set(await self.call("VerifierCommittee", "seatsOf", (await self.now()).epoch))
+        active = set(await self.call("SeatRegistry", "seatsOf", (await self.now()).epoch))
         addresses = list(seated) + [address for address in active if address not in seated]
         stakes = await asyncio.gather(*(self.call("StakeVault", "stakeOf", address) for address in addresses))
         return [
@@ -186,12 +186,12 @@ class Readers:
 
     async def seed(self, epoch: int) -> bytes | None:
         """The epoch's audit seed, None until it is fixed."""
-        seed: bytes = await self.call("VerifierCommittee", "seedOf", epoch)
+        seed: bytes = await self.call("SeatRegistry", "seedOf", epoch)
         return seed if any(seed) else None
 
     async def drawn(self, epoch: int, node: str) -> list[str]:
         """Verifiers drawn to audit a node's epoch."""
-        return list(await self.call("VerifierCommittee", "drawn", epoch, node))
+        return list(await self.call("SeatRegistry", "drawn", epoch, node))
 
     async def token_balance(self, address: str, block: int | str = "latest") -> int:
         """EFED of an account, wei."""

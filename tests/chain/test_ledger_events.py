@@ -109,7 +109,7 @@ async def test_readers_join_registration_stake_and_trust(deployed: LiveNetwork, 
         assert await chain.nodes(b"\x00" * 32) == []
         await node.ensure_allowance("StakeVault", 100 * WEI)
         await node.send("StakeVault", "stake", 100 * WEI)
-        await node.send("VerifierCommittee", "takeSeat")
+        await node.send("SeatRegistry", "takeSeat")
         assert [(item.address, item.active) for item in await chain.verifiers()] == [(node.account_address, False)]
         await deployed.clock(chain).skip_to((await chain.now()).epoch + 1, 0.1)
         assert [item.active for item in await chain.verifiers()] == [True]

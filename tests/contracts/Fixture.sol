@@ -6,11 +6,13 @@ import {EfedToken} from "../../contracts/EfedToken.sol";
 import {ModelRegistry} from "../../contracts/ModelRegistry.sol";
 import {NodeRegistry} from "../../contracts/NodeRegistry.sol";
 import {RewardPool} from "../../contracts/RewardPool.sol";
+import {SeatRegistry} from "../../contracts/SeatRegistry.sol";
 import {SessionEscrow} from "../../contracts/SessionEscrow.sol";
 import {StakeVault} from "../../contracts/StakeVault.sol";
 import {VerifierCommittee} from "../../contracts/VerifierCommittee.sol";
 import {IModelRegistryTypes} from "../../contracts/interfaces/IModelRegistry.sol";
 import {IRewardPoolTypes} from "../../contracts/interfaces/IRewardPool.sol";
+import {ISeatRegistryTypes} from "../../contracts/interfaces/ISeatRegistry.sol";
 import {ISessionEscrowTypes} from "../../contracts/interfaces/ISessionEscrow.sol";
 import {IVerifierCommitteeTypes} from "../../contracts/interfaces/IVerifierCommittee.sol";
 import {TestBase} from "./Vm.sol";
@@ -22,6 +24,7 @@ abstract contract Fixture is TestBase {
         address verifier;
         address[] nodes;
         uint16[] verdicts;
+        bytes32[] taps;
     }
 
     uint64 internal constant GENESIS = 1_700_000_000;
@@ -43,6 +46,7 @@ abstract contract Fixture is TestBase {
     StakeVault internal vault;
     ModelRegistry internal models;
     NodeRegistry internal registry;
+    SeatRegistry internal seats;
     VerifierCommittee internal committee;
     SessionEscrow internal escrow;
     CommitmentLog internal batches;
@@ -84,17 +88,18 @@ abstract contract Fixture is TestBase {
         vault = new StakeVault(token, UNBONDING, address(this));
         models = new ModelRegistry();
         registry = new NodeRegistry(vault, models, GENESIS, EPOCH, MIN_STAKE);
-        committee = new VerifierCommittee(vault, registry, GENESIS, EPOCH, _params(), address(this));
+        seats = new SeatRegistry(vault, GENESIS, EPOCH, _terms(), address(this));
+        committee = new VerifierCommittee(vault, registry, seats, GENESIS, EPOCH, _params(), address(this));
         escrow = new SessionEscrow(token, registry, committee, GENESIS, EPOCH, FEE_BPS, GRACE, address(this));
         batches = new CommitmentLog(registry, GENESIS, EPOCH, WINDOW);
         pool = new RewardPool(token, committee, escrow, vault, GENESIS, EPOCH, _poolParams(), TREASURY);
+        seats.grantRole(seats.COMMITTEE_ROLE(), address(committee));
         vault.grantRole(vault.SLASHER_ROLE(), address(committee));
         token.grantRole(token.MINTER_ROLE(), address(pool));
     }
 
     function _params() internal pure virtual returns (IVerifierCommitteeTypes.Params memory) {
         return IVerifierCommitteeTypes.Params({
-            committeeSize: 3,
             theta: 300_000,
             reentry: 400_000,
             priorMass: 2e6,
@@ -105,9 +110,12 @@ abstract contract Fixture is TestBase {
             noRevealBps: 50,
             deviationBps: 200,
             probationCapBps: 1_000,
-            exclusionEpochs: 20,
-            seatStake: SEAT_STAKE
+            exclusionEpochs: 20
         });
+    }
+
+    function _terms() internal pure virtual returns (ISeatRegistryTypes.Terms memory) {
+        return ISeatRegistryTypes.Terms({committeeSize: 3, seatStake: SEAT_STAKE});
     }
 
     function _poolParams() internal pure virtual returns (IRewardPoolTypes.Params memory) {
@@ -154,7 +162,7 @@ abstract contract Fixture is TestBase {
     function _seat(address verifier) internal {
         _stake(verifier, SEAT_STAKE);
         vm.prank(verifier);
-        committee.takeSeat();
+        seats.takeSeat();
     }
 
     // ------------------------------------------------------------------------------------------------------- time
@@ -175,9 +183,9 @@ abstract contract Fixture is TestBase {
 
     function _fixSeed(uint64 e) internal {
         _at(e + 1, 0);
-        committee.armSeed(e);
+        seats.armSeed(e);
         vm.roll(vm.getBlockNumber() + 3);
-        committee.fixSeed(e);
+        seats.fixSeed(e);
     }
 
     // --------------------------------------------------------------------------------------------------- verdicts
@@ -204,18 +212,36 @@ abstract contract Fixture is TestBase {
         view
         returns (Report memory r)
     {
-        r = Report(verifier, new address[](list.length), new uint16[](list.length));
+        r = _plain(verifier, new address[](list.length), new uint16[](list.length));
         uint256 count;
         for (uint256 i; i < list.length; ++i) {
-            if (!committee.isDrawn(e, list[i], verifier)) continue;
+            if (!seats.isDrawn(e, list[i], verifier)) continue;
             r.nodes[count] = list[i];
             r.verdicts[count++] = verdict;
         }
-        (address[] memory n, uint16[] memory w) = (r.nodes, r.verdicts);
+        (address[] memory n, uint16[] memory w, bytes32[] memory t) = (r.nodes, r.verdicts, r.taps);
         assembly ("memory-safe") {
             mstore(n, count)
             mstore(w, count)
+            mstore(t, count)
         }
+    }
+
+    /// @dev A report without tap digests, as of a model in the float profile.
+    function _plain(address verifier, address[] memory list, uint16[] memory verdicts)
+        internal
+        pure
+        returns (Report memory)
+    {
+        return Report(verifier, list, verdicts, new bytes32[](list.length));
+    }
+
+    /// @dev The same digest for every node of a report.
+    function _tapped(Report memory r, bytes32 digest) internal pure returns (Report memory) {
+        for (uint256 i; i < r.taps.length; ++i) {
+            r.taps[i] = digest;
+        }
+        return r;
     }
 
     function _commitment(uint64 e, Report memory r) internal view returns (bytes32) {
@@ -227,6 +253,7 @@ abstract contract Fixture is TestBase {
                 r.verifier,
                 r.nodes,
                 r.verdicts,
+                r.taps,
                 new bytes32[](r.nodes.length),
                 SALT
             )
@@ -241,7 +268,7 @@ abstract contract Fixture is TestBase {
 
     function _reveal(uint64 e, Report memory r) internal {
         vm.prank(r.verifier);
-        committee.reveal(e, r.nodes, r.verdicts, new bytes32[](r.nodes.length), SALT);
+        committee.reveal(e, r.nodes, r.verdicts, r.taps, new bytes32[](r.nodes.length), SALT);
     }
 
     /// @dev Commits and reveals, and ends in the tally phase.

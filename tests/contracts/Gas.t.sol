@@ -70,7 +70,7 @@ contract GasTest is Fixture {
         registry.setEndpoint("https://node2.example.org:8443");
         _spent("set endpoint", 28_000);
         vm.prank(op);
-        committee.takeSeat();
+        seats.takeSeat();
         _spent("take a seat", 92_000);
         vm.prank(op);
         batches.post(_epoch(), 0, "root", 1_024);
@@ -117,31 +117,51 @@ contract GasTest is Fixture {
         _open(key, 5 ether);
         _settle(key, 4 ether);
         _at(3, 0);
-        committee.armSeed(2);
+        seats.armSeed(2);
         _spent("arm a seed", 50_000);
         vm.roll(vm.getBlockNumber() + 3);
-        committee.fixSeed(2);
+        seats.fixSeed(2);
         _spent("fix a seed", 63_000);
         Report[] memory r = _reports(2, nodes, _verdict(10, 0, false));
         for (uint256 i; i < r.length; ++i) {
             _commit(2, r[i]);
         }
-        _spent("commit", 59_000);
+        _spent("commit", 62_000);
         _at(3, 1);
         for (uint256 i; i < r.length; ++i) {
             _reveal(2, r[i]);
         }
-        _spent("reveal, last of the committees", 80_000 + 15_000 * r[r.length - 1].nodes.length);
+        _spent("reveal, last of the committees", 86_000 + 15_000 * r[r.length - 1].nodes.length);
         _at(3, 2);
         committee.finalize(2, nodes);
         _spent("finalize, 4 new nodes", 220_000);
         committee.judgeVerifier(2, r[0].verifier, r[0].nodes);
-        _spent("judge a verifier, first", 75_000 + 25_000 * r[0].nodes.length);
+        _spent("judge a verifier, first", 75_000 + 31_000 * r[0].nodes.length);
         pool.weigh(2, nodes);
         _spent("weigh 4 nodes, new slots", 262_000);
         _at(4, 0);
         vm.prank(nodes[0]);
         pool.claim(_one(uint64(2)));
         _spent("claim, new holder", 82_000);
+    }
+
+    /// @notice What tap digests add: a word for each node and eight members, paid by the first to reveal.
+    function test_gas_taps() public {
+        _fourNodes();
+        _at(2, 0);
+        _fixSeed(2);
+        Report[] memory r = _reports(2, nodes, _verdict(10, 0, false));
+        for (uint256 i; i < r.length; ++i) {
+            _commit(2, _tapped(r[i], keccak256("tap")));
+        }
+        _at(3, 1);
+        for (uint256 i; i < r.length; ++i) {
+            _reveal(2, r[i]);
+        }
+        _spent("reveal with taps, last of the committees", 86_000 + 21_000 * r[r.length - 1].nodes.length);
+        _at(3, 2);
+        committee.finalize(2, nodes);
+        committee.judgeVerifier(2, r[0].verifier, r[0].nodes);
+        _spent("judge a verifier with taps, first", 80_000 + 34_000 * r[0].nodes.length);
     }
 }

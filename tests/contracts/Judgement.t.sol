@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.30;
 
+import {ISeatRegistryErrors} from "../../contracts/interfaces/ISeatRegistry.sol";
 import {IVerifierCommitteeErrors, IVerifierCommitteeTypes} from "../../contracts/interfaces/IVerifierCommittee.sol";
 import {Fixture} from "./Fixture.sol";
 
@@ -174,7 +175,7 @@ contract NodeJudgementTest is Fixture {
 
     function test_RevertWhen_finalizingWithoutASeed() public {
         _at(3, 2);
-        vm.expectRevert(abi.encodeWithSelector(IVerifierCommitteeErrors.SeedNotFixed.selector, 2));
+        vm.expectRevert(abi.encodeWithSelector(ISeatRegistryErrors.SeedNotFixed.selector, 2));
         committee.finalize(2, nodes);
     }
 
@@ -286,7 +287,7 @@ contract VerifierJudgementTest is Fixture {
 
     function test_emptyReveal_doesNotHideAMissedDuty() public {
         Report[] memory r = _reports(2, list, _verdict(10, 0, false));
-        (r[1].nodes, r[1].verdicts) = (new address[](0), new uint16[](0));
+        r[1] = _plain(r[1].verifier, new address[](0), new uint16[](0));
         _submit(2, r);
         committee.finalize(2, list);
         // Its own empty list earns nothing, and the accusation still holds.
@@ -305,18 +306,18 @@ contract VerifierJudgementTest is Fixture {
         committee.judgeVerifier(2, r[0].verifier, list);
         address outsider;
         for (uint256 i; i < 5; ++i) {
-            if (!committee.isDrawn(2, nodes[0], verifiers[i])) outsider = verifiers[i];
+            if (!seats.isDrawn(2, nodes[0], verifiers[i])) outsider = verifiers[i];
         }
         vm.expectRevert(abi.encodeWithSelector(IVerifierCommitteeErrors.NotDrawn.selector, 2, nodes[0], outsider));
         committee.judgeVerifier(2, outsider, list);
         // No quorum on the other node: nothing shows that there was work.
         address drawn;
         for (uint256 i; i < 5; ++i) {
-            if (committee.isDrawn(2, nodes[1], verifiers[i])) drawn = verifiers[i];
+            if (seats.isDrawn(2, nodes[1], verifiers[i])) drawn = verifiers[i];
         }
         vm.expectRevert(abi.encodeWithSelector(IVerifierCommitteeErrors.NothingToJudge.selector, 2, drawn));
         committee.judgeVerifier(2, drawn, _one(nodes[1]));
-        vm.expectRevert(abi.encodeWithSelector(IVerifierCommitteeErrors.NotSeated.selector, 2, client));
+        vm.expectRevert(abi.encodeWithSelector(ISeatRegistryErrors.NotSeated.selector, 2, client));
         committee.judgeVerifier(2, client, list);
     }
 
@@ -354,7 +355,7 @@ contract VerifierJudgementTest is Fixture {
         // Seats of epoch 2 left in epoch 3 still answer for epoch 2.
         Report[] memory r = _reports(2, list, _verdict(10, 0, false));
         vm.prank(r[0].verifier);
-        committee.leaveSeat();
+        seats.leaveSeat();
         _submit(2, r);
         committee.finalize(2, list);
         committee.judgeVerifier(2, r[0].verifier, list);

@@ -17,7 +17,7 @@ contract PausingTest is Fixture {
 
     function _pauseAll() internal {
         registry.setEntryPaused(true);
-        committee.setEntryPaused(true);
+        seats.setEntryPaused(true);
         escrow.setEntryPaused(true);
         batches.setEntryPaused(true);
     }
@@ -29,7 +29,7 @@ contract PausingTest is Fixture {
         _register(address(0xF4E5), 0, 4);
         vm.expectRevert(paused);
         vm.prank(address(0xF4E5));
-        committee.takeSeat();
+        seats.takeSeat();
         vm.expectRevert(paused);
         vm.prank(client);
         escrow.open(key, 1);
@@ -75,7 +75,7 @@ contract PausingTest is Fixture {
         vm.stopPrank();
         vm.startPrank(r[0].verifier);
         pool.claimVerifier(_one(uint64(2)));
-        committee.leaveSeat();
+        seats.leaveSeat();
         vault.unbond(SEAT_STAKE);
         vm.stopPrank();
         pool.claimTreasury(_one(uint64(2)));

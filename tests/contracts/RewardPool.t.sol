@@ -95,7 +95,7 @@ contract RewardPoolTest is RewardFixture {
 
     function test_noDoubleClaim() public {
         _work(10 ether, _verdict(10, 0, false));
-        address v = committee.drawn(2, nodes[0])[0];
+        address v = seats.drawn(2, nodes[0])[0];
         Report memory r = _report(2, v, nodes, _verdict(10, 0, false));
         committee.judgeVerifier(2, v, r.nodes);
         _at(4, 0);

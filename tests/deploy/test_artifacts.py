@@ -23,9 +23,10 @@ FUNCTIONS = {
     " stakeOf totals jailedUntil grantRole SLASHER_ROLE GUARDIAN_ROLE",
     "ModelRegistry": "register deprecate modelOf verifyTensor",
     "NodeRegistry": "register update setEndpoint pause resume retire nodeOf checkRoute setEntryPaused",
-    "VerifierCommittee": "takeSeat leaveSeat seatCount seatsOf armSeed fixSeed seedOf armedBlock drawn isDrawn commit"
-    " reveal finalize judgeVerifier params setParams trustOf trustState standingOf auditRate tallyOf isFinalized"
-    " pointsOf totalPoints commitmentOf currentEpoch phase epochStart genesis epochLength",
+    "SeatRegistry": "takeSeat leaveSeat evictSeat seatCount seatsOf seatNumberOf armSeed fixSeed stir seedOf armedBlock"
+    " drawn isDrawn placesOf sizesOf checkSeated terms setTerms grantRole COMMITTEE_ROLE setEntryPaused",
+    "VerifierCommittee": "commit reveal finalize judgeVerifier params setParams trustOf trustState standingOf auditRate"
+    " tallyOf isFinalized pointsOf totalPoints commitmentOf currentEpoch phase epochStart genesis epochLength",
     "SessionEscrow": "deposit depositWithPermit depositFor withdraw balanceOf open openWithSig topUp settle settleMany"
     " settleAndClose closeCooperative requestClose finalizeClose withdrawFees sweepProtocolFees sessionOf sessionIdOf"
     " voucherDigest owedOf workOf volumeOf protocolFees",
@@ -36,8 +37,8 @@ EVENTS = {
     "StakeVault": "Staked UnbondStarted UnbondCancelled Withdrawn Slashed Locked Unlocked Jailed",
     "ModelRegistry": "ModelRegistered",
     "NodeRegistry": "NodeRegistered NodeUpdated EndpointUpdated NodePaused NodeResumed NodeRetired",
-    "VerifierCommittee": "SeatTaken SeatLeft SeedArmed SeedFixed Committed Revealed TrustUpdated NodeFailed NoQuorum"
-    " VerifierJudged",
+    "SeatRegistry": "SeatTaken SeatLeft SeedArmed SeedFixed TermsScheduled",
+    "VerifierCommittee": "Committed Revealed TrustUpdated NodeFailed NoQuorum VerifierJudged ParamsScheduled",
     "SessionEscrow": "Deposited Withdrawn SessionOpened ToppedUp Settled CloseRequested SessionClosed FeesWithdrawn"
     " ProtocolFeesBurned",
     "CommitmentLog": "BatchPosted",

@@ -10,6 +10,7 @@ import pytest
 
 from deploy.deployer import Step, deploy_contracts
 from deploy.local import dev_account, free_port
+from deploy.plan import ADMINISTERED
 from deploy.profile import Profile
 from efedllm.chain import Chain, Deployment, keystore
 from efedllm.chain.artifacts import CONTRACTS
@@ -24,17 +25,20 @@ class _StopHereError(Exception):
 
 async def test_deploys_in_order_and_ties_the_roles(ganache: str, tmp_path: Path) -> None:
     done = await deploy_contracts(ganache, dev_account(), LOCAL, tmp_path)
-    assert [step.name for step in done.steps[:8]] == list(CONTRACTS)
+    assert [step.name for step in done.steps[: len(CONTRACTS)]] == list(CONTRACTS)
     assert done.path == tmp_path / "1337.json"
     assert Deployment.load(done.path) == done.deployment
     assert not (tmp_path / "1337.partial.json").exists()
     async with await Chain.connect(ganache, done.deployment) as chain:
         slasher = await chain.call("StakeVault", "SLASHER_ROLE")
         minter = await chain.call("EfedToken", "MINTER_ROLE")
+        committee = await chain.call("SeatRegistry", "COMMITTEE_ROLE")
+        assert await chain.call("SeatRegistry", "hasRole", committee, chain.address("VerifierCommittee"))
         assert await chain.call("StakeVault", "hasRole", slasher, chain.address("VerifierCommittee"))
         assert await chain.call("EfedToken", "hasRole", minter, chain.address("RewardPool"))
         assert await chain.token_balance(dev_account().address) == LOCAL.token.initial_supply
         assert (await chain.call("VerifierCommittee", "params")).theta == LOCAL.committee.theta
+        assert (await chain.call("SeatRegistry", "terms")).seatStake == LOCAL.committee.seat_stake
         assert (await chain.call("RewardPool", "params")).phiBps == LOCAL.rewards.phi_bps
         assert await chain.call("SessionEscrow", "grace") == LOCAL.escrow.grace
         assert (await chain.now()).epoch == await chain.call("CommitmentLog", "currentEpoch")
@@ -129,7 +133,7 @@ async def test_file_of_a_chain_that_was_started_afresh_is_set_aside(ganache: str
     stale = done.deployment.model_copy(update={"contracts": gone})
     stale.save(done.path)
     again = await deploy_contracts(ganache, dev_account(), LOCAL, tmp_path)
-    assert len([step for step in again.steps if not step.skipped]) == 10
+    assert len([step for step in again.steps if not step.skipped]) == 12
     assert Deployment.load(tmp_path / f"1337.{stale.genesis}.old.json") == stale
 
 
@@ -139,7 +143,7 @@ async def test_administration_is_handed_over(ganache: str, tmp_path: Path) -> No
     again = await deploy_contracts(ganache, dev_account(), LOCAL, tmp_path, admin=heir)
     assert again.gas == 0
     async with await Chain.connect(ganache, done.deployment) as chain:
-        for contract in ("EfedToken", "StakeVault", "VerifierCommittee", "SessionEscrow"):
+        for contract in ADMINISTERED:
             assert await chain.call(contract, "hasRole", bytes(32), heir)
             assert not await chain.call(contract, "hasRole", bytes(32), owner)
 

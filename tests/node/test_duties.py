@@ -250,22 +250,32 @@ async def test_old_evidence_is_forgotten_and_receipts_are_kept(lab: Lab) -> None
 
 async def judge(lab: Lab, epoch: int, node: str, seats: list[int]) -> None:
     """Three verifiers pass the node's epoch. Ends in the reveal phase of the epoch after it."""
-    verdict, salt, evidence = 200, bytes(32), bytes(32)
+    verdict, salt, tap, evidence = 200, bytes(32), bytes(32), bytes(32)
     chains = [await lab.live.connect(index) for index in seats]
     await skip(lab, epoch + 1, 0.02)
-    await lab.chain.send("VerifierCommittee", "armSeed", epoch)
+    await lab.chain.send("SeatRegistry", "armSeed", epoch)
     await lab.live.clock(lab.chain).mine(3)
-    await lab.chain.send("VerifierCommittee", "fixSeed", epoch)
+    await lab.chain.send("SeatRegistry", "fixSeed", epoch)
     from eth_abi.abi import encode
 
     for chain in chains:
         address = chain.address("VerifierCommittee")
-        types = ["uint256", "address", "uint64", "address", "address[]", "uint16[]", "bytes32[]", "bytes32"]
-        values = [chain.chain_id, address, epoch, chain.account_address, [node], [verdict], [evidence], salt]
+        types = [
+            "uint256",
+            "address",
+            "uint64",
+            "address",
+            "address[]",
+            "uint16[]",
+            "bytes32[]",
+            "bytes32[]",
+            "bytes32",
+        ]
+        values = [chain.chain_id, address, epoch, chain.account_address, [node], [verdict], [tap], [evidence], salt]
         await chain.send("VerifierCommittee", "commit", epoch, keccak(encode(types, values)))
     await skip(lab, epoch + 1, 0.36)
     for chain in chains:
-        await chain.send("VerifierCommittee", "reveal", epoch, [node], [verdict], [evidence], salt)
+        await chain.send("VerifierCommittee", "reveal", epoch, [node], [verdict], [tap], [evidence], salt)
         await chain.close()
 
 
@@ -277,7 +287,7 @@ async def test_work_that_passed_its_audit_is_weighed_and_claimed_once(lab: Lab) 
         async with await lab.live.connect(index) as chain:
             await chain.ensure_allowance("StakeVault", 100 * WEI)
             await chain.send("StakeVault", "stake", 100 * WEI)
-            await chain.send("VerifierCommittee", "takeSeat")
+            await chain.send("SeatRegistry", "takeSeat")
     app = await lab.start(1, (0, 8))
     epoch = await fresh_epoch(lab)
     await run_job(lab)

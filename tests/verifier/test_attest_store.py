@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ COMMITTEE, ME = "0x" + "33" * 20, "0x" + "44" * 20
 
 
 def verdict(node: str, value: int = 10) -> NodeVerdict:
-    return NodeVerdict(node, value, keccak(node.encode()))
+    return NodeVerdict(node, value, keccak(node.encode()), keccak(b"tap" + node.encode()))
 
 
 def test_nodes_are_in_ascending_order_with_their_verdicts() -> None:
@@ -31,6 +32,7 @@ def test_nodes_are_in_ascending_order_with_their_verdicts() -> None:
     assert attestation.nodes == (B, A)
     assert attestation.verdicts == (2, 1)
     assert attestation.evidence == (keccak(B.encode()), keccak(A.encode()))
+    assert attestation.taps == (keccak(b"tap" + B.encode()), keccak(b"tap" + A.encode()))
 
 
 def test_every_attestation_has_its_own_salt() -> None:
@@ -39,16 +41,18 @@ def test_every_attestation_has_its_own_salt() -> None:
 
 def test_the_commitment_is_the_contracts_encoding() -> None:
     attestation = prepare(7, [verdict(A, 1), verdict(B, 2)], b"\x05" * 32)
-    # As Solidity's abi.encode writes it: static words, offsets, then the three arrays.
+    # As Solidity's abi.encode writes it: static words, offsets, then the four arrays.
+    taps, evidence = list(attestation.taps), list(attestation.evidence)
     expected = encode(
-        ["uint256", "address", "uint256", "address", "uint256[]", "uint256[]", "bytes32[]", "bytes32"],
-        [1337, COMMITTEE, 7, ME, [int(B, 16), int(A, 16)], [2, 1], list(attestation.evidence), b"\x05" * 32],
+        ["uint256", "address", "uint256", "address", "uint256[]", "uint256[]", "bytes32[]", "bytes32[]", "bytes32"],
+        [1337, COMMITTEE, 7, ME, [int(B, 16), int(A, 16)], [2, 1], taps, evidence, b"\x05" * 32],
     )
     assert commitment(attestation, 1337, COMMITTEE, ME) == keccak(expected)
 
 
 def test_a_commitment_is_bound_to_everything() -> None:
     base = prepare(7, [verdict(A)], bytes(32))
+    untapped = replace(verdict(A), tap=bytes(32))
     hashes = {
         commitment(base, 1337, COMMITTEE, ME),
         commitment(base, 1, COMMITTEE, ME),
@@ -57,8 +61,9 @@ def test_a_commitment_is_bound_to_everything() -> None:
         commitment(prepare(8, [verdict(A)], bytes(32)), 1337, COMMITTEE, ME),
         commitment(prepare(7, [verdict(A, 11)], bytes(32)), 1337, COMMITTEE, ME),
         commitment(prepare(7, [verdict(A)], b"\x01" * 32), 1337, COMMITTEE, ME),
+        commitment(prepare(7, [untapped], bytes(32)), 1337, COMMITTEE, ME),
     }
-    assert len(hashes) == 7
+    assert len(hashes) == 8
 
 
 def test_the_report_hash_is_of_the_bytes_on_disk(tmp_path: Path) -> None:

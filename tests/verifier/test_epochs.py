@@ -334,7 +334,7 @@ async def test_starting_again_stakes_and_seats_only_once(network: Network) -> No
         async with AsyncExitStack() as stack:
             await enter_verifier(stack, network.config(index, stake=stake))
     assert await network.admin.token_balance(me) == 30 * WEI
-    taken = await network.admin.history("VerifierCommittee", "SeatTaken")
+    taken = await network.admin.history("SeatRegistry", "SeatTaken")
     assert [event.args["verifier"] for event in taken].count(me) == 1
     # A seated verifier that cannot pay for more keeps running with what it has.
     async with AsyncExitStack() as stack:
