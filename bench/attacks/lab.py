@@ -28,7 +28,8 @@ from efedllm.commitments.signing import Signer
 from efedllm.compression import CompressOptions, compress
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.protocol import Executor, StepItem
-from efedllm.models.manifest import Manifest
+from efedllm.exact_sampling import sample_exact
+from efedllm.models.manifest import PROFILE_CODES, Manifest
 from efedllm.sampling import SamplingSpec, sample
 from verifier.leaf import JobTerms, Leaf, Registration, check_leaf
 from verifier.rerun import HopResult, rerun
@@ -176,7 +177,8 @@ class Lab:
 
     def choose(self, engine: Executor, hidden: Rows, sampling: SamplingSpec, position: int) -> int:
         """The sampler of a node."""
-        return sample(engine.logits(hidden)[0], sampling, position)
+        row = engine.logits(hidden)[0]
+        return sample_exact(row, sampling, position) if self.profile == "exact" else sample(row, sampling, position)
 
     def inputs(self, job: Job, hop: int) -> npt.NDArray[Any]:
         """What a hop read: int32 ids [n] or float32 [n, hidden]."""
@@ -203,7 +205,8 @@ class Lab:
         lo, hi = RANGES[hop]
         signers = frozenset({SIGNERS[hop].address})
         root = self.manifest.shard_root(lo, hi)
-        return Registration(NODES[hop], signers, MODEL_ID, lo, hi, root, LAYERS, self.hidden)
+        profile = PROFILE_CODES[self.profile]
+        return Registration(NODES[hop], signers, MODEL_ID, lo, hi, root, LAYERS, self.hidden, profile)
 
     def commit(self, job: Job, hop: int, **changes: Any) -> HopCommit:
         """The commitment of one hop over the bytes of `job`."""
@@ -219,7 +222,7 @@ class Lab:
             hop=hop,
             lo=lo,
             hi=hi,
-            profile=int(self.profile == "exact"),
+            profile=PROFILE_CODES[self.profile],
             wire_dtype=job.spec.wire_dtype,
             tokens=job.positions,
             model_id=MODEL_ID,

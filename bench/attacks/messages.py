@@ -15,6 +15,7 @@ import numpy as np
 
 from bench.attacks.executors import EditedOutput, noisy
 from bench.attacks.lab import CLIENT, DOMAIN, EPOCH, NODES, RANGES, SIGNERS, Job, Lab, rewritten, session
+from bench.attacks.strategies import Profile
 from efedllm.commitments.boundary import BoundaryTree
 from efedllm.commitments.canonical import WireDtype, decode, encode, itemsize
 from efedllm.commitments.eip712 import Domain
@@ -39,13 +40,19 @@ _ORDER = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D03641
 
 @dataclass(frozen=True)
 class MessageAttack:
-    """A lie in what is signed or shown. `finds`: the fault or refusal it must meet."""
+    """A lie in what is signed or shown. `finds`: the fault or refusal it must meet, `exact` where that differs in the
+    exact profile.
+    """
 
     number: int
     name: str
     changes: str
     run: Callable[[Lab, Job], str]
     finds: str
+    exact: str = ""
+
+    def expected(self, profile: Profile) -> str:
+        return self.exact if self.exact and profile == "exact" else self.finds
 
 
 def _code(lab: Lab, job: Job, hop: int, **commit: object) -> str:
@@ -331,7 +338,9 @@ MESSAGE_ATTACKS: tuple[MessageAttack, ...] = (
     MessageAttack(25, "nonfinite_bytes", "a NaN in the output", _nonfinite, "bad-output-bytes"),
     MessageAttack(25, "minus_zero", "a negative zero in the output", _minus_zero, "bad-output-bytes"),
     MessageAttack(25, "wrong_endianness", "the output in big-endian", _big_endian, "bad-output-bytes"),
-    MessageAttack(25, "dtype_lie", "another wire dtype than the client signed", _dtype_lie, "foreign-job"),
+    MessageAttack(
+        25, "dtype_lie", "another wire dtype than the client signed", _dtype_lie, "foreign-job", "wrong-wire"
+    ),
     MessageAttack(25, "length_lie", "more positions than the job may have", _length_lie, "wrong-length"),
     MessageAttack(25, "half_rows", "rows of half the width", _half_rows, "bad-length"),
     MessageAttack(25, "second_preimage", "an inner node passed off as a leaf", _second_preimage, "count-bound"),

@@ -1,0 +1,71 @@
+"""A door before a node's public HTTP interface that keeps back, falsifies or delays what auditors ask for.
+
+The node behind it is real and honest; what is registered on chain is the door.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal, Self
+
+import aiohttp
+from aiohttp import web
+
+Lie = Literal["withhold_batch", "withhold_rows", "withhold_evidence", "other_rows", "slow_loris"]
+
+_PATHS: dict[Lie, str] = {
+    "withhold_batch": "/v1/batches/",
+    "withhold_rows": "/v1/boundaries/",
+    "withhold_evidence": "/v1/jobs/",
+    "other_rows": "/v1/boundaries/",
+    "slow_loris": "/v1/boundaries/",
+}
+# One byte in this many seconds: no answer ever ends.
+_PAUSE = 0.5
+
+
+@dataclass
+class Door:
+    """Serves what the node at `behind` serves, but for `lie`. An async context manager; `url` is then set."""
+
+    behind: str
+    lie: Lie | None = None
+    url: str = ""
+    asked: list[str] = field(default_factory=list)
+
+    async def __aenter__(self) -> Self:
+        app = web.Application()
+        app.router.add_route("GET", "/{tail:.*}", self._answer)
+        self._session = aiohttp.ClientSession()
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._runner.cleanup()
+        await self._session.close()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append(request.path)
+        lie = self.lie if self.lie is not None and request.path.startswith(_PATHS[self.lie]) else None
+        if lie is not None and lie.startswith("withhold"):
+            raise web.HTTPNotFound
+        async with self._session.get(self.behind + request.path_qs) as real:
+            body, status, kind = await real.read(), real.status, real.content_type
+        if lie == "other_rows":
+            body = body[::-1]
+        if lie != "slow_loris":
+            return web.Response(body=body, status=status, content_type=kind)
+        slow = web.StreamResponse(status=status)
+        slow.content_length = len(body)
+        await slow.prepare(request)
+        for at in range(len(body)):
+            await slow.write(body[at : at + 1])
+            await asyncio.sleep(_PAUSE)
+        return slow

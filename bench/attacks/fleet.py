@@ -1,0 +1,238 @@
+"""An honest fleet of different machines: does an auditor ever accuse one of them?
+
+Every machine is a process with its own instruction set, threads and attention; it computes hops of honest jobs and of
+inputs made to strain the numerics, in four ways of batching. All outputs are judged by `verifier.statistic` against
+one verifier's prefill, in the exact profile by equality of bits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.attacks.figures import rule_of_three
+from bench.attacks.fleet_worker import MODES
+from bench.attacks.lab import LAYERS, RANGES, Lab, Progress, prefilled
+from efedllm.commitments.canonical import WireDtype, decode, encode
+from efedllm.engine.protocol import Executor
+from verifier.statistic import FAIL_AT, Outcome, compare, per_position
+
+Rows = npt.NDArray[np.float32]
+
+CAPABILITIES = ("default", "avx2", "avx512")
+WORKER_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One kind of honest machine."""
+
+    threads: int
+    capability: str
+    eager: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.threads} thread(s), {self.capability}, {'eager' if self.eager else 'sdpa'}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        known = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "EFEDLLM_THREADS": str(self.threads)}
+        if self.capability != "default":
+            known["ATEN_CPU_CAPABILITY"] = self.capability
+        return known
+
+
+def machines(*, eager: bool, quick: bool) -> list[Machine]:
+    """All combinations; the exact profile has attention of its own, so `eager` only doubles the float fleet."""
+    threads = (1, 2)
+    capabilities = CAPABILITIES[:2] if quick else CAPABILITIES
+    kinds = (False, True) if eager else (False,)
+    return [Machine(t, c, e) for t in threads for c in capabilities for e in kinds]
+
+
+@dataclass
+class Findings:
+    """What the verifier made of the fleet. `token_hops`: positions of hops that some machine computed."""
+
+    token_hops: int = 0
+    hops_judged: int = 0
+    accused: int = 0
+    worst: float = 0.0
+    worst_machine: str = ""
+    worst_input: str = ""
+    differing_rows: int = 0
+    log_sum: float = 0.0
+    log_square: float = 0.0
+    log_count: int = 0
+    by_input: dict[str, float] = field(default_factory=dict)
+
+    def report(self) -> dict[str, Any]:
+        mean = self.log_sum / self.log_count if self.log_count else None
+        spread = None if mean is None else (self.log_square / self.log_count - mean**2) ** 0.5
+        return {
+            "token_hops": self.token_hops,
+            "hops_judged": self.hops_judged,
+            "false_accusations": self.accused,
+            "bound_95_per_token_hop": rule_of_three(self.token_hops),
+            "largest_statistic": self.worst,
+            "machine_of_the_largest": self.worst_machine,
+            "input_of_the_largest": self.worst_input,
+            "largest_by_input": {name: round(value, 4) for name, value in sorted(self.by_input.items())},
+            "rows_that_differ_in_a_bit": self.differing_rows,
+            "log_statistic_mean": mean,
+            "log_statistic_sd": spread,
+        }
+
+
+def stress_inputs(lab: Lab, hop: int, positions: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Inputs that search for honest spread: repeated ids, outliers, huge and tiny residuals, equal rows."""
+    job = lab.jobs[0]
+    given = lab.inputs(job, hop)
+    if hop == 0:
+        yield "constant tokens", np.full(positions, 11, np.int32)
+        yield "two tokens in turn", (np.arange(positions, dtype=np.int32) % 2) * 77 + 5
+        yield "every token once", np.arange(positions, dtype=np.int32) * (lab.manifest.vocab // positions)
+        return
+    x = np.asarray(given, np.float32)
+    yield "residual x 1e2", x * np.float32(1e2)
+    yield "residual x 1e4", x * np.float32(1e4)
+    yield "residual x 1e-4", x * np.float32(1e-4)
+    outlier = x.copy()
+    outlier[:, 3] *= 1000
+    yield "one outlier dimension", outlier
+    spikes = x.copy()
+    spikes[::5, 17] += 3000
+    yield "massive activations", spikes
+    yield "equal rows", np.repeat(x[:1], positions, axis=0)
+    signs = x.copy()
+    signs[::2] *= -1
+    yield "signs in turn", signs
+
+
+def long_context(lab: Lab, hop: int, length: int) -> npt.NDArray[Any]:
+    """One sequence as long as asked for, at the input of a hop, from text run through the honest hops before."""
+    ids = np.concatenate([np.frombuffer(job.boundaries[0], "<i4") for job in lab.jobs])
+    states: npt.NDArray[Any] = np.resize(ids, length).astype(np.int32)
+    for engine in lab.engines[:hop]:
+        states = prefilled(engine, states)
+    return states
+
+
+def collect_inputs(lab: Lab, out: Path, *, jobs: int, positions: int, long: int) -> None:
+    """One .npz with the inputs of every hop: keys SET/HOP/NUMBER-NAME. SET is f32, bf16 (rounded as the wire does),
+    stress or long."""
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for hop in range(len(RANGES)):
+        for index, job in enumerate(lab.jobs[:jobs]):
+            given = lab.inputs(job, hop)
+            arrays[f"f32/{hop}/{index:03d}-text"] = given
+            rounded = given if hop == 0 else decode(encode(given, WireDtype.BF16), WireDtype.BF16, lab.hidden)
+            arrays[f"bf16/{hop}/{index:03d}-text"] = rounded
+        for index, (name, given) in enumerate(stress_inputs(lab, hop, positions)):
+            arrays[f"stress/{hop}/{index:03d}-{name}"] = given
+        arrays[f"long/{hop}/000-{long} positions"] = long_context(lab, hop, long)
+    np.savez(out, **arrays)  # type: ignore[arg-type]
+
+
+def run(
+    lab: Lab, work: Path, fleet: Sequence[Machine], *, jobs: int, decoded: int, long: int, say: Progress
+) -> Findings:
+    """Let the fleet compute, judge everything. `decoded`: sequences of each kind that are also decoded one by one."""
+    assert RANGES[-1][1] == LAYERS
+    inputs = work / f"fleet-{lab.profile}.npz"
+    collect_inputs(lab, inputs, jobs=jobs, positions=96, long=long)
+    sets = ["f32", "stress", "long"] + ([] if lab.profile == "exact" else ["bf16"])
+    references: dict[str, tuple[Rows, Rows]] = {}
+    with np.load(inputs) as stored:
+        given = {key: stored[key] for key in stored.files if key.split("/")[0] in sets}
+    for key, x in given.items():
+        engine = lab.engines[int(key.split("/")[1])]
+        residual = engine.embed(x) if engine.has_embedding else x
+        references[key] = prefilled(engine, x), np.asarray(residual, np.float32)
+    findings = Findings()
+    for number, machine in enumerate(fleet):
+        say(f"{lab.profile} fleet: machine {number + 1} of {len(fleet)}: {machine.name}")
+        with np.load(_compute(lab, work, machine, inputs, sets, decoded)) as outputs:
+            for name in outputs.files:
+                _judge(findings, lab, machine, name, outputs[name], references)
+    return findings
+
+
+def _compute(lab: Lab, work: Path, machine: Machine, inputs: Path, sets: list[str], decoded: int) -> Path:
+    out, task = work / "fleet-out.npz", work / "fleet-task.json"
+    task.write_text(
+        json.dumps(
+            {
+                "threads": machine.threads,
+                "eager": machine.eager,
+                "profile": lab.profile,
+                "published": str(lab.published),
+                "ranges": RANGES,
+                "inputs": str(inputs),
+                "out": str(out),
+                "sets": sets,
+                "modes": list(MODES),
+                "limits": {"decode": decoded},
+            }
+        )
+    )
+    subprocess.run(
+        [sys.executable, "-m", "bench.attacks.fleet_worker", str(task)],
+        env=machine.environment,
+        check=True,
+        timeout=WORKER_SECONDS,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    return out
+
+
+def _judge(
+    findings: Findings,
+    lab: Lab,
+    machine: Machine,
+    name: str,
+    rows: Rows,
+    references: dict[str, tuple[Rows, Rows]],
+) -> None:
+    """One hop of one sequence in one way of batching; name: MODE/SET/HOP/NUMBER-NAME."""
+    mode, key = name.split("/", 1)
+    kind, _, label = key.split("/")
+    ours, x = references[key]
+    findings.token_hops += len(rows)
+    findings.hops_judged += 1
+    if lab.profile == "exact":
+        differing = int(np.any(rows.view(np.uint32) != ours.view(np.uint32), axis=1).sum())
+        findings.differing_rows += differing
+        findings.accused += differing > 0
+        return
+    wire = WireDtype.BF16 if kind == "bf16" else WireDtype.F32
+    sent = decode(encode(rows, wire), wire, lab.hidden)
+    found = compare(sent, ours, x, wire)
+    findings.differing_rows += int(np.any(rows.view(np.uint32) != ours.view(np.uint32), axis=1).sum())
+    findings.accused += found.outcome is not Outcome.PASS or found.worst > FAIL_AT
+    what = label.split("-", 1)[1] + (" (bf16 wire)" if kind == "bf16" else "")
+    findings.by_input[what] = max(findings.by_input.get(what, 0.0), found.worst)
+    if found.worst > findings.worst:
+        findings.worst, findings.worst_machine, findings.worst_input = found.worst, f"{machine.name}, {mode}", what
+    if wire is WireDtype.F32:
+        stats = per_position(sent, ours, x, wire)
+        logs = np.log(stats[stats > 0])
+        findings.log_sum += float(logs.sum())
+        findings.log_square += float((logs**2).sum())
+        findings.log_count += len(logs)
+
+
+def largest_honest(executor: Executor, inputs: npt.NDArray[Any], decoded: Rows) -> float:
+    """The largest statistic of an honest output against this executor's prefill."""
+    x = executor.embed(inputs) if executor.has_embedding else inputs
+    return float(per_position(decoded, prefilled(executor, inputs), np.asarray(x, np.float32), WireDtype.F32).max())

@@ -1,0 +1,138 @@
+"""One honest machine of the fleet, as a process: its instruction set and threads are set before torch is loaded.
+
+`python -m bench.attacks.fleet_worker JOB.json`: reads models and inputs named there, writes one .npz of outputs. A
+thing of `bench.attacks.fleet`, not meant to be run by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Rows = npt.NDArray[np.float32]
+Inputs = npt.NDArray[Any]
+
+CHUNK = 37
+# Sequences side by side in a mixed batch.
+SIDE_BY_SIDE = 4
+
+
+def prefill(executor: Any, given: list[Inputs]) -> list[Rows]:
+    """Each sequence at once."""
+    return [_step(executor, [(executor.new_sequence(), x)])[0] for x in given]
+
+
+def chunked(executor: Any, given: list[Inputs]) -> list[Rows]:
+    """Each sequence in pieces of CHUNK positions."""
+    found = []
+    for x in given:
+        sequence = executor.new_sequence()
+        parts = [_step(executor, [(sequence, x[at : at + CHUNK])])[0] for at in range(0, len(x), CHUNK)]
+        found.append(np.concatenate(parts))
+    return found
+
+
+def decode(executor: Any, given: list[Inputs]) -> list[Rows]:
+    """A prefill of a third, then one position at a time."""
+    found = []
+    for x in given:
+        sequence = executor.new_sequence()
+        split = max(1, len(x) // 3)
+        parts = [_step(executor, [(sequence, x[:split])])[0]]
+        parts += [_step(executor, [(sequence, x[at : at + 1])])[0] for at in range(split, len(x))]
+        found.append(np.concatenate(parts))
+    return found
+
+
+def mixed(executor: Any, given: list[Inputs]) -> list[Rows]:
+    """Several sequences in one pass, each in pieces of its own size: prefill and decode side by side."""
+    found: list[Rows] = []
+    for start in range(0, len(given), SIDE_BY_SIDE):
+        group = given[start : start + SIDE_BY_SIDE]
+        sequences = [executor.new_sequence() for _ in group]
+        parts: list[list[Rows]] = [[] for _ in group]
+        at = [0] * len(group)
+        while any(done < len(x) for done, x in zip(at, group, strict=True)):
+            batch, members = [], []
+            for i, x in enumerate(group):
+                # 11, 23, 35 … positions at once, the first sequence one by one from its middle on.
+                n = 1 if i == 0 and at[0] >= len(group[0]) // 2 else 11 + 12 * i
+                if at[i] < len(x):
+                    batch.append((sequences[i], x[at[i] : at[i] + n]))
+                    members.append(i)
+                    at[i] += n
+            for i, rows in zip(members, _step(executor, batch), strict=True):
+                parts[i].append(rows)
+        found += [np.concatenate(rows) for rows in parts]
+    return found
+
+
+MODES = {"prefill": prefill, "chunked": chunked, "decode": decode, "mixed": mixed}
+
+
+def _step(executor: Any, batch: list[tuple[Any, Inputs]]) -> list[Rows]:
+    from efedllm.engine.protocol import StepItem
+
+    outputs: list[Rows] = executor.step([StepItem(sequence, np.ascontiguousarray(x)) for sequence, x in batch])
+    return outputs
+
+
+def eager_attention() -> None:
+    """Replace torch's fused attention by the textbook's, as a node with another library would have it."""
+    import torch
+    from torch import Tensor
+
+    from efedllm.engine import attention
+
+    def plain(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        scale: float | None = None,
+    ) -> Tensor:
+        scores = query @ key.transpose(-2, -1) * (scale or 1 / math.sqrt(query.shape[-1]))
+        if is_causal:
+            n = query.shape[-2]
+            attn_mask = torch.ones(n, n, dtype=torch.bool).tril()
+        if attn_mask is not None:
+            scores = scores.masked_fill(~attn_mask, -torch.inf)
+        return torch.softmax(scores, dim=-1) @ value
+
+    attention.scaled_dot_product_attention = plain  # type: ignore[assignment, attr-defined]
+
+
+def main(path: Path) -> None:
+    """Run one job file."""
+    task = json.loads(path.read_text())
+    import torch
+
+    from efedllm.engine.exact.shard import ExactShardEngine
+    from efedllm.engine.shard import ShardEngine
+
+    torch.set_num_threads(task["threads"])
+    if task["eager"]:
+        eager_attention()
+    kind = ExactShardEngine if task["profile"] == "exact" else ShardEngine
+    out: dict[str, Rows] = {}
+    with np.load(task["inputs"]) as stored:
+        for hop, (lo, hi) in enumerate(task["ranges"]):
+            engine = kind.load(Path(task["published"]), lo, hi, threads=task["threads"])
+            for name in task["sets"]:
+                keys = sorted(key for key in stored.files if key.startswith(f"{name}/{hop}/"))
+                for mode in task["modes"]:
+                    taken = keys[: task["limits"].get(mode, len(keys))]
+                    for key, rows in zip(taken, MODES[mode](engine, [stored[key] for key in taken]), strict=True):
+                        out[f"{mode}/{key}"] = rows
+    np.savez(task["out"], **out)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

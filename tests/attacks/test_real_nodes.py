@@ -1,0 +1,100 @@
+"""Every strategy inside a real node: real jobs over sockets, batches on a real chain, audited over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from bench.attacks.doors import Door, Lie
+from bench.attacks.lab import Lab
+from bench.attacks.strategies import ATTACKS, Attack, Expected, applies
+from deploy.deployer import deploy_contracts
+from deploy.local import dev_account
+from deploy.profile import Clock, Profile
+from tests.attacks.node_network import NodeNetwork, armed, node_network
+from tests.attacks.test_strategies import agrees
+from tests.live_network import LiveNetwork, run_in_thread
+from verifier.statistic import Outcome
+
+# Long enough that a window of 32 positions hides something.
+PROMPT = [(17 * i * i + 5 * i + 3) % 4096 for i in range(48)]
+NEW = 14
+
+
+@pytest.fixture(scope="session")
+def unhurried(ganache: str, tmp_path_factory: pytest.TempPathFactory) -> LiveNetwork:
+    """The local profile with epochs that no test outlives."""
+    profile = Profile.load("local").model_copy(update={"clock": Clock(epoch_length=1200)})
+    out = tmp_path_factory.mktemp("attacks")
+    done = run_in_thread(deploy_contracts(ganache, dev_account(), profile, out))
+    return LiveNetwork(ganache, done.deployment, done.path)
+
+
+@pytest_asyncio.fixture
+async def network(unhurried: LiveNetwork, lab: Lab, tmp_path: Path) -> AsyncIterator[NodeNetwork]:
+    async with node_network(unhurried, lab, tmp_path) as made:
+        yield made
+
+
+def chosen(item: Attack, lab: Lab, hop: int) -> bool:
+    """Hop 0 shows what only it can do, the last hop the rest. In the float profile the first of each number will do."""
+    first = next(other for other in ATTACKS if other.number == item.number and other.float_ is not Expected.NONE)
+    return (item.where == "first") == (hop == 0) and (lab.profile == "exact" or item is first)
+
+
+async def test_every_strategy_of_a_node_is_judged_as_expected(network: NodeNetwork, lab: Lab) -> None:
+    jobs: dict[str, tuple[int, bytes]] = {}
+    stale = np.zeros((8, lab.hidden), np.float32)
+    async with await network.lab.client() as client:
+        for hop, switch in enumerate(network.switches):
+            jobs[f"honest-{hop}"] = hop, await network.job(client, PROMPT, NEW, warm=False)
+            for item in ATTACKS:
+                # A hop that reads ids has strategies of its own; the others are tried where tokens are drawn too.
+                if not applies(item, lab.profile, hop, 2) or (hop == 0 and item.where != "first"):
+                    continue
+                switch.chosen = armed(item, lab, switch.inner, stale)
+                jobs[item.name] = hop, await network.job(client, PROMPT, NEW, warm=item.sampled)
+                switch.chosen = switch.inner
+    epoch = await network.post()
+    reports = [await network.audit(epoch, app) for app in network.apps]
+    expected = {item.name: item.expected(lab.profile) for item in ATTACKS}
+    assert len(reports[1]) == len(jobs)
+    for name, (hop, job_id) in jobs.items():
+        outcome = reports[hop][job_id].outcome
+        assert agrees(outcome, expected.get(name, Expected.BELOW)), (name, reports[hop][job_id])
+        # The other node computed what it was sent, and is not accused for it.
+        assert reports[1 - hop][job_id].outcome is Outcome.PASS, (name, reports[1 - hop][job_id])
+
+
+LIES: tuple[tuple[Lie, str], ...] = (
+    ("withhold_batch", "batch-withheld"),
+    ("withhold_rows", "withheld"),
+    ("withhold_evidence", "withheld"),
+    ("other_rows", "withheld"),
+    ("slow_loris", "withheld"),
+)
+
+
+async def test_what_a_node_does_not_show_fails_without_slashing(
+    unhurried: LiveNetwork, float_lab: Lab, tmp_path: Path
+) -> None:
+    async with node_network(unhurried, float_lab, tmp_path) as network:
+        last = network.apps[1]
+        async with await network.lab.client() as client:
+            await network.job(client, PROMPT, 4, warm=False)
+        async with Door(last.endpoint) as door:
+            await last.chain.send("NodeRegistry", "setEndpoint", door.url)
+            epoch = await network.post()
+            (seen,) = (await network.audit(epoch, last)).values()
+            assert (seen.code, seen.outcome) == ("", Outcome.PASS)
+            for lie, code in LIES:
+                door.lie = lie
+                (report,) = (await network.audit(epoch, last)).values()
+                assert (report.code, report.outcome) == (code, Outcome.FAIL), lie
+            # Its neighbour is not hurt: it has both of its boundaries itself.
+            (other,) = (await network.audit(epoch, network.apps[0])).values()
+            assert other.outcome is Outcome.PASS
