@@ -1,1 +1,1 @@
-"""Products with integer weights in C, built at installation when there is a compiler. Everything runs without it too."""
+"""Products with integer weights in C, built at installation where there is a compiler. All runs without it too."""

@@ -105,17 +105,19 @@ class TiledLinear:
             raise ValueError("a linear map needs a base or both factors")
         if self.u is not None and self.v is not None and self.u.columns != self.v.rows:
             raise ValueError("the factors do not fit together")
-        if self.base is not None and self.v is not None and self.u is not None:
-            if (self.base.rows, self.base.columns) != (self.u.rows, self.v.columns):
-                raise ValueError("base and factors are of different shapes")
+        if self.base and self.v and (self.base.rows, self.base.columns) != (self.rows_of_factors, self.v.columns):
+            raise ValueError("base and factors are of different shapes")
         if self.bias is not None and (self.bias.dtype != torch.float32 or self.bias.shape != (self.rows,)):
             raise ValueError("a bias is float32, one per output")
 
     @property
     def rows(self) -> int:
-        last = self.base or self.u
-        assert last is not None
-        return last.rows
+        return self.base.rows if self.base else self.rows_of_factors
+
+    @property
+    def rows_of_factors(self) -> int:
+        assert self.u is not None
+        return self.u.rows
 
     @property
     def columns(self) -> int:
@@ -160,6 +162,17 @@ class TiledLinears:
     def floats(self, x: Tensor) -> Tensor:
         """x float32 [n, columns] -> float32 [n, sum of sizes]. Raises ValueError for other inputs."""
         return self._run(x, torch.float32, self._library.floats)
+
+    def times(self, q: Tensor) -> Tensor:
+        """Of the first map's base alone, without scales: q int16 [n, columns], at most 32639 in magnitude -> the exact
+        sums, float64 [n, rows]. Raises ValueError for other inputs.
+        """
+        if q.dtype != torch.int16 or q.ndim != 2 or q.shape[1] != self.columns or self.maps[0].base is None:
+            raise ValueError(f"expected int16 [n, {self.columns}] and a base, not {q.dtype}{list(q.shape)}")
+        q = q.contiguous()
+        y = torch.empty((len(q), self.sizes[0]), dtype=torch.float64)
+        self._library.times(self._at, q.data_ptr(), len(q), y.data_ptr(), self._work_at, self.variant, self._threads)
+        return y
 
     def _run(self, x: Tensor, dtype: torch.dtype, function: object) -> Tensor:
         if x.dtype != dtype or x.ndim != 2 or x.shape[1] != self.columns:

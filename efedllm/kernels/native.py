@@ -1,7 +1,7 @@
 """The compiled library of products: finding it, and its functions through ctypes. Calls release the GIL.
 
 The library is optional: without a compiler at installation, or with EFEDLLM_NATIVE=0, `library` is None and the engines
-compute with torch.
+compute with torch. EFEDLLM_NATIVE may also name a variant, which is then the only one.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import ctypes
 import os
 from ctypes import c_int, c_int64, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import structlog
+
+from efedllm.errors import ConfigError
 
 LIBRARY = Path(__file__).with_name("libproducts.so")
 """Where the build puts it, on every platform."""
@@ -63,6 +65,7 @@ class Library:
     tile: Any
     rows: Any
     workspace: Any
+    times: Any
     exact: Any
     floats: Any
     expand: Any
@@ -85,6 +88,7 @@ def load_library(path: Path) -> Library:
         tile=function("efl_tile", [c_void_p, c_void_p, c_int64, c_void_p]),
         rows=function("efl_rows", [c_void_p, c_void_p, c_int64, c_void_p]),
         workspace=function("efl_workspace", [c_void_p, c_int64, c_int64], c_int64),
+        times=function("efl_times", [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int, c_int]),
         exact=function("efl_exact", _PRODUCTS),
         floats=function("efl_floats", _PRODUCTS),
         expand=function("efl_expand", [c_void_p, c_int64, c_int64, c_void_p, c_int]),
@@ -94,13 +98,27 @@ def load_library(path: Path) -> Library:
 
 @cache
 def library() -> Library | None:
-    """The library of this installation, or None, which one line of the log explains."""
+    """The library of this installation, or None, which one line of the log explains.
+
+    Raises ConfigError "bad-option" when EFEDLLM_NATIVE names a variant that this machine does not run.
+    """
     log = structlog.get_logger("efedllm.kernels")
-    if os.environ.get(SWITCH) == "0":
+    wanted = os.environ.get(SWITCH, "1")
+    if wanted == "0":
         log.info("native kernels switched off: computing with torch", by=f"{SWITCH}=0")
         return None
     try:
-        return load_library(LIBRARY)
+        found = load_library(LIBRARY)
     except OSError as error:
         log.info("no native kernels: computing with torch, slower", reason=str(error).splitlines()[0])
         return None
+    if wanted == "1":
+        return found
+    chosen = tuple(v for v in found.variants if v.name.lower() == wanted.lower())
+    if not chosen:
+        raise ConfigError(
+            "bad-option",
+            f"{SWITCH}={wanted} is no instruction set of this machine.",
+            f"Use 0, 1 or one of: {', '.join(v.name.lower() for v in found.variants)}.",
+        )
+    return replace(found, variants=chosen)

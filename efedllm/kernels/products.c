@@ -88,28 +88,7 @@ static int64_t segments_of(const layout *l) {
 
 static int64_t panel_bytes(const matrix *m) { return ROWS * layout_of(m).cols * m->bits / 8; }
 
-/* Scalar access to one value of a panel; column in padded coordinates. Used to fill panels and to read single rows. */
-static void put(uint8_t *panel, int64_t bits, int row, int64_t column, int value) {
-    int64_t tile = column / 4, byte = row * 4 + column % 4;
-    if (bits == 8) {
-        panel[tile * TILE + byte] = (uint8_t)value;
-        return;
-    }
-    uint8_t *unit = panel + tile / 8 * (8 * bits) * 8 + byte;
-    unsigned v = (unsigned)(value + (1 << (bits - 1))), t = tile % 8;
-    if (bits >= 4) {
-        unit[t % 4 * TILE] |= (uint8_t)((v & 15) << (t / 4 * 4));
-        unit += 4 * TILE;
-        v >>= 4;
-    }
-    if (bits == 2 || bits == 3 || bits == 6) {
-        unit[t % 2 * TILE] |= (uint8_t)((v & 3) << (t / 2 * 2));
-        unit += 2 * TILE;
-        v >>= 2;
-    }
-    if (bits == 3 || bits == 5) unit[0] |= (uint8_t)((v & 1) << t);
-}
-
+/* One value of a panel; column in padded coordinates. */
 static int get(const uint8_t *panel, int64_t bits, int row, int64_t column) {
     int64_t tile = column / 4, byte = row * 4 + column % 4;
     if (bits == 8) return (int8_t)panel[tile * TILE + byte];
@@ -131,27 +110,58 @@ static int get(const uint8_t *panel, int64_t bits, int row, int64_t column) {
 
 int64_t efl_tile_bytes(const matrix *m) { return up(m->rows, ROWS) / ROWS * panel_bytes(m); }
 
-/* Published rows (int8, or packed from the least significant bit on) of `stride` bytes -> tiles. */
+/* 8 tiles of bytes v + 2^(bits-1) -> the bit planes of one unit: the inverse of `unpack`. */
+static void pack_unit(const words *t, int64_t bits, words *to) {
+    int at = 0;
+    if (bits >= 4) {
+        for (int j = 0; j < 4; j++) *to++ = (t[j] & 0x0f0f0f0fu) | (t[j + 4] & 0x0f0f0f0fu) << 4;
+        at = 4;
+    }
+    if (bits == 2 || bits == 3 || bits == 6) {
+        for (int j = 0; j < 2; j++, to++) {
+            *to = t[j] >> at & 0x03030303u;
+            for (int k = 1; k < 4; k++) *to |= (t[j + 2 * k] >> at & 0x03030303u) << 2 * k;
+        }
+        at += 2;
+    }
+    if (bits == 3 || bits == 5) {
+        *to = t[0] >> at & 0x01010101u;
+        for (int k = 1; k < 8; k++) *to |= (t[k] >> at & 0x01010101u) << k;
+    }
+}
+
+/* Integer number `index` of a row packed from the least significant bit on, as stored: v + 2^(bits-1). */
+static uint8_t stored(const uint8_t *row, int64_t bits, int64_t index) {
+    const int64_t bit = index * bits;
+    unsigned word = row[bit / 8];
+    if (bit % 8 + bits > 8) word |= (unsigned)row[bit / 8 + 1] << 8;
+    return (uint8_t)(word >> bit % 8 & ((1u << bits) - 1));
+}
+
+/* Published rows (int8, or packed as models/packing.py says) of `stride` bytes -> tiles. */
 void efl_tile(const matrix *m, const uint8_t *rows, int64_t stride, uint8_t *tiles) {
-    layout l = layout_of(m);
-    int64_t bytes = panel_bytes(m);
-    memset(tiles, 0, (size_t)efl_tile_bytes(m));
-    for (int64_t r = 0; r < m->rows; r++) {
-        const uint8_t *row = rows + r * stride;
-        uint8_t *panel = tiles + r / ROWS * bytes;
+    const layout l = layout_of(m);
+    const int64_t size = panel_bytes(m);
+    uint8_t unit[8 * TILE] __attribute__((aligned(64)));
+    for (int64_t start = 0; start < m->rows; start += ROWS, tiles += size) {
+        const int64_t count = m->rows - start < ROWS ? m->rows - start : ROWS;
         if (m->bits == 8) {
-            for (int64_t c = 0; c < m->cols; c++)
-                panel[c / 4 * TILE + r % ROWS * 4 + c % 4] = row[c];
+            memset(tiles, 0, (size_t)size);
+            for (int64_t r = 0; r < count; r++)
+                for (int64_t c = 0; c < m->cols; c += 4)
+                    memcpy(tiles + c * ROWS + r * 4, rows + (start + r) * stride + c, (size_t)(m->cols - c < 4 ? m->cols - c : 4));
             continue;
         }
-        for (int64_t g = 0; g < l.groups; g++)
-            for (int64_t k = 0; k < m->group && g * m->group + k < m->cols; k++) {
-                int64_t bit = (g * m->group + k) * m->bits;
-                unsigned word = row[bit / 8];
-                if (bit % 8 + m->bits > 8) word |= (unsigned)row[bit / 8 + 1] << 8;
-                int value = (int)(word >> bit % 8 & ((1u << m->bits) - 1)) - (1 << (m->bits - 1));
-                put(panel, m->bits, (int)(r % ROWS), g * l.padded + k, value);
-            }
+        for (int64_t at = 0; at < l.cols; at += 32) {
+            const int64_t g = at / l.padded, column = g * l.group + at % l.padded;
+            const int64_t end = (g + 1) * l.group < m->cols ? (g + 1) * l.group : m->cols;
+            const int64_t real = end - column < 32 ? end - column : 32;
+            memset(unit, 1 << (m->bits - 1), sizeof unit);
+            for (int64_t r = 0; r < count; r++)
+                for (int64_t k = 0; k < real; k++)
+                    unit[k / 4 * TILE + r * 4 + k % 4] = stored(rows + (start + r) * stride, m->bits, column + k);
+            pack_unit((const words *)unit, m->bits, (words *)(tiles + at * ROWS * m->bits / 8));
+        }
     }
 }
 
@@ -377,8 +387,11 @@ void efl_exact(const linear *maps, int64_t n, const double *x, int64_t cols, int
             a.source = NULL;
             if (m->base.rows) multiply(&c, &m->base, &a, q, scale, (target){out, NULL, stride, 0});
             if (rank) {
-                multiply(&c, &m->v, &a, q, scale, (target){h, NULL, rank, 0});
-                for (int64_t t = 0; t < count; t++) f.quantize(h + t * rank, rank, hq + t * rank, inner + t);
+                /* A v shared with the map before has left its result there. */
+                if (i == 0 || m->v.tiles != m[-1].v.tiles) {
+                    multiply(&c, &m->v, &a, q, scale, (target){h, NULL, rank, 0});
+                    for (int64_t t = 0; t < count; t++) f.quantize(h + t * rank, rank, hq + t * rank, inner + t);
+                }
                 multiply(&c, &m->u, &a, hq, inner, (target){out, NULL, stride, m->base.rows > 0});
             }
             if (m->bias)
@@ -386,6 +399,21 @@ void efl_exact(const linear *maps, int64_t n, const double *x, int64_t cols, int
                     for (int64_t r = 0; r < rows; r++) out[t * stride + r] += (double)m->bias[r];
             out += rows;
         }
+    }
+}
+
+/* The integers themselves: q int16 [tokens][cols], |q| <= Q_MAX -> exact sums, float64 [tokens][rows]. */
+void efl_times(const linear *map, const int16_t *q, int64_t tokens, double *y, char *work, int variant, int threads) {
+    const functions f = functions_of(variant);
+    const matrix *m = &map->base;
+    matrix bare = *m;
+    bare.scale = NULL;
+    double ones[TOKENS];
+    for (int t = 0; t < TOKENS; t++) ones[t] = 1;
+    const context c = {&f, threads, (char *)up((int64_t)work, 64)};
+    for (int64_t first = 0; first < tokens; first += TOKENS) {
+        activations a = {.tokens = tokens - first < TOKENS ? tokens - first : TOKENS};
+        multiply(&c, &bare, &a, q + first * m->cols, ones, (target){y + first * m->rows, NULL, m->rows, 0});
     }
 }
 
@@ -421,7 +449,8 @@ void efl_floats(const linear *maps, int64_t n, const float *x, int64_t cols, int
             const context c = {&f, threads, work + room(TOKENS * rank * 8)};
             if (m->base.rows) multiply_floats(&c, &m->base, x, count, (target){NULL, out, stride, 0});
             if (rank) {
-                multiply_floats(&c, &m->v, x, count, (target){NULL, h, rank, 0});
+                if (i == 0 || m->v.tiles != m[-1].v.tiles)
+                    multiply_floats(&c, &m->v, x, count, (target){NULL, h, rank, 0});
                 multiply_floats(&c, &m->u, h, count, (target){NULL, out, stride, m->base.rows > 0});
             }
             if (m->bias)

@@ -12,44 +12,12 @@ import torch
 from torch import Tensor
 
 from efedllm.engine.exact.arithmetic import quantize
+from efedllm.engine.exact.native import held, native_linears
 from efedllm.engine.exact.packed import PackedIntMatrix, PackedRows
 from efedllm.engine.exact.products import IntMatrix, Kernel
+from efedllm.engine.exact.published import Factors, Int8Rows, Published
 
-
-@dataclass(frozen=True, eq=False)
-class Int8Rows:
-    """`values` int8 [rows, columns], `scales` float32 [rows]."""
-
-    values: Tensor
-    scales: Tensor
-
-    @property
-    def rows(self) -> int:
-        return self.values.shape[0]
-
-
-@dataclass(frozen=True, eq=False)
-class Factors:
-    """u v: v is applied first, its result rounded to int16 per token."""
-
-    u: Int8Rows
-    v: Int8Rows
-
-
-@dataclass(frozen=True, eq=False)
-class Published:
-    """A published linear: a matrix, factors, or the sum of both; and a bias float32 [out] or None."""
-
-    base: Int8Rows | PackedRows | None
-    factors: Factors | None
-    bias: Tensor | None
-
-    @property
-    def rows(self) -> int:
-        if self.base is not None:
-            return self.base.rows
-        assert self.factors is not None
-        return self.factors.u.rows
+__all__ = ["Factors", "Int8Rows", "Linears", "Published"]
 
 
 class _Rows:
@@ -92,6 +60,27 @@ class Linears:
     """Linear maps of one input; their outputs lie side by side."""
 
     def __init__(self, published: Sequence[Published], kernel: Kernel) -> None:
+        self._native = native_linears(published) if kernel is Kernel.NATIVE else None
+        self._torch = _TorchLinears(published, kernel) if self._native is None else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x float64 [n, in] -> float64 [n, sum of outs]. x is rounded to int16 once, per token."""
+        if self._native is not None:
+            return self._native.exact(x)
+        assert self._torch is not None
+        return self._torch(x)
+
+    @property
+    def held(self) -> list[Tensor]:
+        """Every tensor kept in memory."""
+        if self._native is not None:
+            return held(self._native)
+        assert self._torch is not None
+        return self._torch.held
+
+
+class _TorchLinears:
+    def __init__(self, published: Sequence[Published], kernel: Kernel) -> None:
         int8: list[Int8Rows] = []
         packed: list[PackedRows] = []
         places: dict[int, slice] = {}
@@ -125,7 +114,6 @@ class Linears:
         self._bias = _side_by_side(published)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x float64 [n, in] -> float64 [n, sum of outs]. x is rounded to int16 once, per token."""
         q, scale = quantize(x)
         int8 = None if self._int8 is None else self._int8(q, scale)
         packed = None if self._packed is None else self._packed(q, scale)
@@ -153,7 +141,6 @@ class Linears:
 
     @property
     def held(self) -> list[Tensor]:
-        """Every tensor kept in memory."""
         rows = [self._int8, self._packed, *(m.u for m in self._maps)]
         held = [t for r in rows if r is not None for t in r.held]
         return held if self._bias is None else [*held, self._bias]

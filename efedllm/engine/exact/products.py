@@ -1,4 +1,4 @@
-"""Exact integer products of int16 activations and int8 weights, by three ways that give the same integers.
+"""Exact integer products of int16 activations and int8 weights, by four ways that give the same integers.
 
 Every way computes sum_k q[t, k] * w[r, k] without any rounding, so the order of the additions, the instruction set and
 the shape of the batch cannot change a bit. Which way is used is a question of speed only.
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from efedllm.errors import ModelError
+from efedllm.kernels.matrix import TiledLinear, TiledLinears, TiledMatrix
+from efedllm.kernels.native import Library, library
 
 Q_MAX = 32639
 """Largest activation: 127 * 256 + 127, so that q = 256 * hi + lo with hi in -127..127 and lo in -128..127."""
@@ -28,8 +30,10 @@ _FEWEST_INT8_COLUMNS = 8
 
 
 class Kernel(StrEnum):
-    """INT8: int8 instructions with int32 sums. FLOAT32, FLOAT64: BLAS on integers small enough to be exact."""
+    """NATIVE: our own C. INT8: torch's int8 product. FLOAT32, FLOAT64: BLAS on integers small enough to
+    be exact."""
 
+    NATIVE = "native"
     INT8 = "int8"
     FLOAT32 = "float32"
     FLOAT64 = "float64"
@@ -50,13 +54,20 @@ class IntMatrix:
 
     def __init__(self, weight: Tensor, kernel: Kernel) -> None:
         check_columns(weight.shape[1])
-        if weight.shape[1] < _FEWEST_INT8_COLUMNS:
+        if kernel is Kernel.INT8 and weight.shape[1] < _FEWEST_INT8_COLUMNS:
             kernel = Kernel.FLOAT64
         self._kernel = kernel
+        if kernel is Kernel.NATIVE:
+            matrix = TiledMatrix(native_library(), weight, weight.shape[1])
+            self._native = TiledLinears(native_library(), [TiledLinear(matrix, None, None)])
+            self.held = matrix.tiles
+            return
         self.held = {Kernel.INT8: weight, Kernel.FLOAT32: weight.float(), Kernel.FLOAT64: weight.double()}[kernel]
 
     def times(self, q: Tensor) -> Tensor:
         """q float64 [n, columns], integers of at most Q_MAX -> the exact integers q W^T, float64 [n, rows]."""
+        if self._kernel is Kernel.NATIVE:
+            return self._native.times(q.to(torch.int16))
         if self._kernel is Kernel.FLOAT64:
             # Every partial sum is an integer below 2^15 * 2^7 * 2^16 = 2^38.
             return q @ self.held.t()
@@ -82,14 +93,32 @@ def _split(q: Tensor) -> Tensor:
     return torch.cat([high, short - (high << 8)]).to(torch.int8)
 
 
-@cache
+def native_library() -> Library:
+    """Raises ModelError "no-native-kernels" when there is none."""
+    found = library()
+    if found is None:
+        raise ModelError(
+            "no-native-kernels",
+            "This installation has no native kernels, or EFEDLLM_NATIVE=0 switches them off.",
+            "Install again with a C compiler on the PATH, or choose another kernel.",
+        )
+    return found
+
+
 def fastest_kernel() -> Kernel:
-    """The first of INT8, FLOAT32, FLOAT64 that is exact on this machine.
+    """The first kernel that is exact on this machine."""
+    return exact_kernels()[0]
+
+
+@cache
+def exact_kernels() -> tuple[Kernel, ...]:
+    """The kernels that are exact on this machine, fastest first; FLOAT64 always is.
 
     oneDNN's int8 product is not exact everywhere: without VNNI instructions it adds pairs of products in saturating
     int16. Reduced-precision settings break float32 products. Both show at the extremes tried here.
     """
-    return next(kernel for kernel in Kernel if kernel is Kernel.FLOAT64 or _is_exact(kernel))
+    present = [kernel for kernel in Kernel if kernel is not Kernel.NATIVE or library() is not None]
+    return tuple(kernel for kernel in present if kernel is Kernel.FLOAT64 or _is_exact(kernel))
 
 
 def _is_exact(kernel: Kernel) -> bool:
