@@ -24,7 +24,7 @@ from verifier.linkage import Party, check_inputs, check_outputs
 from verifier.observe import call_at, endpoints
 from verifier.rerun import HopResult, rerun
 from verifier.sampling import FEE_REF_TOKENS, is_sampled, leaf_units, pack_verdict, tally, withheld_units
-from verifier.statistic import BackendError, Outcome
+from verifier.statistic import BackendError, Limits, Outcome
 from verifier.weights import EngineHouse
 
 # Leaves in work at once: fetching overlaps with computing, memory stays bounded.
@@ -87,6 +87,7 @@ class _Scope:
     batch: BatchInfo
     registration: Registration
     executor: Executor
+    limits: Limits
     endpoints: Mapping[str, str]
     parties: dict[str, Party]
     paid: dict[bytes, bool]
@@ -187,7 +188,7 @@ class Auditor:
             return []
         registration, model = await self._registration(batch)
         executor = await self._executor(model, registration.lo, registration.hi, known)
-        scope = _Scope(batch, registration, executor, known, {}, {})
+        scope = _Scope(batch, registration, executor, self._house.limits(model), known, {}, {})
         gate = asyncio.Semaphore(_IN_WORK)
         withheld = 0
 
@@ -295,7 +296,7 @@ class Auditor:
         except UnavailableError as error:
             return HopResult(None, Fault("withheld", str(error))), 0
         try:
-            result = await self._house.run(partial(rerun, scope.executor, leaf, spec, inputs, outputs))
+            result = await self._house.run(partial(rerun, scope.executor, leaf, spec, inputs, outputs, scope.limits))
         except BackendError as error:
             raise AbstainError(str(error)) from error
         fault = result.fault

@@ -18,8 +18,10 @@ from efedllm.sampling import SamplingSpec, is_consistent
 from verifier.leaf import Fault, Leaf
 from verifier.statistic import (
     SEVERE_AT,
+    UNCALIBRATED,
     BackendError,
     HopStatistic,
+    Limits,
     Outcome,
     compare,
     compare_exact,
@@ -44,11 +46,13 @@ class HopResult:
         return Outcome.PASS if self.fault is None else self.fault.outcome
 
 
-def rerun(executor: Executor, leaf: Leaf, spec: JobSpec, inputs: bytes, outputs: bytes) -> HopResult:
+def rerun(
+    executor: Executor, leaf: Leaf, spec: JobSpec, inputs: bytes, outputs: bytes, limits: Limits = UNCALIBRATED
+) -> HopResult:
     """Check one hop against the published weights in `executor` (of exactly the hop's layer range).
 
     inputs, outputs: canonical bytes under the committed roots. A hop of an exact model (the commit's profile, which
-    must be the registered one) is compared bit for bit, any other within the tolerance of `statistic`. Raises
+    must be the registered one) is compared bit for bit, any other within `limits`. Raises
     BackendError when our own side fails.
     """
     commit = leaf.commit
@@ -80,7 +84,7 @@ def rerun(executor: Executor, leaf: Leaf, spec: JobSpec, inputs: bytes, outputs:
         raise BackendError(str(error)) from error
     if not np.isfinite(ours).all():
         return HopResult(None, _not_finite(executor, "the hop's output"))
-    statistic = compare_exact(outputs, ours) if exact else compare(committed, ours, residual, dtype)
+    statistic = compare_exact(outputs, ours) if exact else compare(committed, ours, residual, dtype, limits)
     if statistic.outcome is not Outcome.PASS:
         how = f"{statistic.worst:.0f} values differ, first" if exact else f"statistic {statistic.worst:.3g}"
         detail = f"{how} at position {statistic.position}, mismatch {statistic.mismatch:.2%}"

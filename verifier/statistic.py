@@ -10,8 +10,9 @@ x the committed input of one position (for the first hop the embedding of its to
 
 The first term scales with what the hop adds to the residual stream, so that skipped work is not hidden behind a large
 residual; the second is what float32 rounding of a large residual alone may cost. A hop fails when the maximum over its
-positions exceeds FAIL_AT, and is slashable above SEVERE_AT. TAU is our calibration on float32 compute: about 9 times
-the largest honest spread seen, 3 times below the weakest attack.
+positions exceeds FAIL_AT, and is slashable above SEVERE_AT. A model's manifest may bring its own measured limits
+(`efedllm model calibrate`); else TAU is our calibration on float32 compute: about 9 times the largest honest spread
+seen, 3 times below the weakest attack.
 
 On a bf16 wire both sides round once more. The numerator is then the smallest change of y' that would round to the
 committed bits (zero inside the rounding interval), and in addition the share of elements whose bits differ from the
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 
 from efedllm.commitments.canonical import WireDtype, decode, encode
 from efedllm.errors import ProtocolError
+from efedllm.models.tolerance import Tolerance
 
 TAU = 3e-5
 ROUNDING = 8 * 2.0**-24
@@ -55,6 +57,29 @@ class Outcome(IntEnum):
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What the statistic is measured by; see the module. Without `slashable` nothing is worse than FAIL."""
+
+    tau: float = TAU
+    rounding: float = ROUNDING
+    slashable: bool = True
+
+    @classmethod
+    def of(cls, tolerance: Tolerance | None) -> Limits:
+        """A model's own limits, or the ones for models that were not calibrated."""
+        if tolerance is None:
+            return cls()
+        return cls(tolerance.tau, tolerance.rounding, tolerance.slashable)
+
+    def capped(self, outcome: Outcome) -> Outcome:
+        """`outcome`, as far as these limits carry it."""
+        return outcome if self.slashable else min(outcome, Outcome.FAIL)
+
+
+UNCALIBRATED = Limits()
+
+
+@dataclass(frozen=True)
 class HopStatistic:
     """`worst` = maximum of the statistic, at `position`; `mismatch` = worst share of differing bits (0 on float32).
 
@@ -70,7 +95,7 @@ class BackendError(Exception):
     """Our own recomputation is unusable (shape or non-finite): the auditor must abstain, the node is not to blame."""
 
 
-def compare(y: Array, y_ref: Array, x: Array, dtype: WireDtype) -> HopStatistic:
+def compare(y: Array, y_ref: Array, x: Array, dtype: WireDtype, limits: Limits = UNCALIBRATED) -> HopStatistic:
     """Compare a committed hop output with our recomputation.
 
     y, y_ref, x: [n, hidden]; y decoded from the wire, y_ref float32 before any rounding, x the hop's input in hidden
@@ -82,11 +107,11 @@ def compare(y: Array, y_ref: Array, x: Array, dtype: WireDtype) -> HopStatistic:
         raise BackendError("recomputation is not finite")
     if not np.isfinite(y).all():
         return HopStatistic(float("inf"), int(np.argmin(np.isfinite(y).all(axis=1))), 1.0, Outcome.SEVERE)
-    stats = per_position(y, y_ref, x, dtype)
+    stats = per_position(y, y_ref, x, dtype, limits)
     position = int(np.argmax(stats))
     worst = float(stats[position])
     mismatch, mismatch_outcome = chunk_mismatch(y, y_ref) if dtype is WireDtype.BF16 else (0.0, Outcome.PASS)
-    return HopStatistic(worst, position, mismatch, max(grade(worst), mismatch_outcome))
+    return HopStatistic(worst, position, mismatch, limits.capped(max(grade(worst), mismatch_outcome)))
 
 
 def compare_exact(committed: bytes, ours: Array) -> HopStatistic:
@@ -108,7 +133,9 @@ def compare_exact(committed: bytes, ours: Array) -> HopStatistic:
     return HopStatistic(float(differs.sum()), position, float(differs.mean()), Outcome.SEVERE)
 
 
-def per_position(y: Array, y_ref: Array, x: Array, dtype: WireDtype) -> NDArray[np.float64]:
+def per_position(
+    y: Array, y_ref: Array, x: Array, dtype: WireDtype, limits: Limits = UNCALIBRATED
+) -> NDArray[np.float64]:
     """The statistic of every position, float64 [n]. 0/0 counts as 0, otherwise a zero denominator as infinity."""
     ours = y_ref.astype(np.float64)
     committed = y.astype(np.float64)
@@ -117,7 +144,7 @@ def per_position(y: Array, y_ref: Array, x: Array, dtype: WireDtype) -> NDArray[
         difference = np.maximum(difference - bf16_half_step(committed), 0.0)
     numerator = np.linalg.norm(difference, axis=1)
     update = np.linalg.norm(ours - x.astype(np.float64), axis=1)
-    denominator = TAU * update + ROUNDING * np.linalg.norm(ours, axis=1)
+    denominator = limits.tau * update + limits.rounding * np.linalg.norm(ours, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = numerator / denominator
     return np.where(numerator == 0.0, 0.0, ratio)

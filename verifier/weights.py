@@ -18,8 +18,9 @@ from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.hashing import keccak
 from efedllm.engine.protocol import Executor, StepItem, constants_of
 from efedllm.errors import ModelError
+from efedllm.models.manifest import Manifest
 from efedllm.models.source import fetch_published, open_published
-from verifier.statistic import BackendError, compare
+from verifier.statistic import UNCALIBRATED, BackendError, Limits, compare
 
 T = TypeVar("T")
 Loader = Callable[[Path, int, int], Executor]
@@ -54,6 +55,7 @@ class EngineHouse:
         self._max_bytes = max_bytes
         self._loader = loader
         self._engines: OrderedDict[tuple[bytes, int, int], Executor] = OrderedDict()
+        self._limits: dict[bytes, Limits] = {}
         self._locks: dict[tuple[bytes, int, int], asyncio.Lock] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
 
@@ -84,6 +86,8 @@ class EngineHouse:
             engine = self._engines.get(key)
             if engine is None:
                 directory = await self._published(model, lo, hi, mirrors)
+                manifest = await asyncio.to_thread(Manifest.load, directory)
+                self._limits[model.manifest_hash] = Limits.of(manifest.tolerance)
                 engine = await self.run(self._loader, directory, lo, hi)
                 self._engines[key] = engine
                 self._evict(key)
@@ -92,6 +96,10 @@ class EngineHouse:
         golden = self._home / "golden" / f"{model.manifest_hash.hex()}-{lo}-{hi}.npy"
         await self.run(self_test, engine, golden)
         return engine
+
+    def limits(self, model: ModelInfo) -> Limits:
+        """What a model's hops are measured by, from its registered manifest; known once an executor of it was had."""
+        return self._limits.get(model.manifest_hash, UNCALIBRATED)
 
     def _evict(self, keep: tuple[bytes, int, int]) -> None:
         while sum(engine.weight_bytes for engine in self._engines.values()) > self._max_bytes:

@@ -29,6 +29,7 @@ from verifier.statistic import (
     MISMATCH_FLOOR,
     BackendError,
     HopStatistic,
+    Limits,
     Outcome,
     bf16_half_step,
     chunk_mismatch,
@@ -296,3 +297,18 @@ def test_every_position_is_in_one_chunk(n: int) -> None:
 def test_two_torch_threads_really_run(published: Path) -> None:
     load(published, *RANGES[1], threads=2)
     assert torch.get_num_threads() == 2
+
+
+def test_a_models_own_limits_count_and_an_unslashable_one_never_slashes() -> None:
+    x, y = np.zeros((2, 4), np.float32), np.ones((2, 4), np.float32)
+    off = y * np.float32(1 + 1e-3)
+    assert compare(off, y, x, F32).outcome is Outcome.SEVERE
+    wide = Limits(tau=2e-3, rounding=0.0)
+    assert compare(off, y, x, F32, wide).outcome is Outcome.PASS
+    assert compare(off, y, x, F32, wide).worst == pytest.approx(0.5, rel=1e-3)
+    narrow = Limits(tau=1e-5, rounding=0.0, slashable=False)
+    assert compare(off, y, x, F32, narrow).outcome is Outcome.FAIL
+    poisoned = off.copy()
+    poisoned[0, 0] = np.inf
+    # No rounding explains it.
+    assert compare(poisoned, y, x, F32, narrow).outcome is Outcome.SEVERE
