@@ -40,19 +40,23 @@ def compress(
         float | None, typer.Option(help="Fraction of each matrix's parameters to keep; 1 keeps all.")
     ] = None,
     quant: Annotated[
-        str, typer.Option(help="int8 or none: token embeddings, and the matrices of truncate and whiten.")
+        str, typer.Option(help="int8 or none: token embeddings, and the matrices of truncate, whiten and kfac.")
     ] = "int8",
     method: Annotated[
         str | None,
-        typer.Option(help="truncate, whiten, int8, lowrank+int4 or auto. With --keep truncate, else auto."),
+        typer.Option(help="truncate, whiten, kfac, int8, lowrank+int4 or auto. With --keep truncate, else auto."),
     ] = None,
     budget: Annotated[
         float | None, typer.Option(help="Bytes of the layers' matrices, as a fraction of 16-bit ones, e.g. 0.3.")
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="Text file for whiten, lowrank+int4 and auto; else the model's own.")
+        Path | None, typer.Option(help="Text file for all but truncate and int8; else the model's own.")
     ] = None,
     calibration_tokens: Annotated[int, typer.Option(help="Tokens of it to use.")] = 32_768,
+    stack: Annotated[bool, typer.Option("--stack", help="whiten: one v for q, k, v and for gate, up.")] = False,
+    all_factored: Annotated[bool, typer.Option("--all-factored", help="kfac: no matrix stays dense.")] = False,
+    heal: Annotated[int, typer.Option(min=0, help="Steps of distilling the factors against the original.")] = 0,
+    engine: Annotated[str, typer.Option(help="process, or ray: layers as tasks of a Ray cluster.")] = "process",
     profile: Annotated[
         str,
         typer.Option(help="exact (the same bits on every machine), float, or auto: exact where the model allows it."),
@@ -75,6 +79,10 @@ def compress(
         budget=budget,
         calibration=calibration,
         calibration_tokens=calibration_tokens,
+        stack=stack,
+        all_factored=all_factored,
+        heal=heal,
+        engine=cast(Literal["process", "ray"], engine),
         integers=quant == "int8" and wants_integers(model, choice),
     )
     with Progress(*_COLUMNS, console=console, disable=as_json) as progress:
@@ -97,7 +105,10 @@ def compress(
 def evaluate(
     model: Annotated[Path, typer.Option(help="Folder of a published model.")],
     original: Annotated[str, typer.Option(help="Folder or hub id of the checkpoint it was made from.")],
-    text: Annotated[list[Path], typer.Option(help="Held-out text file; repeat it for several.")],
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="Held-out text file; repeat it for several. Else those beside the original."),
+    ] = None,
     window: Annotated[int, typer.Option(help="Tokens the models see at a time.")] = 512,
     tokens: Annotated[int | None, typer.Option(help="Use at most this many tokens of each text.")] = None,
     as_json: Json = False,
@@ -109,7 +120,7 @@ def evaluate(
     from efedllm.compression import evaluate as run_evaluate
 
     disable_progress_bar()
-    options = EvaluateOptions(model, original, tuple(text), window, tokens)
+    options = EvaluateOptions(model, original, tuple(text or ()), window, tokens)
     with Progress(*_COLUMNS, console=console, disable=as_json) as progress:
         task = progress.add_task("evaluating", total=None)
         manifest = run_evaluate(options, lambda done, total: progress.update(task, completed=done, total=total))
@@ -185,12 +196,28 @@ def _show_inspection(directory: Path) -> None:
         shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
         if name == "certificate":
             shown = _certificate_line(value)
+        elif name == "compression":
+            shown = _compression_line(value)
+        elif name == "ranks":
+            shown = "\n".join(f"{kind}: {' '.join(map(str, ranks))}" for kind, ranks in value.items())
         elif isinstance(value, dict):
             shown = ", ".join(f"{key} {size:,}" for key, size in value.items())
         elif isinstance(value, float):
             shown = f"{value:.3f}"
         table.add_row(name, str(shown))
     console.print(table)
+
+
+def _compression_line(report: dict[str, Any] | None) -> str:
+    if report is None:
+        return "not noted"
+    line = f"{report['seconds']:.1f} s, at most {report['peak_memory'] / 1e6:,.0f} MB, {report['threads']} threads"
+    if report["heal"] is None:
+        return line
+    from efedllm.compression.heal import sparkline
+
+    heal = report["heal"]
+    return f"{line}\nhealing {sparkline(heal['losses'])} on text kept apart {heal['before']:.4f} -> {heal['after']:.4f}"
 
 
 def _certificate_line(certificate: dict[str, Any] | None) -> str:

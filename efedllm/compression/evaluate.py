@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from efedllm.compression.report import load_report
 from efedllm.engine.protocol import StepItem
 from efedllm.engine.shard import ShardEngine
 from efedllm.errors import ConfigError, ModelError
@@ -24,6 +25,7 @@ from efedllm.models.families import FAMILIES, read_config
 from efedllm.models.manifest import Manifest
 
 WINDOW = 512
+HELD_OUT = ("held-out.txt", "held-out-2.txt")
 _DIGITS = 9
 
 EvaluateProgress = Callable[[int, int], None]
@@ -32,12 +34,13 @@ EvaluateProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """model: published folder, its manifest is rewritten; original: folder or hub id; texts: held-out text files;
-    window: tokens that the models see at a time; tokens: at most this many of each text."""
+    """model: published folder, its manifest is rewritten; original: folder or hub id; texts: held-out text files,
+    without any those named held-out.txt and held-out-2.txt beside the original; window: tokens that the models see at a
+    time; tokens: at most this many of each text."""
 
     model: Path
     original: str
-    texts: Sequence[Path]
+    texts: Sequence[Path] = ()
     window: int = WINDOW
     tokens: int | None = None
 
@@ -49,9 +52,9 @@ def evaluate(options: EvaluateOptions, progress: EvaluateProgress | None = None)
     Both models are in memory in float32. Raises ConfigError "bad-options" or "no-text", ModelError "not-published",
     "other-model" or "corrupt-weights".
     """
-    if options.window < 2 or (options.tokens is not None and options.tokens < 2) or not options.texts:
+    if options.window < 2 or (options.tokens is not None and options.tokens < 2):
         raise ConfigError(
-            "bad-options", "Evaluation needs a text, and windows of at least 2 tokens.", "Give --text FILE."
+            "bad-options", "Evaluation needs windows of at least 2 tokens.", "Leave --window and --tokens out."
         )
     manifest = Manifest.load(options.model)
     source = resolve(options.original)
@@ -64,7 +67,10 @@ def evaluate(options: EvaluateOptions, progress: EvaluateProgress | None = None)
             "Give the checkpoint it was compressed from.",
         )
     window = min(options.window, int(config.max_position_embeddings))
-    texts = [_read(path, source, window, options.tokens, manifest.vocab) for path in options.texts]
+    paths = options.texts or [source / name for name in HELD_OUT if (source / name).is_file()]
+    if not paths:
+        raise ConfigError("no-text", f"{source.name} has no {HELD_OUT[0]} beside it.", "Give --text FILE.")
+    texts = [_read(path, source, window, options.tokens, manifest.vocab) for path in paths]
     engine = ShardEngine.load(options.model, 0, manifest.layers, verify_root=manifest.root)
     original = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, local_files_only=True).eval()
     total = sum(len(text.windows) for text in texts)
@@ -151,12 +157,20 @@ def _certify(directory: Path, manifest: Manifest, source: Path, window: int, mea
         with (source / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     stored, dense = manifest.matrix_bytes()
+    report = load_report(directory, manifest.weights_root)
     certificate = Certificate(
         original=digest.hexdigest(),
         window=window,
         bytes=stored,
         bytes_saved=round(1 - stored / dense, _DIGITS),
         texts=tuple(measured),
+        method=manifest.method,
+        budget=manifest.budget,
+        heal=manifest.heal,
+        calibration=manifest.calibration,
+        ranks={t.name: t.rank for t in manifest.tensors if t.rank},
+        seconds=None if report is None else report.seconds,
+        peak_memory=None if report is None else report.peak_memory,
     )
     certified = manifest.model_copy(update={"certificate": certificate})
     certified.save(directory)

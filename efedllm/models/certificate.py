@@ -15,6 +15,10 @@ _Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -42,13 +46,25 @@ class TextQuality(_Strict):
 
 class Certificate(_Strict):
     """`original`: sha256 over the sha256 of the original's weight files, by name. `bytes` are those of the layers'
-    matrices as published, `bytes_saved` the fraction of their 16-bit size that is gone."""
+    matrices as published, `bytes_saved` the fraction of their 16-bit size that is gone.
+
+    How it was made: `method`, `budget` asked for, `heal` steps, `calibration` sha256 of the text used; `ranks` of the
+    matrices that have factors; `seconds` of wall time and `peak_memory` (largest resident size, bytes) of compressing,
+    where that was noted. Fields that do not apply are left out.
+    """
 
     original: _Sha256
     window: Annotated[int, Field(ge=2)]
     bytes: Annotated[int, Field(gt=0)]
     bytes_saved: _Finite
     texts: Annotated[tuple[TextQuality, ...], Field(min_length=1)]
+    method: Annotated[str | None, Field(max_length=40, exclude_if=_is_none)] = None
+    budget: Annotated[float | None, Field(gt=0.0, le=1.0, exclude_if=_is_none)] = None
+    heal: Annotated[int, Field(ge=0, exclude_if=lambda steps: steps == 0)] = 0
+    calibration: Annotated[_Sha256 | None, Field(exclude_if=_is_none)] = None
+    ranks: Annotated[dict[str, Annotated[int, Field(gt=0)]], Field(exclude_if=lambda ranks: not ranks)] = {}
+    seconds: Annotated[float | None, Field(ge=0.0, allow_inf_nan=False, exclude_if=_is_none)] = None
+    peak_memory: Annotated[int | None, Field(gt=0, exclude_if=_is_none)] = None
 
     def hash(self) -> _Bytes:
         """sha256 of the canonical JSON (sorted keys, no spaces, ASCII), registered with the model on chain."""

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 
 from efedllm.compression import CompressOptions, compress, inspect
+from efedllm.compression.report import REPORT_NAME
 from efedllm.engine.protocol import StepItem
 from efedllm.engine.shard import ShardEngine
 from efedllm.errors import ConfigError, EfedError, ModelError
@@ -27,7 +28,8 @@ class StoppedError(Exception):
 
 
 def files(directory: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in directory.iterdir()}
+    """All but the note of the time it took."""
+    return {p.name: p.read_bytes() for p in directory.iterdir() if p.name != REPORT_NAME}
 
 
 @pytest.fixture(scope="module")
