@@ -26,9 +26,10 @@ from deploy.network import LocalNetwork, Member
 from efedllm.chain.amounts import WEI, cost_of_tokens
 from efedllm.commitments.links import check_route_commits
 from efedllm.commitments.messages import JobSpec, RouteHop, SignedCommit
-from efedllm.engine.protocol import StepItem
-from efedllm.engine.shard import ShardEngine
+from efedllm.engine.protocol import Executor, StepItem, constants_of
+from efedllm.engine.select import load_executor
 from efedllm.errors import ConfigError
+from efedllm.exact_sampling import sample_exact
 from efedllm.sampling import SamplingSpec, sample
 
 pytestmark = [pytest.mark.network, pytest.mark.asyncio(loop_scope="module")]
@@ -54,8 +55,8 @@ async def client(network: LocalNetwork) -> AsyncIterator[Client]:
 
 
 @cache
-def whole_engine(directory: Path) -> ShardEngine:
-    return ShardEngine.load(directory, 0, 8)
+def whole_engine(directory: Path) -> Executor:
+    return load_executor(directory, 0, 8)
 
 
 def expected(network: LocalNetwork, prompt: list[int], options: GenerateOptions) -> list[int]:
@@ -63,11 +64,12 @@ def expected(network: LocalNetwork, prompt: list[int], options: GenerateOptions)
     engine = whole_engine(network.model_dir)
     sampling = sampling_of(options, None)
     spec = SamplingSpec(sampling.temperature_milli, sampling.top_k, sampling.top_p_ppm, sampling.seed)
+    choose = sample if constants_of(engine) is None else sample_exact
     sequence, ids = engine.new_sequence(), list(prompt)
     feed = ids
     for _ in range(options.max_tokens):
         hidden = engine.step([StepItem(sequence, np.array(feed, dtype=np.int32))])[0]
-        ids.append(sample(engine.logits(hidden[-1:])[0], spec, len(ids)))
+        ids.append(choose(engine.logits(hidden[-1:])[0], spec, len(ids)))
         feed = ids[-1:]
     return ids[len(prompt) :]
 
@@ -155,15 +157,12 @@ async def test_sampling_is_fixed_by_the_seed(network: LocalNetwork, client: Clie
     assert client.report.token_ids == expected(network, await prompt_ids(client), SAMPLED)
 
 
-async def test_bf16_between_the_nodes(client: Client) -> None:
-    f32 = await text_of(client, GREEDY)
-    assert client.report is not None
-    exact = client.report.bytes_in
-    assert len(await text_of(client, GenerateOptions(max_tokens=24, wire="bf16"))) > 0
-    assert client.report is not None
-    assert client.report.receipts_ok
-    assert f32
-    assert exact > 0
+async def test_the_bundled_model_is_exact_and_not_rounded_between_the_nodes(client: Client) -> None:
+    model = await client.model()
+    assert (model.profile, any(model.constants_hash)) == (1, True)
+    with pytest.raises(ConfigError) as caught:
+        await text_of(client, GenerateOptions(max_tokens=2, wire="bf16"))
+    assert caught.value.code == "bad-option"
 
 
 async def test_jobs_share_a_session(network: LocalNetwork, client: Client) -> None:
