@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor
 
 from efedllm.commitments.canonical import WireDtype, decode, encode
-from efedllm.compression.encode import Encoded, encode_dense, encode_factors
+from efedllm.compression.encode import Encoded, encode_dense, encode_factors, encode_packed
+from efedllm.compression.lowbit import Factors, LowBit
 from efedllm.engine.exact.products import Kernel
 from efedllm.engine.exact.shard import ExactShardEngine
+from efedllm.engine.load import TensorReader
 from efedllm.engine.protocol import Float32, Int32, StepItem
 from efedllm.engine.protocol import Sequence as TokenSequence
-from efedllm.models.families import build_skeleton
+from efedllm.models.families import build_skeleton, is_matrix, linear_shape
 from efedllm.models.manifest import (
     EMBED_FILE,
     HEAD_FILE,
@@ -26,14 +29,24 @@ from efedllm.models.manifest import (
     LAYER_HEAD,
     FileInfo,
     Manifest,
+    TensorInfo,
     layer_file,
+    part_names,
     weights_root,
 )
-from efedllm.models.tensorfile import Part, write_tensor_file
+from efedllm.models.packing import group_count
+from efedllm.models.tensorfile import Part, TensorFile, write_tensor_file
 from tests.model_fixtures import family_config
 
-MODELS = (("llama", None), ("llama-tied", 12), ("mistral", 12), ("qwen2", None), ("qwen2", 12), ("qwen3", None))
-"""Families, each with the rank of its factors or None for dense matrices."""
+Form = int | str | None
+"""How the matrices of the layers are published: int8 factors of a rank; None: int8; "packed": all widths, with and
+without factors; "mixed": all of these beside each other, and factors that share a v."""
+
+MODELS: tuple[tuple[str, Form], ...] = (
+    *(("llama", None), ("llama-tied", 12), ("mistral", 12), ("qwen2", None), ("qwen2", 12), ("qwen3", None)),
+    *(("llama", "packed"), ("qwen2", "packed"), ("qwen3", "mixed"), ("llama-tied", "mixed")),
+    *(("gpt2", None), ("gpt2", 12), ("gpt2", "packed"), ("gpt2", "mixed")),
+)
 
 PARTS = (1, 2, 4, 8)
 
@@ -54,13 +67,13 @@ def _tensor(name: str, shape: Sequence[int], center: float = 0.0, width: float =
     return (values * (width / 32768) + center).view(*shape)
 
 
-def publish_counters(directory: Path, family: str, rank: int | None) -> Manifest:
-    """Write the tiny int8 model of `family`; `rank` factors every matrix of the layers. No LAPACK, no torch.randn."""
+def publish_counters(directory: Path, family: str, form: Form) -> Manifest:
+    """Write the tiny model of `family`, every number of it from counters: no LAPACK, no torch.randn."""
     directory.mkdir(parents=True, exist_ok=True)
     config = family_config(family)
     skeleton = build_skeleton(config, "eager")
     config.save_pretrained(directory)
-    entries = list(_encoded(skeleton, rank))
+    entries = list(_encoded(skeleton, form))
     files: dict[str, dict[str, Part]] = {}
     for entry in entries:
         files.setdefault(entry.info.file, {}).update(entry.parts)
@@ -78,7 +91,7 @@ def publish_counters(directory: Path, family: str, rank: int | None) -> Manifest
         dtype="float32",
         method="truncate",
         keep=1.0,
-        quant="int8",
+        quant="packed" if isinstance(form, str) else "int8",
         tensors=tensors,
         files=infos,
         weights_root="0x" + weights_root(tensors, infos).hex(),
@@ -88,24 +101,124 @@ def publish_counters(directory: Path, family: str, rank: int | None) -> Manifest
     return manifest
 
 
-def _encoded(skeleton: Any, rank: int | None) -> Iterator[Encoded]:
+def _encoded(skeleton: Any, form: Form) -> Iterator[Encoded]:
     family = skeleton.family
+    matrices = 0
     for name, parameter in skeleton.model.named_parameters():
-        shape = tuple(parameter.shape)
         if name.startswith(family.layers + "."):
             layer = int(name[len(family.layers) + 1 :].split(".")[0])
             file = layer_file(layer)
         else:
-            layer, file = (LAYER_EMBED, EMBED_FILE) if name == f"{family.embed}.weight" else (LAYER_HEAD, HEAD_FILE)
+            embeds = name in (f"{family.embed}.weight", f"{family.positions}.weight")
+            layer, file = (LAYER_EMBED, EMBED_FILE) if embeds else (LAYER_HEAD, HEAD_FILE)
         if parameter.ndim == 1:
             center = 0.0 if name.endswith("bias") else 1.0
-            yield encode_dense(name, layer, file, _tensor(name, shape, center))
-        elif rank is not None and file.startswith("layer"):
-            u = _tensor(f"{name}.u", (shape[0], rank), width=0.5)
-            v = _tensor(f"{name}.v", (rank, shape[1]), width=0.5)
-            yield encode_factors(name, layer, file, u, v, torch.float32, int8=True)
+            yield encode_dense(name, layer, file, _tensor(name, tuple(parameter.shape), center))
+            continue
+        module = skeleton.model.get_submodule(name.rpartition(".")[0])
+        shape = linear_shape(module) if is_matrix(module) else (parameter.shape[0], parameter.shape[1])
+        if not file.startswith("layer") or form is None:
+            yield encode_dense(name, layer, file, _tensor(name, shape), int8=name != f"{family.positions}.weight")
         else:
-            yield encode_dense(name, layer, file, _tensor(name, shape), int8=True)
+            yield _matrix(name, layer, file, shape, form, matrices)
+            matrices += 1
+
+
+def _matrix(name: str, layer: int, file: str, shape: tuple[int, int], form: Form, index: int) -> Encoded:
+    if isinstance(form, int):
+        return _factors(name, layer, file, shape, form)
+    if form == "mixed":
+        stacked = (".q_proj.", ".k_proj.", ".v_proj.") if layer % 2 else (".gate_proj.", ".up_proj.")
+        if any(part in name for part in stacked):
+            return _stacked(name, name.replace(next(p for p in stacked if p in name), stacked[0]), layer, file, shape)
+        if index % 4 < 2:
+            rank = index % 4 * 7
+            return (
+                _factors(name, layer, file, shape, rank)
+                if rank
+                else encode_dense(name, layer, file, _tensor(name, shape), int8=True)
+            )
+    return encode_packed(name, layer, file, _low_bit(name, shape, 2 + index % 5, (7, 8, 16, 64)[index % 4], index % 3))
+
+
+def _factors(name: str, layer: int, file: str, shape: tuple[int, int], rank: int, v: str = "") -> Encoded:
+    u = _tensor(f"{name}.u", (shape[0], rank), width=0.5)
+    return encode_factors(
+        name, layer, file, u, _tensor(f"{v or name}.v", (rank, shape[1]), width=0.5), torch.float32, int8=True
+    )
+
+
+def _stacked(name: str, owner: str, layer: int, file: str, shape: tuple[int, int]) -> Encoded:
+    """Factors whose v is that of `owner`."""
+    alone = _factors(name, layer, file, shape, 10, owner)
+    parts = part_names(name, "lowrank", "int8", 10, owner)
+    info = TensorInfo(**alone.info.model_dump() | {"stack": owner, "parts": parts})
+    return Encoded(info, {new: alone.parts[old] for new, old in zip(parts, alone.info.parts, strict=True)})
+
+
+def _low_bit(name: str, shape: tuple[int, int], bits: int, group: int, factors: int) -> LowBit:
+    rows, cols = shape
+    half = 1 << (bits - 1)
+    q = torch.from_numpy(stream(f"{name}.q", rows * cols) % (2 * half) - half).to(torch.int8).view(shape)
+    groups = group_count(cols, group)
+    size = stream(f"{name}.mult", rows * groups).astype(np.int32) % 127 + 1
+    mult = torch.from_numpy(size * np.where(stream(f"{name}.sign", rows * groups) < 0, -1, 1)).to(torch.int8)
+    scale = _tensor(f"{name}.scale", (rows,), 0.5) * (0.5 / (half * 128))
+    pair = None
+    if factors:
+        rank = 6 * factors
+        u, v = (
+            torch.from_numpy(stream(f"{name}.{part}", count)).to(torch.int8)
+            for part, count in (("u", rows * rank), ("v", rank * cols))
+        )
+        pair = Factors(u.view(rows, rank), v.view(rank, cols), _tensor(f"{name}.s", (rank,), 0.5) * 2.0**-17)
+    return LowBit(q, mult.view(rows, groups), scale, bits, group, pair)
+
+
+def publish_repacked(source: Path, directory: Path) -> Manifest:
+    """The int8 model in `source`, its layers rounded to 4 bits in groups of 32 by element-wise steps alone: real
+    weights whose bytes are the same everywhere."""
+    manifest = Manifest.load(source)
+    shutil.copytree(source, directory)
+    entries: list[Encoded] = []
+    for tensor in manifest.tensors:
+        if not tensor.file.startswith("layer"):
+            continue
+        with TensorFile(source / tensor.file) as file:
+            reader = TensorReader([tensor])
+            parts = reader.parts(file, tensor)
+            if tensor.cols == 1:
+                entries.append(encode_dense(tensor.name, tensor.layer, tensor.file, parts[0].clone()))
+            else:
+                low = _rounded(parts[0].double() * parts[1].double().unsqueeze(1))
+                entries.append(encode_packed(tensor.name, tensor.layer, tensor.file, low))
+    files: dict[str, dict[str, Part]] = {}
+    for entry in entries:
+        files.setdefault(entry.info.file, {}).update(entry.parts)
+    for name, parts_of_file in files.items():
+        write_tensor_file(directory / name, parts_of_file)
+    new = {entry.info.name: entry.info for entry in entries}
+    tensors = tuple(new.get(t.name, t) for t in manifest.tensors)
+    infos = tuple(_info(directory / f.name) for f in manifest.files)
+    changes = {
+        "quant": "packed",
+        "tensors": tensors,
+        "files": infos,
+        "weights_root": "0x" + weights_root(tensors, infos).hex(),
+    }
+    repacked = Manifest(**dict(manifest) | changes)
+    repacked.save(directory)
+    return repacked
+
+
+def _rounded(w: Tensor, group: int = 32) -> LowBit:
+    rows, cols = w.shape
+    sizes = w.abs().view(rows, cols // group, group).amax(dim=2)
+    scale = (sizes.amax(dim=1) / (127 * 7.5)).float()
+    mult = (sizes / (scale.double().unsqueeze(1) * 7.5)).round().clamp(1, 127)
+    steps = (mult * scale.double().unsqueeze(1)).repeat_interleave(group, dim=1)
+    q = (w / steps).round().clamp(-8, 7).to(torch.int8)
+    return LowBit(q, mult.to(torch.int8), scale, 4, group)
 
 
 def _info(path: Path) -> FileInfo:

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import torch
 
-from efedllm.engine.exact.products import Kernel, fastest_kernel
+from efedllm.engine.exact.products import exact_kernels
 from efedllm.models.manifest import Manifest
 from tests.engine.exact_helpers import ExactPipeline, digest, load_parts, stream_ids
 
 
 def main(threads: int, directories: list[Path]) -> dict[str, object]:
-    chosen = fastest_kernel()
-    kernels = [kernel for kernel in Kernel if kernel is chosen or kernel is not Kernel.INT8]
+    kernels = exact_kernels()
     hashes: dict[str, dict[str, str]] = {}
     for directory in directories:
         tokens = stream_ids("prompt", 40, min(Manifest.load(directory).vocab, 4096))
@@ -26,7 +25,7 @@ def main(threads: int, directories: list[Path]) -> dict[str, object]:
             kernel: digest(ExactPipeline(load_parts(directory, 1, kernel, threads)).alone(tokens, (30, 31)))
             for kernel in kernels
         }
-    return {"chosen": chosen, "capability": torch.backends.cpu.get_cpu_capability(), "hashes": hashes}
+    return {"kernels": kernels, "capability": torch.backends.cpu.get_cpu_capability(), "hashes": hashes}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal, localcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,18 +16,24 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from efedllm.engine.exact.arithmetic import (
     EXP2_COEFFICIENTS,
+    GELU_CUBE,
+    GELU_SLOPE,
     LOG2_E,
     canonical,
     exp2,
+    gelu_tanh,
+    layer_norm,
     quantize,
     rms_norm,
     silu,
 )
-from efedllm.engine.exact.products import Q_MAX, IntMatrix, Kernel, fastest_kernel
+from efedllm.engine.exact.packed import PackedIntMatrix, PackedRows
+from efedllm.engine.exact.products import Q_MAX, IntMatrix, exact_kernels
 from efedllm.engine.exact.rope import Rotation, frequencies, make_tables, rotate
 from efedllm.errors import ModelError
+from efedllm.models.packing import group_count, pack, row_bytes
 
-KERNELS = [k for k in Kernel if k is not Kernel.INT8 or fastest_kernel() is Kernel.INT8]
+KERNELS = exact_kernels()
 
 
 @given(
@@ -51,10 +58,51 @@ def test_every_kernel_gives_the_sums_of_int64(tokens: int, rows: int, columns: i
         assert torch.equal(matrix.times(torch.from_numpy(q).double()), want), kernel
 
 
+@given(
+    tokens=st.integers(1, 40),
+    shapes=st.lists(
+        st.tuples(st.integers(1, 20), st.integers(2, 6), st.sampled_from([1, 3, 8, 64, 5000])), min_size=1, max_size=3
+    ),
+    columns=st.sampled_from([1, 2, 7, 8, 9, 64, 1025, 3000]),
+    seed=st.integers(0, 1 << 30),
+    extreme=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_every_kernel_gives_the_sums_of_packed_rows(
+    tokens: int, shapes: list[tuple[int, int, int]], columns: int, seed: int, extreme: bool
+) -> None:
+    """Matrices of several widths and groups below each other."""
+    rng = np.random.default_rng(seed)
+    q = (
+        rng.choice([-Q_MAX, Q_MAX], (tokens, columns))
+        if extreme
+        else rng.integers(-Q_MAX, Q_MAX + 1, (tokens, columns))
+    )
+    matrices: list[PackedRows] = []
+    want: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+    for rows, bits, group in shapes:
+        half, groups = 1 << (bits - 1), group_count(columns, group)
+        w = rng.choice([-half, half - 1], (rows, columns)) if extreme else rng.integers(-half, half, (rows, columns))
+        m = rng.choice([-128, 127], (rows, groups)) if extreme else rng.integers(-128, 128, (rows, groups))
+        data, mult = torch.from_numpy(pack(w.astype(np.int8), bits)), torch.from_numpy(m.astype(np.int8))
+        matrices.append(PackedRows(data, mult, torch.ones(rows), columns, bits, group))
+        want.append(q @ (w * m[:, np.arange(columns) // group]).T)
+    for kernel in KERNELS:
+        got = PackedIntMatrix(matrices, kernel).times(torch.from_numpy(q).double())
+        assert torch.equal(got, torch.from_numpy(np.concatenate(want, axis=1)).double()), kernel
+
+
 def test_a_row_too_long_for_its_sums_is_refused() -> None:
-    with pytest.raises(ModelError) as caught:
-        IntMatrix(torch.zeros(1, (1 << 16) + 1, dtype=torch.int8), Kernel.INT8)
-    assert caught.value.code == "unsupported-model"
+    long = (1 << 16) + 1
+    data = torch.zeros(1, row_bytes(long, 2), dtype=torch.uint8)
+    packed = PackedRows(data, torch.ones(1, 1, dtype=torch.int8), torch.ones(1), long, 2, long)
+    for kernel in KERNELS:
+        with pytest.raises(ModelError) as caught:
+            IntMatrix(torch.zeros(1, long, dtype=torch.int8), kernel)
+        assert caught.value.code == "unsupported-model"
+        with pytest.raises(ModelError) as caught:
+            PackedIntMatrix([packed], kernel)
+        assert caught.value.code == "unsupported-model"
 
 
 def test_the_constants_are_the_nearest_to_their_definitions() -> None:
@@ -73,6 +121,16 @@ def test_powers_of_two_are_close_and_exact_at_whole_numbers() -> None:
     whole = torch.arange(-120, 1, dtype=torch.float32)
     assert torch.equal(exp2(whole.clone()).double(), torch.exp2(whole.double()))
     assert exp2(torch.tensor([-torch.inf, -1e30])).tolist() == [2.0**-120] * 2
+
+
+def test_gelu_is_close() -> None:
+    x = torch.linspace(-30, 30, 50_001, dtype=torch.float64)
+    assert float((gelu_tanh(x) - torch.nn.functional.gelu(x, approximate="tanh")).abs().max()) < 3e-6
+    assert gelu_tanh(torch.tensor([0.0, 1e150, -1e10], dtype=torch.float64)).tolist() == [0.0, 1e150, -1e10 * 2.0**-120]
+    with localcontext() as context:
+        context.prec = 50
+        pi = Decimal("3.14159265358979323846264338327950288419716939937510582")
+        assert (float(Decimal("0.044715")), float(2 * (2 / pi).sqrt())) == (GELU_CUBE, GELU_SLOPE)
 
 
 def test_silu_is_close() -> None:
@@ -107,6 +165,20 @@ def test_the_norm_is_close_for_any_scale_with_an_outlier(dim: int, scale: float)
     eps = 1e-6 * scale * scale
     want = x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * weight
     torch.testing.assert_close(rms_norm(x, weight, eps), want, rtol=2e-4 if dim > 4096 else 1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 32, 768, 65535])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e36])
+def test_the_norm_with_a_mean_is_close(dim: int, scale: float) -> None:
+    """Also where the mean is far larger than the spread."""
+    x = (
+        torch.from_numpy(np.random.default_rng(dim).normal(size=(3, dim))) + torch.tensor([[0.0], [100.0], [-3.0]])
+    ) * scale
+    x = x.float().double()
+    weight, bias = torch.linspace(0.5, 2, dim, dtype=torch.float64), torch.linspace(-1, 1, dim, dtype=torch.float64)
+    eps = 1e-6 * scale * scale
+    want = torch.nn.functional.layer_norm(x / scale, (dim,), weight, bias, 1e-6)
+    torch.testing.assert_close(layer_norm(x, weight, bias, eps), want, rtol=0, atol=1e-3 if dim > 4096 else 2e-5)
 
 
 def test_canonical_numbers_have_one_zero_and_keep_nan() -> None:

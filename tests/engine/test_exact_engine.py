@@ -18,12 +18,14 @@ from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 
 from efedllm.commitments.canonical import WireDtype, encode
-from efedllm.engine.exact.products import Kernel, fastest_kernel
+from efedllm.engine.exact.products import Kernel, exact_kernels
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.protocol import Executor, StepItem
 from efedllm.engine.shard import ShardEngine
 from efedllm.errors import ModelError
-from efedllm.models.manifest import Manifest
+from efedllm.models.exact import exact_allows, exact_obstacle
+from efedllm.models.families import read_config
+from efedllm.models.manifest import DTYPE_CODES, LAYER_EMBED, Manifest
 from efedllm.models.tensorfile import TensorFile
 from tests.engine.exact_helpers import (
     MODELS,
@@ -32,10 +34,11 @@ from tests.engine.exact_helpers import (
     digest,
     load_parts,
     publish_counters,
+    publish_repacked,
     split_rows,
     stream_ids,
 )
-from tests.engine.exact_reference import Reference
+from tests.engine.exact_reference import reference
 from tests.model_fixtures import ROOT
 
 # sha256 over 40 positions of canonical states and logits. The weights of the tiny models come from sha256 too. A change
@@ -47,9 +50,19 @@ GOLDEN = {
     "qwen2-None": "62736d0ad5eb5e97a5aec1e7f7022c429a1d19d061054bcfe282b056a2ad4be6",
     "qwen2-12": "eb292f57140408d736a93dcbb252dd3bef3f7e6bb5562ce605249a0030be6d5e",
     "qwen3-None": "195d692346326da180f21a4b27a755975701f8e7b46f37c51824729916014ff9",
+    "llama-packed": "d49341e59bdf1987cc41f7c49b98f69c6a54b8e4e19f80ac50933d4e23018f56",
+    "qwen2-packed": "14e2a06e71c1ce8286fddb0fa5a2d6f0ccebb54152b8275e2c679171a672264e",
+    "qwen3-mixed": "6fd22150d515c94d17df09bb958485cdd393c59e5acead1437184ba3d6c4216c",
+    "llama-tied-mixed": "ac490881d695041d310ed7f68d11c8e89eafae242bf0d8cdd510ddd97b4ed25b",
+    "gpt2-None": "aa43bfa9a768907ee230d1482a02fa0d0336140fbd9186b07096be5fed00642b",
+    "gpt2-12": "d3779ded68607aae421334a41ecb2ceb1a8ed1c469fa29f832114889af6d9d10",
+    "gpt2-packed": "dc1baf31cc07c06fc8e765c23b3af9033787ac924a021e6095d54d5086845efb",
+    "gpt2-mixed": "02a886527e79ccb7a9fa1aae6d4360b10465679eb022d17dff145cd3ba12d9cc",
+    "bundled-packed": "0f9f2b6de022c0d93cb517a45ee7f415da4d2c5877c97f1a682f507b31efe514",
     "bundled": "565c1e759d6da1e68f12fbaf5a7ca0cd87731a2b27f5995a216f7c8e66447618",
 }
 BUNDLED_CONSTANTS = "0690f88615224aaf887ae26f8e95a664c8f52fbed3789f303b2e7fbe54dfb645"
+GPT2_CONSTANTS = "a7c5e0e1966b71d356a53d3b6f3256cef7d850fc3b021642e480b504e203895c"
 NAMES = [f"{family}-{rank}" for family, rank in MODELS]
 PROMPT = stream_ids("prompt", 40)
 
@@ -69,6 +82,13 @@ def bundled(published: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
     return out
 
 
+@pytest.fixture(scope="module")
+def repacked(bundled: Path) -> Path:
+    directory = bundled.parent / "bundled-packed"
+    publish_repacked(bundled, directory)
+    return directory
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_pass_has_the_committed_hash(name: str, models: dict[str, Path]) -> None:
     assert digest(ExactPipeline(load_parts(models[name], 1)).alone(PROMPT)) == GOLDEN[name]
@@ -77,7 +97,7 @@ def test_one_pass_has_the_committed_hash(name: str, models: dict[str, Path]) -> 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_second_implementation_of_the_specification_gives_the_same_bytes(name: str, models: dict[str, Path]) -> None:
     tokens = PROMPT[:10]
-    states, logits = Reference(models[name]).run([int(t) for t in tokens])
+    states, logits = reference(models[name]).run([int(t) for t in tokens])
     want = [h.tobytes() + y.tobytes() for h, y in zip(states, logits, strict=True)]
     assert ExactPipeline(load_parts(models[name], 1)).alone(tokens) == want
 
@@ -113,10 +133,10 @@ def test_a_mixed_batch_gives_each_sequence_the_bytes_it_gets_alone(name: str, mo
 @pytest.mark.parametrize("kernel", list(Kernel))
 @pytest.mark.parametrize("threads", [1, 2])
 def test_every_kernel_gives_the_same_bytes(kernel: Kernel, threads: int, models: dict[str, Path]) -> None:
-    if kernel is Kernel.INT8 and fastest_kernel() is not Kernel.INT8:
-        pytest.skip("this machine has no exact int8 product")
+    if kernel not in exact_kernels():
+        pytest.skip(f"this machine has no exact {kernel} product")
     try:
-        for name in ("llama-None", "qwen2-12"):
+        for name in ("llama-None", "qwen2-12", "llama-packed", "qwen3-mixed", "gpt2-mixed"):
             assert digest(ExactPipeline(load_parts(models[name], 1, kernel, threads)).alone(PROMPT)) == GOLDEN[name]
     finally:
         torch.set_num_threads(1)
@@ -138,18 +158,19 @@ def test_going_back_and_replaying_give_the_same_bytes(models: dict[str, Path]) -
     ("settings", "threads"),
     [
         ({"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}, 1),
+        ({"ATEN_CPU_CAPABILITY": "default", "EFEDLLM_NATIVE": "plain"}, 1),
         ({"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}, 1),
         ({"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}, 1),
         ({"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OMP_WAIT_POLICY": "PASSIVE"}, 2),
     ],
 )
 def test_every_instruction_set_gives_the_committed_hashes(
-    settings: dict[str, str], threads: int, models: dict[str, Path], bundled: Path
+    settings: dict[str, str], threads: int, models: dict[str, Path], bundled: Path, repacked: Path
 ) -> None:
-    said = in_process(settings, threads, [*models.values(), bundled])
+    said = in_process(settings, threads, [*models.values(), bundled, repacked])
     if settings.get("ONEDNN_MAX_CPU_ISA") in ("SSE41", "AVX2"):
         # oneDNN saturates there: the engine has to notice.
-        assert said["chosen"] != Kernel.INT8
+        assert Kernel.INT8 not in said["kernels"]
     for name, by_kernel in said["hashes"].items():
         assert len(by_kernel) >= 2
         assert set(by_kernel.values()) == {GOLDEN[name]}, name
@@ -163,8 +184,9 @@ def in_process(settings: dict[str, str], threads: int, directories: list[Path]) 
     return json.loads(done.stdout)
 
 
-def test_the_constants_of_the_bundled_model_have_the_committed_hash(bundled: Path) -> None:
+def test_the_constants_have_the_committed_hash(bundled: Path, models: dict[str, Path]) -> None:
     assert ExactShardEngine.load(bundled, 0, 1).constants_hash.hex() == BUNDLED_CONSTANTS
+    assert ExactShardEngine.load(models["gpt2-None"], 0, 1).constants_hash.hex() == GPT2_CONSTANTS
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -177,11 +199,13 @@ def test_it_is_the_model_of_the_float_profile(name: str, models: dict[str, Path]
     np.testing.assert_array_equal(exact.embed(PROMPT), plain.embed(PROMPT))
 
 
-def test_its_cross_entropy_is_that_of_the_float_profile(bundled: Path) -> None:
+@pytest.mark.parametrize("form", ["bundled", "repacked"])
+def test_its_cross_entropy_is_that_of_the_float_profile(form: str, request: pytest.FixtureRequest) -> None:
+    directory: Path = request.getfixturevalue(form)
     text = (ROOT / "models" / "pylib-7m" / "held-out.txt").read_text("utf-8")
-    ids = np.array(Tokenizer.from_file(str(bundled / "tokenizer.json")).encode(text).ids[:512], dtype=np.int32)
+    ids = np.array(Tokenizer.from_file(str(directory / "tokenizer.json")).encode(text).ids[:512], dtype=np.int32)
     losses = []
-    for engine in (ShardEngine.load(bundled, 0, 8), ExactShardEngine.load(bundled, 0, 8)):
+    for engine in (ShardEngine.load(directory, 0, 8), ExactShardEngine.load(directory, 0, 8)):
         logits = torch.from_numpy(engine.logits(engine.step([StepItem(engine.new_sequence(), ids)])[0]))
         losses.append(float(cross_entropy(logits[:-1].double(), torch.from_numpy(ids[1:].astype(np.int64)))))
     assert losses[0] < 3.0
@@ -194,6 +218,9 @@ def test_an_exact_engine_is_an_executor_with_small_weights_and_cache(models: dic
     assert (executor.lo, executor.hi, executor.layers, executor.hidden, executor.vocab) == (0, 8, 8, 32, 96)
     plain = ShardEngine.load(models["llama-None"], 0, 8)
     assert executor.weight_bytes < plain.weight_bytes / 2
+    # Two int8 rows each, whatever their width, and the factors.
+    packed = ExactShardEngine.load(models["llama-packed"], 0, 8, kernel=Kernel.INT8)
+    assert packed.weight_bytes < ShardEngine.load(models["llama-packed"], 0, 8).weight_bytes
     sequence, other = engine.new_sequence(), plain.new_sequence()
     engine.step([StepItem(sequence, PROMPT)])
     plain.step([StepItem(other, PROMPT)])
@@ -201,6 +228,22 @@ def test_an_exact_engine_is_an_executor_with_small_weights_and_cache(models: dic
     with pytest.raises(ModelError) as caught:
         sequence.truncate(41)
     assert caught.value.code == "bad-position"
+
+
+def test_what_may_be_published_in_an_exact_model(models: dict[str, Path]) -> None:
+    allowed = {
+        (form, dtype) for form in ("dense", "lowrank", "packed") for dtype in DTYPE_CODES if exact_allows(form, dtype)
+    }
+    assert allowed == {("dense", "int8"), ("lowrank", "int8")} | {("packed", f"int{bits}") for bits in range(2, 7)}
+    for name in NAMES:
+        assert exact_obstacle(read_config(models[name]), Manifest.load(models[name]).tensors) is None
+
+
+def test_a_factored_embedding_is_refused(models: dict[str, Path]) -> None:
+    """It is a table of rows, and the head of a tied model."""
+    tensors = [t.model_copy(update={"form": "lowrank"}) for t in Manifest.load(models["llama-None"]).tensors]
+    tensors = [t for t in tensors if t.layer == LAYER_EMBED]
+    assert "embed_tokens" in str(exact_obstacle(read_config(models["llama-None"]), tensors))
 
 
 def test_minus_zero_and_subnormal_inputs_are_zero(models: dict[str, Path]) -> None:
@@ -247,17 +290,22 @@ def test_numbers_that_leave_float32_are_found_and_change_nothing(models: dict[st
 
 
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("name", "change", "word"),
     [
-        ({"hidden_act": "gelu"}, "gelu"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "yarn"),
-        ({"max_position_embeddings": (1 << 18) + 1}, "positions"),
+        ("llama-None", {"hidden_act": "gelu"}, "gelu"),
+        ("llama-None", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "yarn"),
+        ("llama-None", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
+        ("llama-None", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial"),
+        ("llama-None", {"rms_norm_eps": 0.0}, "epsilon"),
+        ("llama-None", {"max_position_embeddings": (1 << 18) + 1}, "positions"),
+        ("gpt2-None", {"activation_function": "relu"}, "relu"),
+        ("gpt2-None", {"layer_norm_epsilon": 0.0}, "epsilon"),
     ],
 )
 def test_what_the_arithmetic_lacks_is_refused(
-    change: dict[str, Any], word: str, models: dict[str, Path], tmp_path: Path
+    name: str, change: dict[str, Any], word: str, models: dict[str, Path], tmp_path: Path
 ) -> None:
-    directory = shutil.copytree(models["llama-None"], tmp_path / "model")
+    directory = shutil.copytree(models[name], tmp_path / "model")
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ModelError, match=word) as caught:
@@ -265,7 +313,7 @@ def test_what_the_arithmetic_lacks_is_refused(
     assert caught.value.code == "unsupported-model"
 
 
-@pytest.mark.parametrize(("family", "quant", "word"), [("llama", "none", "none weights"), ("gpt2", "int8", "gpt2")])
+@pytest.mark.parametrize(("family", "quant", "word"), [("llama", "none", "dense float32"), ("bert", "int8", "bert")])
 def test_models_of_other_forms_are_refused(family: str, quant: str, word: str, published: Callable[..., Path]) -> None:
     with pytest.raises(ModelError, match=word) as caught:
         ExactShardEngine.load(published(family, 1.0, quant), 0, 8)
