@@ -1,0 +1,135 @@
+"""Properties of the trust rule, of committees and of slashes."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.trust import committee as com
+from bench.trust import rule as r
+from deploy.profile import Profile
+from verifier.sampling import Verdict
+
+RULE = r.Rule.of(Profile.load("production"))
+
+verdicts = st.builds(
+    lambda passed, failed, severe: Verdict(passed, failed, severe and failed > 0),
+    st.integers(0, 255),
+    st.integers(0, 127),
+    st.booleans(),
+)
+histories = st.lists(st.tuples(st.integers(1, 90), verdicts), min_size=1, max_size=12)
+
+
+def one(verdict: Verdict) -> r.Verdicts:
+    return r.Verdicts(
+        np.array([verdict.passed]), np.array([verdict.failed]), np.array([verdict.severe]), np.array([True])
+    )
+
+
+def played(history: list[tuple[int, Verdict]]) -> tuple[r.TrustState, int]:
+    state, epoch = r.fresh(1), 0
+    for gap, verdict in history:
+        epoch += gap
+        state = r.apply(state, RULE, epoch, one(verdict)).state
+    return state, epoch
+
+
+@given(history=histories, more=st.integers(1, 255))
+def test_a_pass_never_lowers_trust_and_a_failure_never_raises_it(history: list[tuple[int, Verdict]], more: int) -> None:
+    state, epoch = played(history)
+    passed = r.apply(state, RULE, epoch + 1, one(Verdict(more, 0, False)))
+    failed = r.apply(state, RULE, epoch + 1, one(Verdict(more, 1, False)))
+    assert passed.after[0] >= passed.before[0]
+    assert failed.after[0] <= failed.before[0]
+    assert passed.slash_bps[0] == failed.slash_bps[0] == 0
+
+
+@given(history=histories)
+def test_scores_rates_and_masses_stay_in_their_bounds(history: list[tuple[int, Verdict]]) -> None:
+    state, epoch = played(history)
+    score = r.trust(state, RULE, epoch + 1)
+    assert 0 <= score[0] < r.PPM
+    assert RULE.p_min <= r.audit_rate(score, RULE)[0] <= RULE.p_max
+    # 64 epochs of full verdicts at most, so a uint64 and an int64 hold the same.
+    assert 0 <= state.alpha[0] <= 64 * 255 * r.UNIT + 255 * r.UNIT
+    assert 0 <= state.beta[0] <= 64 * 127 * r.FAIL_FACTOR * r.UNIT + 127 * r.FAIL_FACTOR * r.UNIT
+
+
+@given(history=histories, gap=st.integers(0, 200))
+def test_decay_in_two_steps_equals_decay_in_one_within_the_cap(history: list[tuple[int, Verdict]], gap: int) -> None:
+    state, epoch = played(history)
+    alpha, beta = int(state.alpha[0]), int(state.beta[0])
+    for _ in range(min(gap, r.MAX_DECAY_STEPS)):
+        alpha -= alpha >> 6
+        beta -= beta >> 6
+    at = r.decayed(state, epoch + gap)
+    assert (int(at[0][0]), int(at[1][0])) == (alpha, beta)
+
+
+@given(history=histories)
+def test_a_severe_failure_excludes_whatever_the_history(history: list[tuple[int, Verdict]]) -> None:
+    state, epoch = played(history)
+    applied = r.apply(state, RULE, epoch + 1, one(Verdict(0, 1, True)))
+    assert r.standing(applied.state, RULE, epoch + 2)[0] == r.EXCLUDED
+    until = epoch + 1 + RULE.exclusion_epochs
+    assert applied.state.jailed_until[0] >= until
+    expected = RULE.slash_first_bps if state.offences[0] == 0 else RULE.slash_repeat_bps
+    assert applied.slash_bps[0] == expected
+
+
+@given(history=histories)
+def test_without_a_quorum_nothing_happens(history: list[tuple[int, Verdict]]) -> None:
+    state, epoch = played(history)
+    none = r.Verdicts(np.array([255]), np.array([127]), np.array([True]), np.array([False]))
+    applied = r.apply(state, RULE, epoch + 1, none)
+    for name in state.__dataclass_fields__:
+        assert (getattr(applied.state, name) == getattr(state, name)).all()
+    assert applied.slash_bps[0] == 0
+
+
+def test_many_nodes_at_once_are_the_same_as_each_alone() -> None:
+    rng = np.random.default_rng(3)
+    state = r.fresh(50)
+    alone = [r.fresh(1) for _ in range(50)]
+    for epoch in range(1, 40):
+        passed, failed = rng.integers(0, 256, 50), rng.integers(0, 128, 50) * (rng.random(50) < 0.1)
+        severe, judged = (failed > 0) & (rng.random(50) < 0.5), rng.random(50) < 0.7
+        state = r.apply(state, RULE, epoch, r.Verdicts(passed, failed, severe, judged)).state
+        for i in range(50):
+            part = r.Verdicts(passed[i : i + 1], failed[i : i + 1], severe[i : i + 1], judged[i : i + 1])
+            alone[i] = r.apply(alone[i], RULE, epoch, part).state
+    for name in state.__dataclass_fields__:
+        assert getattr(state, name).tolist() == [int(getattr(item, name)[0]) for item in alone]
+
+
+@given(said=st.lists(verdicts, min_size=1, max_size=15), drawn=st.integers(1, 15))
+def test_a_final_verdict_needs_two_thirds_and_severe_implies_failed(said: list[Verdict], drawn: int) -> None:
+    said = said[:drawn]
+    final = com.final(said, drawn)
+    assert (final is not None) == (3 * len(said) >= 2 * drawn)
+    if final is not None and final.severe:
+        assert final.failed > 0
+
+
+@given(active=st.integers(0, 2**96), unbonding=st.integers(0, 2**96), bps=st.integers(0, 10_000))
+def test_a_slash_rounds_against_the_offender_and_takes_no_more_than_there_is(
+    active: int, unbonding: int, bps: int
+) -> None:
+    before = com.Stake(active, unbonding)
+    after, burned = com.slash(before, bps)
+    assert before.total - after.total == burned
+    assert burned * 10_000 >= before.total * bps
+    assert burned <= before.total
+    # Leaving never pays: the unbonding part gives at least its share.
+    assert (unbonding - after.unbonding) * before.total >= burned * unbonding
+    assert min(after.active, after.unbonding) >= 0
+
+
+def test_one_opposite_verdict_costs_every_point_of_the_epoch() -> None:
+    finals = {"a": com.Final(30, 0, False), "b": com.Final(0, 10, True), "c": None}
+    honest = {"a": Verdict(40, 0, False), "b": Verdict(0, 20, True), "c": Verdict(9, 9, False)}
+    assert com.judge(honest, finals, 200) == com.Judgement(com.OK, 40, 0)
+    lazy = {name: Verdict(10, 0, False) for name in honest}
+    assert com.judge(lazy, finals, 200) == com.Judgement(com.DEVIATED, 0, 200)

@@ -1,0 +1,92 @@
+"""The attestation game and captured committees; what a run writes and shows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.trust import capture, games
+from bench.trust import dilemma as d
+from bench.trust.plots import draw_all
+from bench.trust.report import save, tables
+from bench.trust.simulate import Economy
+from deploy.profile import Profile
+
+ECONOMY = Economy()
+RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results" / "trust.json"
+
+
+def payoffs(name: str, **changes: object) -> dict[str, d.Payoff]:
+    game = games.game(Profile.load(name), ECONOMY, **changes)
+    deviants = d.STRATEGIES[1:]
+    return d.play(game, [d.HONEST] * (games.SEATS - len(deviants)) + list(deviants), 6)
+
+
+def test_without_failures_taps_or_canaries_the_lazy_earn_more_than_the_honest() -> None:
+    """The dilemma itself: a verdict alone cannot tell who computed."""
+    out = payoffs("local")
+    assert out[d.LAZY_PASS].per_audit > out[d.HONEST].per_audit
+    assert out[d.LAZY_PASS].slashed == 0
+
+
+@pytest.mark.parametrize("changes", [{"taps": True}, {"taps": True, "canary_share": 0.05}])
+@pytest.mark.parametrize("name", games.PROFILES)
+def test_with_taps_every_deviant_loses_more_than_the_honest(name: str, changes: dict[str, object]) -> None:
+    out = payoffs(name, **changes)
+    for strategy in d.STRATEGIES[1:]:
+        assert out[strategy].per_audit < 0, strategy
+        assert out[strategy].per_audit < out[d.HONEST].per_audit, strategy
+    assert out[d.HONEST].slashed == 0
+
+
+def test_canaries_alone_make_the_lazy_lose() -> None:
+    out = payoffs("production", canary_share=0.05)
+    assert out[d.LAZY_PASS].per_audit < 0
+    assert out[d.HONEST].jackpots > 0
+
+
+def test_nobody_is_punished_for_taps_without_a_quorum_of_one_digest() -> None:
+    game = games.game(Profile.load("production"), ECONOMY, taps=True)
+    out = d.play(game, [d.HONEST] * 8 + [d.LAZY_PASS] * 24, 4)
+    assert out[d.HONEST].slashed == 0
+
+
+def test_honest_verifiers_earn_what_the_reward_formula_says() -> None:
+    game = games.game(Profile.load("local"), ECONOMY)
+    out = d.play(game, [d.HONEST] * 10, 30)[d.HONEST]
+    assert out.reward == pytest.approx(game.reward, rel=0.05)
+    assert out.cost == pytest.approx(game.audit_cost)
+
+
+def test_the_needed_share_is_what_makes_honest_work_pay() -> None:
+    game = games.game(Profile.load("production"), ECONOMY)
+    share = d.needed_share(game, margin=1.0)
+    paid = replace(game, phi_bps=10_000, verifiers_bps=round(share * 10_000))
+    assert paid.reward == pytest.approx(game.audit_cost, rel=0.02)
+
+
+def test_capture_rates_follow_the_hypergeometric_formula() -> None:
+    rows = capture.measure(60, 1_500, (0.2, 0.33, 0.45), (5, 7))
+    assert all(row.worst_z < 4 for row in rows)
+    for row in rows:
+        assert row.two_thirds_formula < row.majority_formula < 1
+    by_share = [row.majority_formula for row in rows if row.size == 7]
+    assert by_share == sorted(by_share)
+
+
+def test_the_formula_at_its_ends() -> None:
+    assert capture.tail(60, 0, 7, 1) == 0
+    assert capture.tail(60, 60, 7, 7) == 1
+    assert capture.tail(60, 20, 7, 0) == pytest.approx(1)
+
+
+def test_committed_results_can_be_shown_and_drawn(tmp_path: Path) -> None:
+    result = json.loads(RESULTS.read_text())
+    assert json.loads(save(result, tmp_path).read_text()) == result
+    shown = tables(result)
+    assert all(table.row_count > 0 for table in shown)
+    for name in draw_all(result, tmp_path):
+        assert 1_000 < (tmp_path / name).stat().st_size < 80_000
