@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from functools import partial
@@ -19,12 +18,13 @@ from efedllm.engine.blocks import token_blocks
 from efedllm.engine.cache import KVCache
 from efedllm.engine.load import ShardFiles, ShardModules, held_by, load_modules
 from efedllm.engine.protocol import Float32, Int32, StepItem
-from efedllm.engine.tiers import TieredLayers, TierReport, check_device, open_tiers, slowdown
+from efedllm.engine.room import Room
+from efedllm.engine.tiers import TierReport, check_device, open_tiers, slowdown
 from efedllm.engine.working import Working, widest
 from efedllm.models.families import build_skeleton, read_config
 from efedllm.models.source import open_published
 
-BLOCK_TOKENS = 128
+BLOCK_TOKENS = 256
 """Tokens that a layer computes at once: `efedllm bench memory` measures why."""
 
 
@@ -40,18 +40,15 @@ class ShardEngine(RangeEngine):
         shape: EngineShape,
         modules: ShardModules,
         *,
-        tiers: TieredLayers[nn.Module] | None = None,
-        working: Working | None = None,
+        room: Room[nn.Module] | None = None,
         block: int = BLOCK_TOKENS,
         device: str = "cpu",
     ) -> None:
         super().__init__(shape)
         self._modules = modules
-        self._tiers = tiers
-        self._working = working
+        self._room = room
         self._block = block
         self._device = device
-        self._caches: weakref.WeakSet[KVCache] = weakref.WeakSet()
         self._report: TierReport | None = None
 
     @classmethod
@@ -103,7 +100,7 @@ class ShardEngine(RangeEngine):
                 temporary=6 * max(t.rows * t.cols for t in manifest.tensors_for(lo, hi)),
             )
             files.check_all_used()
-        engine = cls(shape, modules, tiers=tiers, working=working, block=block, device=device)
+        engine = cls(shape, modules, room=Room(tiers, working), block=block, device=device)
         engine._report = TierReport(ram, hi - lo, *slowdown(engine, tiers, seconds))
         return engine
 
@@ -114,12 +111,12 @@ class ShardEngine(RangeEngine):
 
     @property
     def weight_bytes(self) -> int:
-        return self._modules.nbytes if self._tiers is None else self._tiers.nbytes
+        return self._modules.nbytes if self._room is None else self._room.nbytes
 
     def new_sequence(self) -> KVCache:
         cache = KVCache(self.hi - self.lo, self._shape.kv_heads, self._shape.head_dim, self._device)
-        if self._tiers is not None:
-            self._caches.add(cache)
+        if self._room is not None:
+            self._room.track(cache)
         return cache
 
     def step(self, batch: SequenceOf[StepItem]) -> list[Float32]:
@@ -127,7 +124,8 @@ class ShardEngine(RangeEngine):
             return []
         caches = self._check(batch, KVCache)
         counts = tuple(len(item.inputs) for item in batch)
-        self._make_room(caches, counts)
+        if self._room is not None:
+            self._room.for_step(caches, counts)
         positions = packed_positions(caches, counts)
         packed = np.concatenate([item.inputs for item in batch])
         with torch.inference_mode():
@@ -162,30 +160,19 @@ class ShardEngine(RangeEngine):
         return states
 
     def _each_layer(self, use: Callable[[int, nn.Module], None]) -> None:
-        if self._tiers is not None:
-            self._tiers.run(use)
+        if self._room is not None:
+            self._room.each_layer(use)
             return
         for index, layer in enumerate(self._modules.layers):
             use(index, layer)
-
-    def _make_room(self, caches: SequenceOf[KVCache], counts: SequenceOf[int]) -> None:
-        """Raises ModelError "ram-exceeded" when a step cannot be made within the budget."""
-        if self._tiers is None or self._working is None:
-            return
-        cached = sum(cache.nbytes for cache in self._caches)
-        members = list(zip(caches, counts, strict=True))
-        grown = sum(cache.growth(count) for cache, count in members)
-        longest = max(cache.length + count for cache, count in members)
-        self._tiers.make_room(cached + grown + self._working.step(sum(counts), longest))
 
     def logits(self, hidden: Float32) -> Float32:
         norm, head = self._modules.norm, self._modules.head
         if norm is None or head is None:
             raise self._no_head()
         self._check_states(hidden)
-        if self._tiers is not None and self._working is not None:
-            cached = sum(cache.nbytes for cache in self._caches)
-            self._tiers.make_room(cached + self._working.logits(len(hidden)))
+        if self._room is not None:
+            self._room.for_logits(len(hidden))
         with torch.inference_mode():
             states = torch.from_numpy(np.array(hidden, dtype=np.float32)).to(self._device)
             out: Tensor = head(norm(states))

@@ -32,7 +32,7 @@ class Working:
         number = 8 if self.exact else 4
         # In and out of the layers, their float copy, and the rotary angles of every token.
         packed = LIBRARY_SCRATCH + rows * (4 * 4 * shape.hidden + 6 * number * shape.head_dim)
-        inside = block * number * ((5 if self.exact else 2) * self.width + 8 * shape.hidden)
+        inside = block * self._per_token()
         if self.exact:
             widened = 2 * 8 * shape.kv_heads * longest * shape.head_dim
             scores = min(block, _EXACT_ROWS) * shape.heads * longest * (3 * 8 + 3 * 4)
@@ -40,6 +40,16 @@ class Working:
         # Key heads repeated for their query heads, and the mask as bool and as float.
         repeated = 2 * 4 * shape.heads * longest * shape.head_dim if rows > 1 else 0
         return packed + inside + repeated + block * longest * 5
+
+    def block_within(self, total: int) -> int:
+        """The block, or a smaller one of at least 16 tokens whose activations take about `total` bytes."""
+        return min(self.block, max(16, total // self._per_token()))
+
+    def _per_token(self) -> int:
+        """Bytes of what one layer makes of one token."""
+        if self.exact:
+            return 8 * (5 * self.width + 8 * self.shape.hidden)
+        return 4 * (2 * self.width + 8 * self.shape.hidden)
 
     def logits(self, rows: int) -> int:
         """Bytes of the head's result over `rows` tokens, with its temporaries."""

@@ -47,29 +47,44 @@ class ExactCache:
         """Allocated bytes."""
         return sum(array.nbytes for array in self._arrays)
 
+    def growth(self, count: int) -> int:
+        """Bytes that `reserve(count)` adds at its peak: all arrays are copied before the old ones go."""
+        old, new = self._arrays[0].shape[2], self._capacity(count)
+        layers, heads, _, dim = self._arrays[0].shape
+        per_position = layers * heads * sum(a.itemsize * (dim if a.ndim == 4 else 1) for a in self._arrays)
+        return 0 if new == old else new * per_position
+
     def reserve(self, count: int) -> None:
         """Make room for `count` more positions."""
-        needed = self._length + count
-        capacity = self._arrays[0].shape[2]
-        if needed <= capacity:
+        capacity = self._capacity(count)
+        if capacity == self._arrays[0].shape[2]:
             return
-        capacity = -(-max(needed, 2 * capacity) // _BLOCK) * _BLOCK
         k, v, ks, vs = (self._grown(old, capacity) for old in self._arrays)
         self._arrays = (k, v, ks, vs)
+
+    def _capacity(self, count: int) -> int:
+        """Positions there is room for after `reserve(count)`."""
+        needed, capacity = self._length + count, self._arrays[0].shape[2]
+        return capacity if needed <= capacity else -(-max(needed, 2 * capacity) // _BLOCK) * _BLOCK
 
     def _grown(self, old: Tensor, capacity: int) -> Tensor:
         new = torch.empty((*old.shape[:2], capacity, *old.shape[3:]), dtype=old.dtype)
         new[:, :, : self._length] = old[:, :, : self._length]
         return new
 
-    def append(self, slot: int, keys: Tensor, values: Tensor, key_scales: Tensor, value_scales: Tensor) -> CachedLayer:
-        """Write integers [kv heads, n, dim] and scales [kv heads, n] after the committed positions of layer `slot`.
+    def append(
+        self, slot: int, offset: int, keys: Tensor, values: Tensor, key_scales: Tensor, value_scales: Tensor
+    ) -> CachedLayer:
+        """Write integers [kv heads, n, dim] and scales [kv heads, n] at `offset` after the committed positions of layer
+        `slot`.
 
-        Returns all positions of the layer. `reserve` must have made room.
+        Returns all positions of the layer up to these. `reserve` must have made room; what lies before `offset` must
+        have been appended in the same step.
         """
-        end = self._length + keys.shape[1]
+        start = self._length + offset
+        end = start + keys.shape[1]
         for array, part in zip(self._arrays, (keys, values, key_scales, value_scales), strict=True):
-            array[slot, :, self._length : end] = part
+            array[slot, :, start:end] = part
         return CachedLayer(*(array[slot, :, :end] for array in self._arrays))
 
     def commit(self, count: int) -> None:

@@ -14,6 +14,9 @@ from efedllm.engine.exact.linear import Linears
 from efedllm.engine.exact.rope import rotate
 from efedllm.engine.exact.tap import Tap
 
+Member = tuple[ExactCache, int, int]
+"""A sequence's cache, how many of the tokens are its own, and where they go after the committed positions."""
+
 Angles = tuple[Tensor, Tensor]
 """cos, sin of every token, float64 [n, 1, head dim / 2]."""
 
@@ -51,7 +54,7 @@ class Attention:
     key_norm: Norm | None
     out: Linears
 
-    def __call__(self, x: Tensor, angles: Angles | None, slot: int, batch: list[tuple[ExactCache, int]]) -> Tensor:
+    def __call__(self, x: Tensor, angles: Angles | None, slot: int, batch: list[Member]) -> Tensor:
         """x float64 [n, hidden]; `angles` are None for a model without rotary embeddings."""
         integers, scales = quantize(self._turned(self.qkv(x).view(len(x), -1, self.head_dim), angles))
         scales = scales.squeeze(-1)
@@ -61,10 +64,11 @@ class Attention:
         factors = query_scales * (self.scaling * LOG2_E)
         outputs: list[Tensor] = []
         start = 0
-        for cache, count in batch:
+        for cache, count, offset in batch:
             rows = slice(start, start + count)
             cached = cache.append(
                 slot,
+                offset,
                 key[rows].transpose(0, 1),
                 value[rows].transpose(0, 1),
                 key_scales[rows].t(),
@@ -123,12 +127,12 @@ class ExactLayer:
         x: Tensor,
         angles: Angles | None,
         slot: int,
-        batch: list[tuple[ExactCache, int]],
+        batch: list[Member],
         tap: Tap | None = None,
     ) -> Tensor:
         """x float32 [total, hidden], the new tokens of all sequences in a row; returns the same shape.
 
-        `batch`: caches and how many of the tokens are theirs; `slot`: this layer's place in the caches; `tap` is given
+        `batch`: whose tokens they are; `slot`: this layer's place in the caches; `tap` is given
         the MLP's hidden rows.
         """
         wide = x.double()

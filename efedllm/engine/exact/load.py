@@ -57,45 +57,71 @@ class ExactModules:
         return sum({t.data_ptr(): t.nbytes for t in held}.values())
 
 
-def load_exact(
-    model_dir: Path, manifest: Manifest, skeleton: Skeleton, shape: EngineShape, kernel: Kernel
-) -> ExactModules:
-    """Load the layers of `shape`, with embeddings at the start and norm and head at the end of the model.
-
-    `models.exact.check_supported` must have passed. Raises ModelError "corrupt-weights" when the files and the
-    architecture do not fit together.
-    """
-    lo, hi = shape.lo, shape.hi
-    loader = _Loader(TensorReader(manifest.tensors_for(lo, hi)), skeleton, shape, kernel)
+def load_exact(files: ExactFiles) -> ExactModules:
+    """Everything of a range, in memory. Raises ModelError "corrupt-weights" when files and architecture do not fit."""
     layers: list[ExactLayer] = []
-    for index in range(lo, hi):
-        with TensorFile(model_dir / layer_file(index)) as file:
-            layers.append(loader.layer(file, index))
-    embed: Table | None = None
-    positions: Table | None = None
-    norm: Norm | None = None
-    head: Linears | None = None
-    family = skeleton.family
-    last = hi == shape.layers
-    if lo == 0 or (last and skeleton.tied):
-        with TensorFile(model_dir / EMBED_FILE) as file:
-            embed = loader.table(file, family.embed)
-            if family.positions is not None:
-                positions = loader.table(file, family.positions)
-    if last:
-        with TensorFile(model_dir / HEAD_FILE) as file:
-            norm = loader.norm(file, family.norm, shape.hidden)
-            if skeleton.tied:
-                assert embed is not None
-                assert embed.scales is not None
-                tied = Published(Int8Rows(embed.values, embed.scales), None, None)
-                head = Linears([tied], kernel)
-            else:
-                module = skeleton.model.get_submodule(family.head)
-                head = Linears([loader.published(file, family.head, module)], kernel)
-    loader.reader.check_all_used()
-    starts = lo == 0
-    return ExactModules(tuple(layers), embed if starts else None, positions if starts else None, norm, head)
+    for index in range(files.shape.lo, files.shape.hi):
+        with TensorFile(files.path(index)) as file:
+            layers.append(files.layer(file, index))
+    modules = files.modules(tuple(layers))
+    files.check_all_used()
+    return modules
+
+
+class ExactFiles:
+    """The published files of the layers of `shape`; `models.exact.check_supported` must have passed.
+
+    Every method raises ModelError "corrupt-weights" when the files and the architecture do not fit together.
+    """
+
+    def __init__(
+        self, model_dir: Path, manifest: Manifest, skeleton: Skeleton, shape: EngineShape, kernel: Kernel
+    ) -> None:
+        self._dir = model_dir
+        self._skeleton = skeleton
+        self._loader = _Loader(TensorReader(manifest.tensors_for(shape.lo, shape.hi)), skeleton, shape, kernel)
+        self.shape = shape
+
+    def path(self, index: int) -> Path:
+        """The file of one layer."""
+        return self._dir / layer_file(index)
+
+    def layer(self, file: TensorFile, index: int) -> ExactLayer:
+        """Layer `index` from its file."""
+        return self._loader.layer(file, index)
+
+    def check_all_used(self) -> None:
+        """To be called when every layer was read at least once, and `modules`."""
+        self._loader.reader.check_all_used()
+
+    def modules(self, layers: tuple[ExactLayer, ...]) -> ExactModules:
+        """What an engine runs beside `layers`, embeddings at the start and norm and head at the end of the model, and
+        those."""
+        skeleton, shape, loader = self._skeleton, self.shape, self._loader
+        embed: Table | None = None
+        positions: Table | None = None
+        norm: Norm | None = None
+        head: Linears | None = None
+        family = skeleton.family
+        last = shape.hi == shape.layers
+        starts = shape.lo == 0
+        if starts or (last and skeleton.tied):
+            with TensorFile(self._dir / EMBED_FILE) as file:
+                embed = loader.table(file, family.embed)
+                if family.positions is not None:
+                    positions = loader.table(file, family.positions)
+        if last:
+            with TensorFile(self._dir / HEAD_FILE) as file:
+                norm = loader.norm(file, family.norm, shape.hidden)
+                if skeleton.tied:
+                    assert embed is not None
+                    assert embed.scales is not None
+                    tied = Published(Int8Rows(embed.values, embed.scales), None, None)
+                    head = Linears([tied], loader.kernel)
+                else:
+                    module = skeleton.model.get_submodule(family.head)
+                    head = Linears([loader.published(file, family.head, module)], loader.kernel)
+        return ExactModules(layers, embed if starts else None, positions if starts else None, norm, head)
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,10 @@ class RopeTables:
     high_cos: Int32Table
     high_sin: Int32Table
 
+    @property
+    def nbytes(self) -> int:
+        return sum(table.nbytes for table in (self.low_cos, self.low_sin, self.high_cos, self.high_sin))
+
     def sha256(self) -> bytes:
         """Over the little-endian bytes of low_cos, low_sin, high_cos, high_sin."""
         digest = hashlib.sha256()

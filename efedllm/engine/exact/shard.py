@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +14,26 @@ import torch
 from torch import Tensor
 
 from efedllm.engine.base import EngineShape, RangeEngine, bad_input, engine_shape, packed_positions
+from efedllm.engine.blocks import Block, token_blocks
 from efedllm.engine.exact.arithmetic import canonical, constants, gelu_constants
 from efedllm.engine.exact.cache import ExactCache
-from efedllm.engine.exact.load import ExactModules, load_exact
+from efedllm.engine.exact.layer import Angles, ExactLayer
+from efedllm.engine.exact.load import ExactFiles, ExactModules, load_exact
 from efedllm.engine.exact.products import Kernel, fastest_kernel
 from efedllm.engine.exact.rope import RopeTables, Rotation, make_tables
 from efedllm.engine.exact.tap import Tap
 from efedllm.engine.protocol import Float32, Int32, StepItem
+from efedllm.engine.room import Room
 from efedllm.engine.taps import Tapped
+from efedllm.engine.tiers import TierReport, open_tiers, slowdown
+from efedllm.engine.working import Working, widest
 from efedllm.errors import ModelError
 from efedllm.models.exact import check_supported
 from efedllm.models.families import build_skeleton, read_config
 from efedllm.models.source import open_published
+
+BLOCK_TOKENS = 256
+"""Tokens that a layer computes at once: `efedllm bench memory` measures why. No result depends on it."""
 
 
 class ExactShardEngine(RangeEngine):
@@ -35,7 +45,15 @@ class ExactShardEngine(RangeEngine):
     """
 
     def __init__(
-        self, shape: EngineShape, modules: ExactModules, tables: RopeTables | None, kernel: Kernel, weights_root: bytes
+        self,
+        shape: EngineShape,
+        modules: ExactModules,
+        tables: RopeTables | None,
+        kernel: Kernel,
+        weights_root: bytes,
+        *,
+        room: Room[ExactLayer] | None = None,
+        block: int = BLOCK_TOKENS,
     ) -> None:
         super().__init__(shape)
         self._root = weights_root
@@ -43,6 +61,9 @@ class ExactShardEngine(RangeEngine):
         self._tables = tables
         self._rotation = None if tables is None else Rotation(tables)
         self._kernel = kernel
+        self._room = room
+        self._block = block
+        self._report: TierReport | None = None
 
     @classmethod
     def load(
@@ -54,11 +75,13 @@ class ExactShardEngine(RangeEngine):
         threads: int = 1,
         verify_root: bytes | None = None,
         kernel: Kernel | None = None,
+        ram: int | None = None,
+        block: int = BLOCK_TOKENS,
     ) -> ExactShardEngine:
         """Load layers [lo, hi) of a model whose matrices are published as integers.
 
         As ShardEngine.load, and ModelError "unsupported-model" for what `models.exact.exact_obstacle` names. `kernel`
-        is chosen by what this machine computes exactly when None.
+        is chosen by what this machine computes exactly when None. `ram` and `block`: see ShardEngine.load.
         """
         manifest = open_published(model_dir, verify_root, lo, hi)
         config = read_config(model_dir)
@@ -71,8 +94,30 @@ class ExactShardEngine(RangeEngine):
             tables = make_tables(shape.head_dim, shape.max_positions, config.rope_parameters)
         with torch.inference_mode():
             chosen = kernel or fastest_kernel()
-            modules = load_exact(model_dir, manifest, skeleton, shape, chosen)
-            return cls(shape, modules, tables, chosen, manifest.root)
+            files = ExactFiles(model_dir, manifest, skeleton, shape, chosen)
+            if ram is None:
+                return cls(shape, load_exact(files), tables, chosen, manifest.root, block=block)
+            modules = files.modules(())
+            working = Working(shape, widest(manifest, lo, hi), block, exact=True)
+            working = replace(working, block=working.block_within(ram // 8))
+            rotation = None if tables is None else Rotation(tables)
+            tiers, seconds = open_tiers(
+                range(lo, hi),
+                files.path,
+                files.layer,
+                lambda layer: layer.held,
+                partial(_decode_one, shape, rotation),
+                total=ram,
+                fixed=modules.nbytes + (0 if tables is None else tables.nbytes),
+                working=working.step(1, 64) + ExactCache(hi - lo, shape.kv_heads, shape.head_dim).growth(1),
+                # Packed matrices of one input are joined, and their integers unpacked in several steps.
+                temporary=(24 if manifest.quant == "packed" else 2)
+                * max(t.rows * t.cols for t in manifest.tensors_for(lo, hi)),
+            )
+            files.check_all_used()
+        engine = cls(shape, modules, tables, chosen, manifest.root, room=Room(tiers, working), block=working.block)
+        engine._report = TierReport(ram, hi - lo, *slowdown(engine, tiers, seconds))
+        return engine
 
     @property
     def kernel(self) -> Kernel:
@@ -80,7 +125,12 @@ class ExactShardEngine(RangeEngine):
 
     @property
     def weight_bytes(self) -> int:
-        return self._modules.nbytes
+        return self._modules.nbytes if self._room is None else self._room.nbytes
+
+    @property
+    def tiers(self) -> TierReport | None:
+        """How the layers lie in memory; None without a budget."""
+        return self._report
 
     @property
     def constants_hash(self) -> bytes:
@@ -90,7 +140,10 @@ class ExactShardEngine(RangeEngine):
         return hashlib.sha256(constants() + own).digest()
 
     def new_sequence(self) -> ExactCache:
-        return ExactCache(self.hi - self.lo, self._shape.kv_heads, self._shape.head_dim)
+        cache = ExactCache(self.hi - self.lo, self._shape.kv_heads, self._shape.head_dim)
+        if self._room is not None:
+            self._room.track(cache)
+        return cache
 
     def step(self, batch: SequenceOf[StepItem]) -> list[Float32]:
         return self._step(batch, None)
@@ -109,6 +162,8 @@ class ExactShardEngine(RangeEngine):
             return []
         caches = self._check(batch, ExactCache)
         counts = [len(item.inputs) for item in batch]
+        if self._room is not None:
+            self._room.for_step(caches, counts)
         packed = np.concatenate([item.inputs for item in batch])
         with torch.inference_mode():
             positions = torch.from_numpy(packed_positions(caches, counts))
@@ -116,20 +171,40 @@ class ExactShardEngine(RangeEngine):
             states = self._embedded(packed, positions) if self.has_embedding else _states(packed)
             for cache, count in zip(caches, counts, strict=True):
                 cache.reserve(count)
-            members = list(zip(caches, counts, strict=True))
-            last = len(self._modules.layers) - 1
-            for slot, layer in enumerate(self._modules.layers):
-                states = layer(states, angles, slot, members, tap if slot == last else None)
+            states = self._run(states, angles, token_blocks(caches, counts, self._block), tap)
             _check_finite(states)
-            for cache, count in members:
+            for cache, count in zip(caches, counts, strict=True):
                 cache.commit(count)
             return [part.numpy() for part in torch.split(states, counts)]
+
+    def _run(self, states: Tensor, angles: Angles | None, blocks: list[Block[ExactCache]], tap: Tap | None) -> Tensor:
+        """The layers, block by block within each, so that a layer's weights are fetched once for all tokens."""
+        last = self.hi - self.lo - 1
+
+        def through(slot: int, layer: ExactLayer) -> None:
+            nonlocal states
+            outputs = []
+            for block in blocks:
+                rows = block.rows
+                turned = None if angles is None else (angles[0][rows], angles[1][rows])
+                members = list(zip(block.caches, block.counts, block.offsets, strict=True))
+                outputs.append(layer(states[rows], turned, slot, members, tap if slot == last else None))
+            states = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+        if self._room is not None:
+            self._room.each_layer(through)
+        else:
+            for slot, layer in enumerate(self._modules.layers):
+                through(slot, layer)
+        return states
 
     def logits(self, hidden: Float32) -> Float32:
         norm, head = self._modules.norm, self._modules.head
         if norm is None or head is None:
             raise self._no_head()
         self._check_states(hidden)
+        if self._room is not None:
+            self._room.for_logits(len(hidden))
         with torch.inference_mode():
             out = canonical(head(norm(_states(hidden).double())))
             _check_finite(out)
@@ -159,3 +234,12 @@ def _check_finite(states: Tensor) -> None:
         raise ModelError(
             "overflow", "The model's numbers left the range of float32.", "The weights or the inputs are not sound."
         )
+
+
+def _decode_one(shape: EngineShape, rotation: Rotation | None, index: int, layer: ExactLayer) -> None:
+    """One token at position 0 through one layer."""
+    del index
+    cache = ExactCache(1, shape.kv_heads, shape.head_dim)
+    cache.reserve(1)
+    angles = None if rotation is None else rotation.at(torch.zeros(1, dtype=torch.int64))
+    layer(torch.linspace(-1, 1, shape.hidden).view(1, -1), angles, 0, [(cache, 1, 0)])

@@ -17,18 +17,17 @@ class Tap:
     def __init__(self, weights_root: bytes, layer: int) -> None:
         self._root = weights_root
         self._layer = layer
-        self._rows: npt.NDArray[np.uint8] | None = None
+        self._blocks: list[npt.NDArray[np.uint8]] = []
 
     def take(self, hidden: Tensor) -> None:
-        """hidden float64 [n, width]."""
+        """hidden float64 [n, width]: the next rows of the pass."""
         scale = quantization_scale(hidden)
         where = torch.tensor(tap_coordinates(self._root, self._layer, hidden.shape[1]))
         integers = (hidden[:, where] / scale).round_().to(torch.int16)
         parts = [scale.numpy().astype("<f8").view(np.uint8), integers.numpy().astype("<i2").view(np.uint8)]
-        self._rows = np.concatenate(parts, axis=1)
+        self._blocks.append(np.concatenate(parts, axis=1))
 
     @property
     def rows(self) -> npt.NDArray[np.uint8]:
         """uint8 [n, TAP_BYTES] of the rows taken."""
-        assert self._rows is not None
-        return self._rows
+        return np.concatenate(self._blocks)
