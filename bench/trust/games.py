@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from bench.trust import dilemma as d
@@ -72,22 +73,33 @@ def break_even(economy: Economy) -> list[Row]:
                     "dearest_audit_of_hop_cost": round(played.reward / economy.cost, 4),
                     "paid_share": round(played.phi_bps * played.verifiers_bps / 1e8, 4),
                     "needed_share": round(d.needed_share(played, MARGIN), 4),
-                    "audit_load_of_compute": round(
-                        played.audit_rate * played.rule.committee_size * played.audit_cost / economy.cost, 4
-                    ),
+                    "audit_load_of_compute": round(_load(played, economy), 4),
                 }
             )
     return rows
 
 
-def proposed(economy: Economy, changes: dict[str, dict[str, int]], epochs: int, say: Say) -> list[Row]:
-    """`payoffs` under taps and canaries with a profile's rewards section changed."""
+def _load(played: d.Game, economy: Economy) -> float:
+    """All audits' compute, as a share of what the nodes spend."""
+    return played.audit_rate * played.rule.committee_size * played.audit_cost / economy.cost
+
+
+def edited_profile(name: str, sections: Mapping[str, Mapping[str, int]]) -> Profile:
+    """A shipped profile with some values of some sections replaced."""
+    profile = Profile.load(name)
+    parts = {section: getattr(profile, section).model_copy(update=dict(v)) for section, v in sections.items()}
+    return profile.model_copy(update=parts)
+
+
+def proposed(
+    economy: Economy, changes: Mapping[str, Mapping[str, Mapping[str, int]]], epochs: int, say: Say
+) -> list[Row]:
+    """`payoffs` under taps and canaries with sections of the profiles changed."""
     rows = []
-    for name, rewards in changes.items():
-        profile = Profile.load(name)
-        edited = profile.model_copy(update={"rewards": profile.rewards.model_copy(update=rewards)})
+    for name, sections in changes.items():
+        edited = edited_profile(name, sections)
         for jobs in (24, 100):
-            say(f"verifiers: {name} with {rewards}, {jobs} jobs")
+            say(f"verifiers: {name} with {sections}, {jobs} jobs")
             played = game(edited, economy, jobs=jobs, taps=True, canary_share=CANARY_SHARE)
             deviants = d.STRATEGIES[1:]
             out = d.play(played, [d.HONEST] * (SEATS - len(deviants)) + list(deviants), epochs)
@@ -95,8 +107,12 @@ def proposed(economy: Economy, changes: dict[str, dict[str, int]], epochs: int, 
             rows.append(
                 {
                     "profile": name,
-                    "rewards": rewards,
+                    "changes": sections,
                     "jobs": jobs,
+                    "audit_rate": round(played.audit_rate, 4),
+                    "audit_load_of_compute": round(_load(played, economy), 4),
+                    "paid_share": round(played.phi_bps * played.verifiers_bps / 1e8, 4),
+                    "needed_share": round(d.needed_share(played, MARGIN), 4),
                     "reward_per_audit": round(played.reward, 5),
                     "cost_per_audit": played.audit_cost,
                     # All honest and no canary: nothing comes from others' forfeits or from jackpots.

@@ -54,7 +54,7 @@ def _series(rows: Sequence[Row], by: str, x: str, y: str) -> dict[Any, tuple[lis
 
 def _audit_rate(axes: Axes, result: dict[str, Any]) -> None:
     for rho, (xs, ys) in _series(result["audit_rate_sweep"], "rho", "honest_audit_rate", "bad_mean").items():
-        axes.loglog([100 * x for x in xs], ys, marker="o", label=f"cheats on {100 * rho:g} % of its jobs")
+        axes.semilogy([100 * x for x in xs], ys, marker="o", label=f"cheats on {100 * rho:g} % of its jobs")
     axes.set_xlabel("audit rate of an honest node in the long run, %")
     axes.set_ylabel("bad jobs before exclusion, mean")
 
@@ -67,7 +67,7 @@ def _theta(axes: Axes, result: dict[str, Any]) -> None:
         axes.plot([x / 1e6 for x in xs], ys, marker="x", linestyle="--", label=f"epochs to active at {jobs} jobs")
     axes.set_yscale("log")
     # Room for the legend above the curves.
-    axes.set_ylim(1, 20_000)
+    axes.set_ylim(1, 3_000)
     axes.set_xlabel("theta")
     axes.set_ylabel("bad jobs before exclusion; epochs to active")
 

@@ -37,7 +37,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 def _table(title: str, first: str, *columns: str) -> Table:
     table = Table(title=title)
-    table.add_column(first)
+    table.add_column(first, no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right")
     return table
@@ -56,8 +56,11 @@ def _contract(rows: list[Row]) -> Table:
 
 
 def _strategies(rows: list[Row]) -> Table:
-    columns = ("bad before exclusion", "median", "p95", "bad in all", "excluded", "stake lost", "profit of honest")
-    table = _table("Strategies of nodes, production profile", "strategy", *columns, "deterring stake, fees")
+    columns = ("mean", "median", "p95", "in all", "out", "stake lost", "profit", "deterred at")
+    title = (
+        "Bad jobs served until excluded and in all, profit as a share of an honest node's, stake in fees; production"
+    )
+    table = _table(title, "strategy", *columns)
     for row in rows:
         before, deterring = row["bad_before_exclusion"], row["deterring_stake_fees"]
         table.add_row(
@@ -66,7 +69,7 @@ def _strategies(rows: list[Row]) -> Table:
             f"{before['median']:,.0f}",
             f"{before['p95']:,.0f}",
             f"{row['bad_total']:,.1f}",
-            f"{row['excluded_share']:.2%}",
+            f"{row['excluded_share']:.1%}",
             f"{row['stake_lost']:.0%}",
             f"{row['profit_of_honest']:.2f}",
             "none" if deterring is None else f"{deterring:,.0f}",
@@ -93,11 +96,11 @@ def _break_even(rows: list[Row]) -> Table:
 
 def _payoffs(rows: list[Row]) -> Table:
     names = list(rows[0]["utility_per_audit"])
-    table = _table("Utility of verifiers per audit, fees; 24 jobs an epoch", "profile", "rule", *names)
+    table = _table("Utility of verifiers per audit, fees; 24 jobs an epoch", "profile and rule", *names)
     for row in rows:
         if row["jobs"] == 24:
-            values = (f"{row['utility_per_audit'][name]:.3f}" for name in names)
-            table.add_row(row["profile"], row["rule"], *values)
+            values = (f"{row['utility_per_audit'][name]:.2f}" for name in names)
+            table.add_row(f"{row['profile']}, {row['rule']}", *values)
     return table
 
 

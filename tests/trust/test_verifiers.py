@@ -12,6 +12,7 @@ from bench.trust import capture, games
 from bench.trust import dilemma as d
 from bench.trust.plots import draw_all
 from bench.trust.report import save, tables
+from bench.trust.run import PROPOSED
 from bench.trust.simulate import Economy
 from deploy.profile import Profile
 
@@ -66,6 +67,16 @@ def test_the_needed_share_is_what_makes_honest_work_pay() -> None:
     share = d.needed_share(game, margin=1.0)
     paid = replace(game, phi_bps=10_000, verifiers_bps=round(share * 10_000))
     assert paid.reward == pytest.approx(game.audit_cost, rel=0.02)
+
+
+@pytest.mark.parametrize("name", sorted(PROPOSED))
+def test_the_proposed_parameters_make_honest_verifiers_earn_without_others_forfeits(name: str) -> None:
+    changed = games.edited_profile(name, PROPOSED[name])
+    for jobs in (24, 100):
+        before = games.game(Profile.load(name), ECONOMY, jobs=jobs)
+        after = games.game(changed, ECONOMY, jobs=jobs)
+        assert before.reward < before.audit_cost < after.reward
+        assert changed.rewards.phi_bps <= max(changed.escrow.fee_bps, Profile.load(name).rewards.phi_bps)
 
 
 def test_capture_rates_follow_the_hypergeometric_formula() -> None:
