@@ -185,6 +185,7 @@ def memory_sweep(setting: Setting, say: Say) -> list[Row]:
             here = replace(setting, rule=replace(setting.rule, prior_mass=prior, decay_shift=shift))
             honest = simulate(here, Sometimes(0.0))
             turned = simulate(here, OnOff(int(0.9 * steady_trust(here.rule, here.jobs))))
+            rare = simulate(here, Later(setting.epochs // 5, Sometimes(0.01)))
             rows.append(
                 {
                     "prior_mass": prior,
@@ -193,6 +194,7 @@ def memory_sweep(setting: Setting, say: Say) -> list[Row]:
                     "steady_trust_ppm": steady_trust(here.rule, here.jobs),
                     "steady_audit_rate": round(steady_rate(here.rule, here.jobs), 4),
                     "on_off_bad_mean": round(float(turned.bad_before_exclusion.mean()), 2),
+                    "one_percent_bad_mean": round(float(rare.bad_before_exclusion.mean()), 2),
                 }
             )
     return rows

@@ -73,12 +73,13 @@ def _theta(axes: Axes, result: dict[str, Any]) -> None:
 
 
 def _memory(axes: Axes, result: dict[str, Any]) -> None:
-    for shift, (xs, ys) in _series(
-        result["memory_sweep"], "decay_shift", "steady_audit_rate", "on_off_bad_mean"
-    ).items():
-        axes.plot([100 * x for x in xs], ys, marker="o", label=f"decay 1/{2**shift} an epoch")
+    rows = result["memory_sweep"]
+    for column, what, style in (("on_off_bad_mean", "on-off", "-"), ("one_percent_bad_mean", "1 % of jobs", "--")):
+        for shift, (xs, ys) in _series(rows, "decay_shift", "steady_audit_rate", column).items():
+            axes.plot([100 * x for x in xs], ys, style, marker="o", label=f"{what}, decay 1/{2**shift} an epoch")
     axes.set_xlabel("audit rate of an honest node in the long run, % (prior mass 2 to 100 audits)")
-    axes.set_ylabel("bad jobs of on-off before exclusion, mean")
+    axes.set_ylabel("bad jobs before exclusion, mean")
+    axes.set_ylim(bottom=0)
 
 
 def _routing(axes: Axes, result: dict[str, Any]) -> None:
