@@ -9,8 +9,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor as Pool
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from efedllm.commitments.canonical import WireDtype, decode, encode
 from efedllm.engine.protocol import Executor, StepItem
 from efedllm.engine.protocol import Sequence as EngineSequence
+from efedllm.engine.taps import TapExecutor
 from efedllm.errors import EfedError, ModelError
 from efedllm.exact_sampling import sample_exact
 from efedllm.logs import get_logger
@@ -25,6 +26,8 @@ from efedllm.sampling import SamplingSpec, sample
 from node.scheduler import BatchLimits, Waiting, plan_batch
 
 Inputs = npt.NDArray[Any]
+_States = tuple[npt.NDArray[np.float32], bytes]
+"""What a forward pass gives for one chunk: states [n, hidden], and canonical bytes of the taps, if any."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,14 @@ class Output:
     """What the engine made of the next `n` positions of a job.
 
     `inputs`: what went in; `payload`: canonical bytes of what came out; `token`: sampled from the last of them, when
-    that position is sampled.
+    that position is sampled; `taps`: canonical bytes of their taps, of an exact model.
     """
 
     n: int
     inputs: Inputs
     payload: bytes
     token: int | None
+    taps: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class Batcher:
 
     def _work(self, chunks: Sequence[_Chunk]) -> list[Output | EfedError]:
         try:
-            states: list[Any] = list(self._step(chunks))
+            states: list[_States | EfedError] = list(self._step(chunks))
         except EfedError as error:
             # One job's bad rows must not fail the others; the engine changed nothing.
             states = [self._alone(chunk) for chunk in chunks] if len(chunks) > 1 else [error]
@@ -163,25 +167,30 @@ class Batcher:
         outputs = [self._encode(chunk, state) for chunk, state in zip(chunks, states, strict=True)]
         return self._sample(chunks, outputs)
 
-    def _alone(self, chunk: _Chunk) -> Any:
+    def _alone(self, chunk: _Chunk) -> _States | EfedError:
         try:
             return self._step([chunk])[0]
         except EfedError as error:
             return error
 
-    def _step(self, chunks: Sequence[_Chunk]) -> list[npt.NDArray[np.float32]]:
+    def _step(self, chunks: Sequence[_Chunk]) -> list[_States]:
         items = []
         for chunk in chunks:
             if chunk.lane.sequence is None:
                 chunk.lane.sequence = self._executor.new_sequence()
             items.append(StepItem(chunk.lane.sequence, chunk.inputs))
-        return self._executor.step(items)
+        # A node serves one shard of one model: its jobs are all exact or none is.
+        if any(chunk.lane.spec.exact for chunk in chunks):
+            tapped = cast(TapExecutor, self._executor).step_with_taps(items)
+            return [(result.states, result.taps.tobytes()) for result in tapped]
+        return [(states, b"") for states in self._executor.step(items)]
 
-    def _encode(self, chunk: _Chunk, state: Any) -> Output | EfedError:
-        if isinstance(state, EfedError):
-            return state
+    def _encode(self, chunk: _Chunk, result: _States | EfedError) -> Output | EfedError:
+        if isinstance(result, EfedError):
+            return result
+        states, taps = result
         try:
-            return Output(len(chunk.inputs), chunk.inputs, encode(state, chunk.lane.spec.dtype), None)
+            return Output(len(chunk.inputs), chunk.inputs, encode(states, chunk.lane.spec.dtype), None, taps)
         except EfedError as error:
             return error
 
@@ -213,7 +222,7 @@ class Batcher:
             try:
                 spec = chunks[i].lane.spec
                 token = (sample_exact if spec.exact else sample)(row, spec.sampling, position)
-                outputs[i] = Output(output.n, output.inputs, output.payload, token)
+                outputs[i] = replace(output, token=token)
             except EfedError as error:
                 outputs[i] = error
         return outputs

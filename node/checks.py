@@ -175,6 +175,7 @@ class OwnHop:
     out_root: bytes
     emitted: tuple[int, ...] | None
     profile: int = 0
+    aux_root: bytes = ZERO32
 
 
 def check_previous(signed: SignedCommit, own: OwnHop, prev: RouteHop, domain: Domain) -> None:
@@ -212,7 +213,7 @@ def check_previous(signed: SignedCommit, own: OwnHop, prev: RouteHop, domain: Do
 
 
 def make_commit(own: OwnHop, prev_commit: bytes, epoch: int) -> HopCommit:
-    """Our commitment, without an aux root."""
+    """Our commitment."""
     return HopCommit(
         job_id=own.job_id,
         hop=own.hop,
@@ -226,7 +227,7 @@ def make_commit(own: OwnHop, prev_commit: bytes, epoch: int) -> HopCommit:
         in_root=own.in_root,
         out_root=own.out_root,
         tokens_hash=ZERO32 if own.emitted is None else ids_hash(list(own.emitted)),
-        aux_root=ZERO32,
+        aux_root=own.aux_root,
         prev_commit=prev_commit,
         epoch=epoch,
     )

@@ -15,6 +15,7 @@ from efedllm.commitments.boundary import BoundaryTree
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.eip712 import to_hex
 from efedllm.commitments.evidence import BoundaryEvidence
+from efedllm.commitments.hashing import ZERO32
 from efedllm.errors import EfedError, ModelError, ProtocolError
 from efedllm.logs import get_logger
 from efedllm.models.manifest import MANIFEST_NAME, Manifest
@@ -22,9 +23,11 @@ from efedllm.wire import WS_PATH, Identity, accept, handshake
 from node.links import Link, pump
 from node.records import BatchRecord, BoundaryPlace, LeafRecord
 from node.session import Desk
-from node.traces import IN, OUT
+from node.taps import open_taps, taps_open
+from node.traces import IN, OUT, TAPS
 
 HEAVY = 2  # answers made at once that take much time or memory
+MOST_TAPS = 64  # positions opened in one answer
 
 Info = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -41,6 +44,7 @@ def make_app(desk: Desk, identity: Identity, model_dir: Path, manifest: Manifest
             web.get("/v1/boundaries/{root}", pages.boundary),
             web.get("/v1/jobs/{job_id}/evidence", pages.evidence),
             web.get("/v1/jobs/{job_id}/receipt", pages.receipt),
+            web.get("/v1/jobs/{job_id}/taps", pages.taps),
             web.get("/v1/model/manifest.json", pages.manifest),
             web.get("/v1/model/files/{name}", pages.file),
             web.get("/metrics", pages.metrics),
@@ -70,6 +74,14 @@ def _h32(text: str, name: str) -> bytes:
     if len(value) != 32:
         raise ProtocolError("bad-request", f"{name} must be 64 hex digits.")
     return value
+
+
+def _positions(text: str) -> tuple[int, ...]:
+    """Ascending, without repetition."""
+    parts = text.split(",")
+    if len(parts) > MOST_TAPS or not all(part.isascii() and part.isdigit() and len(part) <= 10 for part in parts):
+        raise ProtocolError("bad-request", f"Say which positions: ?positions=1,5,9, at most {MOST_TAPS}.")
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def _missing(what: str) -> ProtocolError:
@@ -179,6 +191,24 @@ class Pages:
         if signed is None:
             raise _missing("receipt of that job")
         return web.json_response(signed.to_json())
+
+    async def taps(self, request: web.Request) -> web.Response:
+        """Taps of some positions of a committed job with their proofs, once no verifier can attest them any more."""
+        job_id = _h32(request.match_info["job_id"], "job_id")
+        positions = _positions(request.query.get("positions", ""))
+        signed = await self._shop.store.receipt(job_id)
+        if signed is None or signed.commit.aux_root == ZERO32:
+            raise _missing("taps of that job")
+        # The chain's clock, asked now: what is shown too early lets verifiers attest what they did not compute.
+        if not taps_open(await self._shop.store.audited_epoch(job_id), await self._shop.clock.refresh()):
+            raise ProtocolError("taps-closed", "The verifiers of this job have not revealed yet.", "Ask later.")
+        commit = signed.commit
+        if positions[-1] >= commit.tokens:
+            raise ProtocolError("bad-request", f"The job has {commit.tokens} positions.")
+        rows = await self._shop.traces.read(job_id, TAPS)
+        async with self._heavy:
+            opened = await asyncio.to_thread(open_taps, job_id, commit.hop, rows, positions)
+        return web.json_response({"count": commit.tokens, "taps": [item.to_json() for item in opened]})
 
     async def manifest(self, _request: web.Request) -> web.Response:
         return web.Response(body=self._manifest.canonical_json(), content_type="application/json")

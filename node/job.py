@@ -20,7 +20,7 @@ from node.checks import ended
 from node.jobcore import JobCore, Over, Workshop
 from node.links import Link
 from node.payment import payment_due
-from node.traces import IN, OUT
+from node.traces import IN, OUT, TAPS
 from node.wiring import token_chunk, token_row
 
 
@@ -193,6 +193,9 @@ class Job(JobCore):
             self._trace.append(IN, row)
         chunk = wiring.out_tree.append(result.payload)
         self._trace.append(OUT, result.payload)
+        if wiring.taps is not None:
+            wiring.taps.append(result.taps)
+            self._trace.append(TAPS, result.taps)
         progress.done += result.n
         self._shop.metrics.positions.inc(result.n)
         if not self._last:

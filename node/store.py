@@ -194,6 +194,15 @@ class Store:
         row = await self._first(select(jobs).where(and_(jobs.c.job_id == job_id, jobs.c.status == "done")))
         return None if row is None else _signed(row)
 
+    async def audited_epoch(self, job_id: bytes) -> int | None:
+        """Epoch of the batch on chain that holds a job's leaf; None when there is none."""
+        row = await self._first(
+            select(batches.c.epoch)
+            .join_from(jobs, batches, jobs.c.batch == batches.c.number)
+            .where(and_(jobs.c.job_id == job_id, batches.c.status == "posted"))
+        )
+        return None if row is None else int(row["epoch"])
+
     async def boundary_by_root(self, root: bytes) -> BoundaryPlace | None:
         """Which job's rows have this boundary root."""
         row = await self._first(

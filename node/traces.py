@@ -1,4 +1,4 @@
-"""The bytes a job read and wrote, as two files for each job, and where to find them again by boundary root."""
+"""The bytes a job read and wrote, as files for each job, by job and boundary; with the taps of an exact model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from efedllm.errors import ModelError
 
-IN, OUT = "in.bin", "out.bin"
+IN, OUT, TAPS = "in.bin", "out.bin", "taps.bin"
 
 
 class TraceWriter:
@@ -24,7 +24,7 @@ class TraceWriter:
         self._failure: OSError | None = None
 
     def append(self, name: str, data: bytes) -> None:
-        """Queue `data` for the file `name` (IN or OUT). A failure surfaces in `finish`."""
+        """Queue `data` for the file `name` (IN, OUT or TAPS). A failure surfaces in `finish`."""
         self._disk.submit(self._append, name, data)
 
     async def finish(self) -> None:

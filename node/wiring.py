@@ -11,9 +11,12 @@ from efedllm.commitments.boundary import BoundaryTree
 from efedllm.commitments.canonical import WireDtype, encode
 from efedllm.commitments.eip712 import Domain
 from efedllm.commitments.evidence import EnvelopeRecord
+from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.leaves import act_leaf, chunk_hash
 from efedllm.commitments.messages import RouteHop
 from efedllm.commitments.signing import Signer
+from efedllm.commitments.taps import TapTree
+from efedllm.engine.taps import TAP_BYTES
 from efedllm.sampling import SamplingSpec
 from node.batcher import Inputs, WorkSpec
 from node.checks import NodeFacts, OwnHop
@@ -27,7 +30,8 @@ class Wiring:
 
     `inbound`: rows from the previous hop, or on hop 0 tokens from the last; None where none come. `outbound`: rows to
     the next hop, or on the last hop tokens to hop 0 (to the client on a route of one node), or the rows of an embedding
-    to the client. `following`: the hop that acknowledges what goes out, None where that is the client.
+    to the client. `following`: the hop that acknowledges what goes out, None where that is the client. `taps`: of an
+    exact model.
     """
 
     in_tree: BoundaryTree
@@ -37,6 +41,7 @@ class Wiring:
     work: WorkSpec
     previous: RouteHop | None
     following: RouteHop | None
+    taps: TapTree | None
 
     @property
     def envelopes(self) -> tuple[EnvelopeRecord, ...]:
@@ -95,6 +100,7 @@ def wire(record: JobRecord, client_signer: str, facts: NodeFacts, domain: Domain
         work=WorkSpec(dtype, spec.prompt_tokens - 1 if emits else None, SamplingSpec.from_job(spec), facts.exact),
         previous=previous,
         following=following,
+        taps=TapTree(record.job_id, hop, TAP_BYTES) if facts.exact else None,
     )
 
 
@@ -123,4 +129,5 @@ def own_hop(record: JobRecord, wiring: Wiring, progress: Progress, facts: NodeFa
         out_root=wiring.out_tree.root(),
         emitted=tuple(progress.tokens) if record.hop == record.hops - 1 else None,
         profile=facts.profile,
+        aux_root=ZERO32 if wiring.taps is None else wiring.taps.root(),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,11 @@ from efedllm.chain.client import Chain
 from efedllm.chain.types import BatchInfo, ModelInfo
 from efedllm.commitments.boundary import BoundaryTree
 from efedllm.commitments.canonical import WireDtype, as_dtype, itemsize
+from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.messages import HopCommit
+from efedllm.commitments.taps import chosen_taps, tap_digest
 from efedllm.engine.protocol import Executor
+from efedllm.engine.taps import TAP_BYTES
 from efedllm.errors import ModelError, ProtocolError
 from verifier.attest import NodeVerdict, write_report
 from verifier.fetch import NodeReader, UnavailableError, base_url
@@ -66,9 +69,22 @@ class LeafReport:
     mismatch: float | None = None
     bytes_fetched: int = 0
     seconds: float = 0.0
+    tap: bytes = b""  # what a passed leaf of an exact model puts into the tap digest
 
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "outcome": self.outcome.name.lower()}
+
+
+def attested_tap(leaves: Iterable[LeafReport]) -> bytes:
+    """The tap digest of a node's audited leaves; zero when one of them failed, or none is of an exact model.
+
+    Who met no failure has read every sampled leaf of every batch, and found the taps under their committed roots: two
+    such verifiers cannot have different digests.
+    """
+    audited = list(leaves)
+    if any(item.outcome is not Outcome.PASS for item in audited):
+        return ZERO32
+    return tap_digest((item.leaf, item.tap) for item in audited if item.tap)
 
 
 @dataclass(frozen=True)
@@ -131,7 +147,7 @@ class Auditor:
                 if is_sampled(task.seed, leaf.hash, task.rate_ppm):
                     sampled.append((index, leaf, fault if key in seen else None))
                 seen.add(key)
-            reports += await self._audit_batch(batch, sampled, known)
+            reports += await self._audit_batch(batch, sampled, known, task.seed)
         return await self._conclude(task, reports)
 
     async def prepare(self, batch: BatchInfo) -> None:
@@ -143,7 +159,7 @@ class Auditor:
         verdict = tally(
             (item.units, item.outcome is not Outcome.PASS, item.outcome is Outcome.SEVERE) for item in reports
         )
-        packed = pack_verdict(verdict)
+        packed, tap = pack_verdict(verdict), attested_tap(reports)
         report = {
             "epoch": task.epoch,
             "node": task.node,
@@ -156,11 +172,12 @@ class Auditor:
             "failed": verdict.failed,
             "severe": verdict.severe,
             "verdict": packed,
+            "tap": tap,
             "leaves": [item.to_json() for item in reports],
         }
         path = self._reports / str(task.epoch) / f"{task.node}.json"
         evidence = await asyncio.to_thread(write_report, path, report)
-        return NodeAudit(NodeVerdict(task.node, packed, evidence), tuple(reports), path)
+        return NodeAudit(NodeVerdict(task.node, packed, evidence, tap), tuple(reports), path)
 
     async def _leaves(self, endpoint: str, batch: BatchInfo) -> list[Leaf] | None:
         """The leaves under the root on chain; None when the node does not show them."""
@@ -182,7 +199,11 @@ class Auditor:
         return found
 
     async def _audit_batch(
-        self, batch: BatchInfo, sampled: Sequence[tuple[int, Leaf, Fault | None]], known: Mapping[str, str]
+        self,
+        batch: BatchInfo,
+        sampled: Sequence[tuple[int, Leaf, Fault | None]],
+        known: Mapping[str, str],
+        seed: bytes,
     ) -> list[LeafReport]:
         if not sampled:
             return []
@@ -206,7 +227,7 @@ class Auditor:
                 else:
                     result, fetched = HopResult(None, fault), 0
                 withheld += result.fault is not None and result.fault.code == "withheld"
-                return self._report(batch.seq, index, leaf, result, fetched, time.monotonic() - started)
+                return self._report(batch.seq, index, leaf, result, fetched, time.monotonic() - started, seed)
 
         tasks = [asyncio.ensure_future(one(*item)) for item in sampled]
         try:
@@ -215,7 +236,9 @@ class Auditor:
             for item in tasks:
                 item.cancel()
 
-    def _report(self, seq: int, index: int, leaf: Leaf, result: HopResult, fetched: int, seconds: float) -> LeafReport:
+    def _report(
+        self, seq: int, index: int, leaf: Leaf, result: HopResult, fetched: int, seconds: float, seed: bytes
+    ) -> LeafReport:
         fault, statistic = result.fault, result.statistic
         return LeafReport(
             seq=seq,
@@ -232,6 +255,7 @@ class Auditor:
             mismatch=None if statistic is None else statistic.mismatch,
             bytes_fetched=fetched,
             seconds=round(seconds, 6),
+            tap=chosen_taps(seed, leaf.hash, result.taps, TAP_BYTES) if fault is None and result.taps else b"",
         )
 
     async def _executor(self, model: ModelInfo, lo: int, hi: int, known: Mapping[str, str]) -> Executor:
@@ -309,7 +333,7 @@ class Auditor:
                 fault = await check_inputs(self._reader, domain, commit, tree.leaves, start, own, before)
         if fault is None and after is not None:
             fault = await check_outputs(self._reader, self._chain.efl_domain, commit, own, after)
-        return HopResult(result.statistic, fault), len(inputs) + len(outputs)
+        return HopResult(result.statistic, fault, result.taps), len(inputs) + len(outputs)
 
     async def _party(self, node: str, scope: _Scope) -> Party:
         """A node of the session's route by its registration; addresses inside the leaf are not trusted."""

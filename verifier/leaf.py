@@ -141,6 +141,8 @@ def check_leaf(
         return Fault("wrong-shard", f"layers {commit.lo}:{commit.hi} are not the registered shard")
     if commit.profile == _EXACT and commit.wire_dtype != WireDtype.F32:
         return Fault("wrong-wire", "the rows of an exact model were rounded on the wire")
+    if commit.profile != _EXACT and commit.aux_root != ZERO32:
+        return Fault("wrong-aux", "a float model has no taps to commit to")
     if not epoch - 1 <= commit.epoch <= epoch:
         return Fault("wrong-epoch", f"a commit of epoch {commit.epoch} in the batch of epoch {epoch}")
     return _check_terms(leaf, terms, registration, domain, escrow) or _check_lengths(leaf, terms.spec, registration)

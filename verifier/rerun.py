@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from efedllm.commitments.canonical import WireDtype, as_dtype, decode
-from efedllm.commitments.messages import JobSpec, ids_hash
-from efedllm.engine.protocol import Executor, StepItem, constants_of
+from efedllm.commitments.messages import HopCommit, JobSpec, ids_hash
+from efedllm.commitments.taps import TapTree
+from efedllm.engine.protocol import Executor, Float32, StepItem, constants_of
+from efedllm.engine.taps import TAP_BYTES, TapExecutor
 from efedllm.errors import ModelError, ProtocolError
 from efedllm.exact_sampling import sample_exact
 from efedllm.models.manifest import PROFILE_CODES
@@ -36,10 +38,14 @@ _OVERFLOW = "overflow"
 
 @dataclass(frozen=True)
 class HopResult:
-    """`statistic` is None when a fault was found before anything was computed."""
+    """`statistic` is None when a fault was found before anything was computed.
+
+    taps: canonical bytes of every position's tap when an exact hop was found to be right, else empty.
+    """
 
     statistic: HopStatistic | None
     fault: Fault | None
+    taps: bytes = b""
 
     @property
     def outcome(self) -> Outcome:
@@ -76,7 +82,7 @@ def rerun(
         if fault is not None:
             return HopResult(None, fault)
     try:
-        ours = executor.step([StepItem(executor.new_sequence(), given)])[0]
+        ours, taps = _compute(executor, StepItem(executor.new_sequence(), given), exact=exact)
         residual = given if exact or commit.lo > 0 else executor.embed(given)
     except ModelError as error:
         if error.code == _OVERFLOW:
@@ -89,9 +95,26 @@ def rerun(
         how = f"{statistic.worst:.0f} values differ, first" if exact else f"statistic {statistic.worst:.3g}"
         detail = f"{how} at position {statistic.position}, mismatch {statistic.mismatch:.2%}"
         return HopResult(statistic, Fault("wrong-output", detail, statistic.outcome))
-    if not executor.has_head:
-        return HopResult(statistic, None)
-    return HopResult(statistic, check_tokens(executor, committed, spec, leaf.emitted or (), exact=exact))
+    if exact and tap_tree(commit, taps).root() != commit.aux_root:
+        # The rows are right, so that the node could have had the taps: it attested values that it did not compute.
+        return HopResult(statistic, Fault("wrong-taps", "the committed taps are not the hop's", Outcome.SEVERE))
+    fault = check_tokens(executor, committed, spec, leaf.emitted or (), exact=exact) if executor.has_head else None
+    return HopResult(statistic, fault, taps if fault is None else b"")
+
+
+def _compute(executor: Executor, item: StepItem, *, exact: bool) -> tuple[Float32, bytes]:
+    """States of one step and, of an exact engine, the taps of its positions."""
+    if not exact:
+        return executor.step([item])[0], b""
+    (tapped,) = cast(TapExecutor, executor).step_with_taps([item])
+    return tapped.states, tapped.taps.tobytes()
+
+
+def tap_tree(commit: HopCommit, taps: bytes) -> TapTree:
+    """The tree that the aux root of `commit` is over when these are the taps of all its positions."""
+    tree = TapTree(commit.job_id, commit.hop, TAP_BYTES)
+    tree.append(taps)
+    return tree
 
 
 def _not_finite(executor: Executor, what: str) -> Fault:

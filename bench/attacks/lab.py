@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,12 @@ from efedllm.commitments.hashing import ZERO32, as_address, keccak
 from efedllm.commitments.leaves import hop_leaf
 from efedllm.commitments.messages import HopCommit, JobSpec, SessionKey, ids_hash
 from efedllm.commitments.signing import Signer
+from efedllm.commitments.taps import TapTree
 from efedllm.compression import CompressOptions, compress
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.protocol import Executor, StepItem
+from efedllm.engine.taps import TAP_BYTES, TapExecutor
+from efedllm.errors import EfedError
 from efedllm.exact_sampling import sample_exact
 from efedllm.models.manifest import PROFILE_CODES, Manifest
 from efedllm.sampling import SamplingSpec, sample
@@ -121,6 +124,7 @@ class Lab:
         self.hidden = self.manifest.hidden
         self.jobs: list[Job] = []
         self._work = work
+        self._aux_roots: dict[tuple[bytes, int, bytes], bytes] = {}
 
     def generate(
         self,
@@ -230,11 +234,28 @@ class Lab:
             in_root=roots[0],
             out_root=roots[1],
             tokens_hash=ids_hash(job.emitted) if hop == len(RANGES) - 1 else ZERO32,
-            aux_root=ZERO32,
+            aux_root=self.aux_root(job, hop),
             prev_commit=ZERO32,
             epoch=EPOCH,
         )
         return replace(commit, **changes)
+
+    def aux_root(self, job: Job, hop: int) -> bytes:
+        """Root over the taps of what the hop read, as an honest node commits to them; zero in the float profile, and of
+        inputs that nothing can be computed from.
+        """
+        if self.profile != "exact":
+            return ZERO32
+        key = (job.spec.job_id, hop, job.boundaries[hop])
+        if key not in self._aux_roots:
+            engine, tree = cast(TapExecutor, self.engines[hop]), TapTree(job.spec.job_id, hop, TAP_BYTES)
+            try:
+                (tapped,) = engine.step_with_taps([StepItem(engine.new_sequence(), self.inputs(job, hop))])
+            except EfedError:
+                return ZERO32
+            tree.append(tapped.taps.tobytes())
+            self._aux_roots[key] = tree.root()
+        return self._aux_roots[key]
 
     def leaf(self, job: Job, hop: int, commit: HopCommit | None = None, signer: Signer | None = None) -> Leaf:
         """The leaf that the node of hop `hop` puts into its batch."""

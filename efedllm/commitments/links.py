@@ -136,7 +136,11 @@ def _own_faults(
         ("wrong-shard", here.shard_root is not None and commit.shard_root != here.shard_root, "names another shard"),
         ("wrong-dtype", commit.wire_dtype != spec.wire_dtype, f"claims wire dtype {commit.wire_dtype}"),
         ("tokens-hash", commit.tokens_hash != expected_hash, "commits to other output tokens"),
-        ("aux-root", commit.aux_root != ZERO32, "sets the aux root, which this version keeps zero"),
+        (
+            "aux-root",
+            (commit.profile == 0) != (commit.aux_root == ZERO32),
+            "commits to taps in the float profile, or to none in the exact one",
+        ),
     ]
     return [Fault(kind, hop, hop, f"Hop {hop} {text}.") for kind, bad, text in wrong if bad]
 

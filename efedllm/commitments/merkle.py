@@ -51,19 +51,26 @@ def proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
     return path
 
 
-def verify(root: bytes, leaf: bytes, index: int, count: int, path: Sequence[bytes]) -> bool:
-    """Whether `leaf` is number `index` of the `count` leaves under `root`. False for a pad position or a path of
-    another length.
+def root_of(leaf: bytes, index: int, count: int, path: Sequence[bytes]) -> bytes | None:
+    """The root under which `leaf` is number `index` of `count` leaves by this path. None for a pad position or a path
+    of another length.
     """
     if not 0 <= index < count or len(path) != _depth(count):
-        return False
+        return None
     if len(leaf) != 32 or any(len(sibling) != 32 for sibling in path):
-        return False
+        return None
     node = leaf
     for sibling in path:
         node = keccak(NODE + sibling + node if index & 1 else NODE + node + sibling)
         index >>= 1
-    return node == root
+    return node
+
+
+def verify(root: bytes, leaf: bytes, index: int, count: int, path: Sequence[bytes]) -> bool:
+    """Whether `leaf` is number `index` of the `count` leaves under `root`. False for a pad position or a path of
+    another length.
+    """
+    return root_of(leaf, index, count, path) == root
 
 
 def _pair(a: bytes, b: bytes) -> bytes:

@@ -129,7 +129,8 @@ class HopCommit(TypedMessage):
     and hop.
 
     profile 0 float, 1 exact; `tokens` = positions T of both boundaries; `tokens_hash` only on the last hop;
-    `prev_commit` = digest of hop i-1's commit, zero for hop 0; `aux_root` is zero in this version.
+    `prev_commit` = digest of hop i-1's commit, zero for hop 0; `aux_root` = root over its taps
+    (`taps.TapTree`), zero in the float profile.
     """
 
     NAME: ClassVar[str] = "HopCommit"

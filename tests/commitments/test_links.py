@@ -38,8 +38,8 @@ def test_an_honest_route_has_no_fault(hops: int) -> None:
 
 
 FIELDS = [f.name for f in dataclasses.fields(HopCommit)]
-FREE = {"epoch", "profile"}
-"""Fields no other party of the job can check: the batch binds the epoch and the re-execution the profile."""
+FREE = {"epoch"}
+"""The field no other party of the job can check: the batch binds the epoch."""
 
 
 def mutate(commit: HopCommit, name: str) -> HopCommit:
