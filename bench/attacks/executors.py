@@ -200,7 +200,7 @@ class Fp8ExactCache(ExactCache):
 
     def append(self, slot: int, keys: Tensor, values: Tensor, key_scales: Tensor, value_scales: Tensor) -> CachedLayer:
         cut = [torch.div(part, 256, rounding_mode="trunc") * 256 for part in (keys, values)]
-        return super().append(slot, cut[0], cut[1], key_scales, value_scales)
+        return super().append(slot, offset, cut[0], cut[1], key_scales, value_scales)
 
 
 class StaleExactCache(ExactCache):
@@ -210,7 +210,7 @@ class StaleExactCache(ExactCache):
         if keys.shape[1] == 1 and self.length and self.length % 4 == 0:
             at = slice(self.length - 1, self.length)
             keys, values, key_scales, value_scales = (array[slot, :, at].clone() for array in self._arrays)
-        return super().append(slot, keys, values, key_scales, value_scales)
+        return super().append(slot, offset, keys, values, key_scales, value_scales)
 
 
 # --- what EditedOutput does to rows ---

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from bench.attacks.figures import rule_of_three
 from bench.attacks.fleet_worker import MODES
 from bench.attacks.lab import LAYERS, RANGES, Lab, Progress, prefilled
+from bench.attacks.strategies import Profile
 from efedllm.commitments.canonical import WireDtype, decode, encode
 from efedllm.engine.protocol import Executor
 from verifier.statistic import FAIL_AT, Outcome, compare, per_position
@@ -95,13 +96,16 @@ class Findings:
 
 
 def stress_inputs(lab: Lab, hop: int, positions: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """Inputs that search for honest spread: repeated ids, outliers, huge and tiny residuals, equal rows."""
-    job = lab.jobs[0]
-    given = lab.inputs(job, hop)
-    if hop == 0:
-        yield "constant tokens", np.full(positions, 11, np.int32)
-        yield "two tokens in turn", (np.arange(positions, dtype=np.int32) % 2) * 77 + 5
-        yield "every token once", np.arange(positions, dtype=np.int32) * (lab.manifest.vocab // positions)
+    return strained(lab.inputs(lab.jobs[0], hop), lab.manifest.vocab, positions)
+
+
+def strained(given: npt.NDArray[Any], vocab: int, positions: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """(what, input) made from one input of a hop, token ids or rows, to search for honest spread: repeated ids,
+    outliers, huge and tiny residuals, equal rows."""
+    if given.ndim == 1:
+        yield "constant tokens", np.full(positions, 11 % vocab, np.int32)
+        yield "two tokens in turn", ((np.arange(positions, dtype=np.int32) % 2) * 77 + 5) % vocab
+        yield "tokens far apart", np.arange(positions, dtype=np.int32) * max(1, vocab // positions) % vocab
         return
     x = np.asarray(given, np.float32)
     yield "residual x 1e2", x * np.float32(1e2)
@@ -162,22 +166,34 @@ def run(
     findings = Findings()
     for number, machine in enumerate(fleet):
         say(f"{lab.profile} fleet: machine {number + 1} of {len(fleet)}: {machine.name}")
-        with np.load(_compute(lab, work, machine, inputs, sets, decoded)) as outputs:
+        made = compute(lab.profile, lab.published, RANGES, work, machine, inputs, sets, decoded)
+        with np.load(made) as outputs:
             for name in outputs.files:
                 _judge(findings, lab, machine, name, outputs[name], references)
     return findings
 
 
-def _compute(lab: Lab, work: Path, machine: Machine, inputs: Path, sets: list[str], decoded: int) -> Path:
+def compute(
+    profile: Profile,
+    published: Path,
+    ranges: Sequence[tuple[int, int]],
+    work: Path,
+    machine: Machine,
+    inputs: Path,
+    sets: list[str],
+    decoded: int,
+) -> Path:
+    """Let one machine compute the inputs SET/RANGE/NAME of an .npz; an .npz of rows MODE/SET/RANGE/NAME. `decoded`:
+    inputs of each set and range that it also decodes one by one."""
     out, task = work / "fleet-out.npz", work / "fleet-task.json"
     task.write_text(
         json.dumps(
             {
                 "threads": machine.threads,
                 "eager": machine.eager,
-                "profile": lab.profile,
-                "published": str(lab.published),
-                "ranges": RANGES,
+                "profile": profile,
+                "published": str(published),
+                "ranges": list(ranges),
                 "inputs": str(inputs),
                 "out": str(out),
                 "sets": sets,
