@@ -160,6 +160,8 @@ def hop_commit(
     shard_root: bytes = ZERO32,
     prev: bytes = ZERO32,
     epoch: int = 1,
+    profile: int = 0,
+    aux_root: bytes = ZERO32,
 ) -> HopCommit:
     """The commitment of one hop over what `trace` holds."""
     wire = WireDtype(spec.wire_dtype)
@@ -175,7 +177,7 @@ def hop_commit(
         hop=hop,
         lo=layers[0],
         hi=layers[1],
-        profile=0,
+        profile=profile,
         wire_dtype=spec.wire_dtype,
         tokens=len(trace.boundaries[0]) // 4,
         model_id=model_id,
@@ -183,7 +185,7 @@ def hop_commit(
         in_root=root(hop),
         out_root=root(hop + 1),
         tokens_hash=ids_hash(trace.emitted) if hop == hops - 1 else ZERO32,
-        aux_root=ZERO32,
+        aux_root=aux_root,
         prev_commit=prev,
         epoch=epoch,
     )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from efedllm.chain.types import BatchInfo
+from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.hashing import ZERO32, keccak
 from efedllm.commitments.leaves import batch_root
 from efedllm.commitments.messages import Domain, JobSpec, SessionKey, ids_hash
@@ -43,8 +44,6 @@ def session() -> SessionKey:
 
 
 def a_spec(**more: Any) -> JobSpec:
-    from efedllm.commitments.canonical import WireDtype
-
     spec = job_spec(PROMPT, 8, WireDtype.F32, SamplingSpec(0, 0, 1_000_000, bytes(32)))
     return replace(spec, session_id=session().session_id(*ESCROW), **more)
 
@@ -81,6 +80,25 @@ def fault_of(job: Job, hop: int, edit: Callable[[dict[str, Any]], None] | None =
 @pytest.mark.parametrize("hop", [0, 1])
 def test_an_honest_leaf_has_no_fault(hop: int) -> None:
     assert fault_of(a_job(), hop) == ""
+
+
+def test_the_profile_is_the_registered_one() -> None:
+    assert fault_of(a_job(), 0, profile=1) == "wrong-shard"
+
+
+def test_an_exact_hop_that_rounded_its_rows_is_a_fault() -> None:
+    job = a_job()
+    commit = replace(job.commit(0), profile=1)
+    for wire, code in ((WireDtype.F32, ""), (WireDtype.BF16, "wrong-wire")):
+        spec = replace(job.spec, wire_dtype=int(wire))
+        signed = replace(commit, wire_dtype=int(wire), job_id=spec.job_id)
+        item = job.leaf_json(0, bytes(32))
+        item["commit"] = signed.to_json()
+        item["signature"] = "0x" + SIGNERS[0].sign(signed.digest(DOMAIN)).hex()
+        item["job"]["job_spec"] = spec.to_json()
+        item["job"]["spec_signature"] = "0x" + job.client.sign(spec.digest(DOMAIN)).hex()
+        fault = check_leaf(read(item), EPOCH, replace(registration(0), profile=1), DOMAIN, ESCROW)
+        assert ("" if fault is None else fault.code) == code
 
 
 def test_the_root_is_recomputed_and_binds_node_epoch_and_number() -> None:
