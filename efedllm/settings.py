@@ -31,6 +31,7 @@ class Settings(BaseSettings):
     keystore: Path | None = None  # encrypted account
     password_file: Path | None = None
     rpc_budget: float = Field(default=30.0, gt=0)  # seconds an RPC outage is waited out
+    ram: str | None = None  # memory for weights, caches and activations, such as 2GB; everything is held without it
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 

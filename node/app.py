@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -42,6 +42,9 @@ from node.store import Store
 from node.traces import IN, Traces
 from node.weights import check_profile, prepare
 
+if TYPE_CHECKING:
+    from efedllm.engine.tiers import TierReport
+
 Wrapper = Callable[[Executor], Executor]
 DATABASE = "node.sqlite"
 
@@ -58,6 +61,7 @@ class NodeApp:
         self.address = ""
         self.endpoint = ""
         self.price = 0
+        self.tiers: TierReport | None = None
         self.desk: Desk
         self.duties: Duties
         self.store: Store
@@ -95,8 +99,9 @@ class NodeApp:
         pool = ThreadPoolExecutor(1, thread_name_prefix="engine")
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         executor = await asyncio.get_running_loop().run_in_executor(
-            pool, _load, model_dir, offer_terms.lo, offer_terms.hi, config.threads
+            pool, _load, model_dir, offer_terms.lo, offer_terms.hi, config.threads, config.ram
         )
+        self.tiers = _tiers(executor)
         check_profile(executor, offer_terms.model)
         if self._wrap is not None:
             executor = self._wrap(executor)
@@ -155,6 +160,14 @@ class NodeApp:
             layers=f"{facts.lo}:{facts.hi}",
             weight_bytes=executor.weight_bytes,
         )
+        if self.tiers is not None and self.tiers.slowdown > 1:
+            tiers = self.tiers
+            self._log.warning(
+                "the layers do not fit in the budget: decoding is slower",
+                ram=tiers.ram,
+                resident=f"{tiers.resident} of {tiers.layers} layers",
+                times_slower=tiers.slowdown,
+            )
 
     def _facts(self, executor: Executor, offer: Terms, manifest: Manifest) -> NodeFacts:
         return NodeFacts(
@@ -192,6 +205,8 @@ class NodeApp:
         metrics.gauge("sessions", "Sessions known", lambda: len(desk.shop.book))
         metrics.gauge("epoch", "Epoch of the chain", lambda: desk.shop.clock.time.epoch)
         metrics.gauge("weight_bytes", "Bytes of weights in memory", lambda: weight_bytes)
+        slowdown = self.slowdown
+        metrics.gauge("slowdown", "Time per decoded token over that with all layers in memory", lambda: slowdown)
 
     async def _serve(self, bound: socket.socket, identity: Identity, model_dir: Path, manifest: Manifest) -> None:
         app = make_app(self.desk, identity, model_dir, manifest, self._info)
@@ -224,11 +239,17 @@ class NodeApp:
             "chain_id": self.chain.chain_id,
             "epoch": shop.clock.time.epoch,
             "queue": shop.batcher.queued,
+            "slowdown": self.slowdown,
             "jobs": self.desk.running,
             "draining": self.desk.draining,
             "version": __version__,
             **standing,
         }
+
+    @property
+    def slowdown(self) -> float:
+        """How much longer a token takes than with all layers in memory, measured at start."""
+        return 1.0 if self.tiers is None else self.tiers.slowdown
 
     def _spawn(self, work: Any, name: str) -> None:
         """A task that lives as long as the node; if it ends by itself, the node has failed."""
@@ -271,11 +292,17 @@ class NodeApp:
             self.failed.exception()
 
 
-def _load(directory: Path, lo: int, hi: int, threads: int) -> Executor:
+def _load(directory: Path, lo: int, hi: int, threads: int, ram: int | None) -> Executor:
     # Importing torch takes seconds and belongs on the engine's thread.
     from efedllm.engine.select import load_executor
 
-    return load_executor(directory, lo, hi, threads=threads)
+    return load_executor(directory, lo, hi, threads=threads, ram=ram)
+
+
+def _tiers(executor: Executor) -> TierReport | None:
+    from efedllm.engine.select import tier_report
+
+    return tier_report(executor)
 
 
 def _endpoint(bound: socket.socket) -> str:

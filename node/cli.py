@@ -21,6 +21,7 @@ from efedllm.chain.connection import LOCAL_CHAIN_IDS
 from efedllm.commitments.eip712 import parse_hex
 from efedllm.errors import ConfigError, EfedError, ProtocolError
 from efedllm.settings import Settings, local_members
+from efedllm.sizes import parse_size
 from node.flags import (
     Credit,
     DeploymentFile,
@@ -35,6 +36,7 @@ from node.flags import (
     NetworkHome,
     PasswordFile,
     Price,
+    Ram,
     Retire,
     Rpc,
     Stake,
@@ -56,6 +58,7 @@ class Account:
     keystore: Path | None
     password_file: Path | None
     home: Path | None = None
+    ram: str | None = None
 
     def settings(self) -> Settings:
         """Flags over environment over files."""
@@ -65,6 +68,7 @@ class Account:
             deployment=self.deployment,
             keystore=self.keystore,
             password_file=self.password_file,
+            ram=self.ram,
         )
         logs.setup(settings.log_level, settings.log_format)
         return settings
@@ -149,6 +153,7 @@ def run(
     credit_tokens: Credit = 64,
     retire: Retire = False,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Compute threads.")] = 1,
+    ram: Ram = None,
     as_json: Json = False,
 ) -> None:
     """Stake, register, serve. Prints one JSON line when ready; SIGTERM drains, a second one stops at once."""
@@ -156,7 +161,7 @@ def run(
     async def work() -> int:
         from node.app import run_node
 
-        account = Account(rpc, deployment, key, password_file)
+        account = Account(rpc, deployment, key, password_file, ram=ram)
         return await run_node(
             make_config(
                 account, model_id, layers, price, model, listen, endpoint, home, stake, credit_tokens, retire, threads
@@ -204,6 +209,7 @@ def make_config(
         stake=None if stake is None else parse_amount(stake),
         credit_tokens=credit_tokens,
         threads=threads,
+        ram=None if settings.ram is None else parse_size(settings.ram),
         rpc_budget=settings.rpc_budget,
         retire=retire,
         light_keys=Deployment.load(path).chain_id in LOCAL_CHAIN_IDS,

@@ -71,6 +71,7 @@ class NodeConfig:
     stake: int | None = None
     credit_tokens: int = 64  # tokens worked ahead of the vouchers, beyond the prompt
     threads: int = 1
+    ram: int | None = None  # bytes for weights, caches and activations; everything is held in memory when None
     rpc_budget: float = 30.0  # seconds a request waits out an outage of the RPC server
     retire: bool = False  # leave the registry when drained
     light_keys: bool = False  # cheap key encryption for throw-away local keys

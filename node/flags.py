@@ -26,4 +26,12 @@ Home = Annotated[Path | None, typer.Option("--home", help="The node's own direct
 NetworkHome = Annotated[Path | None, typer.Option("--home", help="Where `efedllm up` keeps its network.")]
 Stake = Annotated[str | None, typer.Option("--stake", metavar="EFED", help="Stake this much if less is staked.")]
 Credit = Annotated[int, typer.Option("--credit-tokens", help="Tokens worked ahead of payment, beyond the prompt.")]
+Ram = Annotated[
+    str | None,
+    typer.Option(
+        "--ram",
+        metavar="SIZE",
+        help="Memory for weights, caches and activations, such as 2GB; slower when they need more.",
+    ),
+]
 Retire = Annotated[bool, typer.Option("--retire", help="Leave the registry when stopped.")]

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,7 +31,7 @@ from verifier.metrics import Health, Metrics, serve
 from verifier.observe import Observer
 from verifier.plan import Audit, AuditNode, plan, plan_claims
 from verifier.store import Store
-from verifier.weights import EngineHouse, warm_up
+from verifier.weights import EngineHouse, load_shard, warm_up
 
 _HEALTHY_FOR = 60.0
 # Share of an epoch after which its batches are posted and the weights for their audit are fetched.
@@ -201,7 +202,8 @@ async def open_verifier(
         chain = await stack.enter_async_context(
             await Chain.connect(config.rpc_url, deployment, account, budget=config.rpc_budget, journal=journal)
         )
-        house = EngineHouse(config.home, config.models, config.cache_bytes)
+        loader = partial(load_shard, ram=config.ram)
+        house = EngineHouse(config.home, config.models, config.cache_bytes, loader, one=config.ram is not None)
         stack.callback(house.close)
         warm = asyncio.ensure_future(house.run(warm_up))
         stack.callback(warm.cancel)

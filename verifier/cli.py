@@ -14,6 +14,7 @@ from rich.table import Table
 from efedllm import logs
 from efedllm.chain.amounts import format_amount, parse_amount
 from efedllm.settings import LocalMember, Settings, local_members
+from efedllm.sizes import parse_size
 
 if TYPE_CHECKING:
     from efedllm.chain.client import Chain
@@ -34,11 +35,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 
 def _settings(
-    home: Path | None, rpc: str | None, deployment: Path | None, keystore: Path | None, password_file: Path | None
+    home: Path | None,
+    rpc: str | None,
+    deployment: Path | None,
+    keystore: Path | None,
+    password_file: Path | None,
+    ram: str | None = None,
 ) -> tuple[Settings, Path]:
     """Settings, and this verifier's own directory."""
     settings = Settings.load(
-        home=home, rpc_url=rpc, deployment=deployment, keystore=keystore, password_file=password_file
+        home=home, rpc_url=rpc, deployment=deployment, keystore=keystore, password_file=password_file, ram=ram
     )
     logs.setup(settings.log_level, settings.log_format)
     return settings, settings.home if home is not None else settings.home / SUBDIRECTORY
@@ -60,6 +66,12 @@ def run(
     ] = None,
     poll: Annotated[float, typer.Option("--poll", help="Seconds between looks at the chain.")] = 1.0,
     cache_gib: Annotated[float, typer.Option("--cache", help="GiB of weights held in memory.")] = 8.0,
+    ram: Annotated[
+        str | None,
+        typer.Option(
+            "--ram", help="Memory for one engine at a time, such as 2GB; slower if it needs more.", metavar="SIZE"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Audit until stopped by SIGTERM or Ctrl-C. Prints one JSON line when ready."""
@@ -67,7 +79,7 @@ def run(
     from verifier.app import run_verifier
     from verifier.config import VerifierConfig, parse_listen
 
-    settings, directory = _settings(home, rpc, deployment, keystore, password_file)
+    settings, directory = _settings(home, rpc, deployment, keystore, password_file, ram)
     if as_json:
         logs.setup(settings.log_level, "json")
     config: VerifierConfig = VerifierConfig(
@@ -81,6 +93,7 @@ def run(
         listen=None if listen is None else parse_listen(listen),
         poll=poll,
         cache_bytes=int(cache_gib * 2**30),
+        ram=None if settings.ram is None else parse_size(settings.ram),
         rpc_budget=settings.rpc_budget,
     )
     asyncio.run(run_verifier(config))

@@ -24,6 +24,7 @@ class VerifierConfig:
     listen: tuple[str, int] | None = None  # where /metrics and /healthz are served
     poll: float = 1.0  # seconds between looks at the chain
     cache_bytes: int = 8 << 30  # weights held in memory
+    ram: int | None = None  # bytes for the one engine then held: weights, caches and activations
     fee_ref_tokens: int = FEE_REF_TOKENS
     rpc_budget: float = 30.0  # seconds an RPC outage is waited out
     timing: Timing = DEFAULT_TIMING

@@ -31,11 +31,12 @@ GOLDEN_PREFILL = 16
 SELF_LIMIT = 0.5
 
 
-def load_shard(directory: Path, lo: int, hi: int) -> Executor:
-    """The real engine, one compute thread; torch is imported here and nowhere else in this package."""
+def load_shard(directory: Path, lo: int, hi: int, ram: int | None = None) -> Executor:
+    """The real engine, one compute thread, within `ram` bytes if given; torch is imported here and nowhere else in this
+    package."""
     from efedllm.engine.select import load_executor
 
-    return load_executor(directory, lo, hi, threads=1)
+    return load_executor(directory, lo, hi, threads=1, ram=ram)
 
 
 def warm_up() -> None:
@@ -44,15 +45,19 @@ def warm_up() -> None:
 
 
 class EngineHouse:
-    """Keeps executors by (manifest hash, layer range), least recently used first to go when `max_bytes` is exceeded.
+    """Keeps executors by (manifest hash, layer range), least recently used first to go when `max_bytes` is exceeded;
+    with `one`, a new one takes the place of all others before it is loaded.
 
     All executors live on one thread of this object: use `run` to call them. Use as a context: `close` when done.
     """
 
-    def __init__(self, home: Path, sources: Sequence[str], max_bytes: int, loader: Loader = load_shard) -> None:
+    def __init__(
+        self, home: Path, sources: Sequence[str], max_bytes: int, loader: Loader = load_shard, *, one: bool = False
+    ) -> None:
         self._home = home
         self._sources = tuple(sources)
         self._max_bytes = max_bytes
+        self._one = one
         self._loader = loader
         self._engines: OrderedDict[tuple[bytes, int, int], Executor] = OrderedDict()
         self._limits: dict[bytes, Limits] = {}
@@ -88,6 +93,8 @@ class EngineHouse:
                 directory = await self._published(model, lo, hi, mirrors)
                 manifest = await asyncio.to_thread(Manifest.load, directory)
                 self._limits[model.manifest_hash] = Limits.of(manifest.tolerance)
+                if self._one:
+                    self._engines.clear()
                 engine = await self.run(self._loader, directory, lo, hi)
                 self._engines[key] = engine
                 self._evict(key)
