@@ -15,6 +15,7 @@ MAX_POSITIONS = 1 << 18
 """Longest sequence: 2^20 * 2^15 * 2^18 = 2^53 bounds the sums over positions of exact attention."""
 
 _POSITIONS = "transformer.wpe.weight"
+"""Only looked up, so of any dtype."""
 
 
 def exact_allows(form: str, dtype: str) -> bool:
@@ -36,9 +37,7 @@ def exact_obstacle(config: Any, tensors: Iterable[TensorInfo]) -> str | None:
     if int(config.max_position_embeddings) > MAX_POSITIONS:
         return f"more than {MAX_POSITIONS} positions"
     for tensor in tensors:
-        if tensor.cols == 1 or tensor.name == _POSITIONS:
-            continue
-        allowed = exact_allows(tensor.form, tensor.dtype)
+        allowed = exact_allows(tensor.form, tensor.dtype) or tensor.cols == 1 or tensor.name == _POSITIONS
         if not allowed or (tensor.layer == LAYER_EMBED and tensor.form != "dense"):
             return f"{tensor.form} {tensor.dtype} matrices ({tensor.name})"
     return None
