@@ -28,6 +28,7 @@ HALF = "half a hop"  # runs half of the layers: sees nothing wrong, and cannot k
 FALSE_ACCUSER = "false accuser"  # computes, then fails one node in ten whatever it did
 COLLUDE = "collude"  # all of them pass everything with one agreed digest
 ACCUSED = 10
+TRUE_DIGEST = "true"
 STRATEGIES = (HONEST, LAZY_PASS, LAZY_FAIL, COPY, ABSENT, TAP_GUESS, HALF, FALSE_ACCUSER)
 
 
@@ -181,20 +182,19 @@ def _report(game: Game, strategy: str, node: _Node, index: int, rng: np.random.G
     passing = Verdict(units, 0, False)
     failing = Verdict(0, min(units, FAILED_CAP), True)
     seen = Verdict(max(units - FULL_UNITS, 0), FULL_UNITS, True) if node.canary else node.truth
-    match strategy:
-        case "honest":
-            return Report(seen, "true")
-        case "lazy pass" | "half a hop":
-            return Report(passing, None)
-        case "lazy fail":
-            return Report(failing, None)
-        case "tap guess":
-            return Report(passing, "true" if rng.random() < game.tap_guess else None)
-        case "false accuser":
-            return Report(failing if index % ACCUSED == 0 else seen, "true")
-        case "collude":
-            return Report(passing, "agreed")
-    return None
+    if strategy == TAP_GUESS:
+        return Report(passing, TRUE_DIGEST if rng.random() < game.tap_guess else None)
+    if strategy == FALSE_ACCUSER and index % ACCUSED == 0:
+        return Report(failing, TRUE_DIGEST)
+    reports = {
+        HONEST: Report(seen, TRUE_DIGEST),
+        FALSE_ACCUSER: Report(seen, TRUE_DIGEST),
+        LAZY_PASS: Report(passing, None),
+        HALF: Report(passing, None),
+        LAZY_FAIL: Report(failing, None),
+        COLLUDE: Report(passing, "agreed"),
+    }
+    return reports.get(strategy)
 
 
 def _open_canaries(
