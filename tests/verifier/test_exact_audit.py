@@ -162,11 +162,11 @@ def test_an_input_that_overflows_is_no_escape(engines: list[ExactShardEngine], w
     spec = job_spec(PROMPT, NEW, WireDtype.F32, WARM)
     leaf = Leaf(commit_of(engines[1], 1, warm_trace, spec), b"", b"")
     boundaries = warm_trace.boundaries[1], warm_trace.boundaries[2]
-    result = rerun(Overflowing(engines[1], healthy=True), leaf, spec, *boundaries)  # type: ignore[arg-type]
+    result = rerun(Overflowing(engines[1], healthy=True), leaf, spec, *boundaries)
     assert result.fault is not None
     assert (result.fault.code, result.fault.outcome) == ("not-finite", Outcome.FAIL)
     with pytest.raises(BackendError, match="nor anything else"):
-        rerun(Overflowing(engines[1], healthy=False), leaf, spec, *boundaries)  # type: ignore[arg-type]
+        rerun(Overflowing(engines[1], healthy=False), leaf, spec, *boundaries)
 
 
 def test_our_own_engine_of_another_profile_accuses_nobody(
