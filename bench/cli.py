@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.compression_cli import compression
 from efedllm import logs
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
@@ -67,6 +68,9 @@ def encoder(
         print(json.dumps(result, indent=2))
     else:
         Console().print(table(result))
+
+
+app.command()(compression)
 
 
 @app.command()

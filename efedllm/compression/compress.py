@@ -38,7 +38,7 @@ from efedllm.compression.plan import (
 )
 from efedllm.compression.report import HealReport, Report, peak_memory
 from efedllm.compression.runner import Runner, open_runner
-from efedllm.compression.scratch import FactorFiles
+from efedllm.compression.scratch import MeasuredFiles
 from efedllm.compression.sensitivity import Backward, Curvature
 from efedllm.compression.work import WorkDirectory
 from efedllm.errors import ConfigError
@@ -187,7 +187,7 @@ class _Job:
         if not self._skeleton.family.is_encoder:
             entries += work.keep_or_write(HEAD_FILE, self._head_tensors)
         report(1, fresh=False)
-        files = FactorFiles(work)
+        files = self._files(work)
         plan = self._plan(work, runner, files, report)
         waiting = {index for index in range(layers) if not work.has(layer_file(index))}
         made_layers = runner.map(make, self._layers(waiting, plan, files, work))
@@ -235,21 +235,33 @@ class _Job:
         assert budget is not None
         return allocate_groups(self._shapes, measured, budget, int8=self._int8_factors, item=self._item)
 
-    def _plan(self, work: WorkDirectory, runner: Runner, files: FactorFiles, report: Callable[..., None]) -> Plan:
+    def _plan(self, work: WorkDirectory, runner: Runner, files: MeasuredFiles, report: Callable[..., None]) -> Plan:
         if self._fixed_plan is not None:
             return self._fixed_plan
         found = work.note(_PLAN_NOTE)
         if found is not None:
             report(self._skeleton.layers, fresh=False)
             return plan_from_json(found)
-        measured = []
-        for index, (one, nested, means) in self._measured(work, runner):
-            files.write(index, nested, means)
-            measured.append(one)
-            report(1)
+        measured = files.figures(self._skeleton.layers)
+        if measured is None:
+            measured = []
+            for index, (one, nested, means) in self._measured(work, runner):
+                files.write(index, one, nested, means)
+                measured.append(one)
+                report(1)
+        else:
+            report(self._skeleton.layers, fresh=False)
         plan = self._allocate(measured)
         work.save_note(_PLAN_NOTE, plan_to_json(plan))
         return plan
+
+    def _files(self, work: WorkDirectory) -> MeasuredFiles:
+        """What was measured does not depend on the budget."""
+        text = self._original.text_hash() if self._measures else ""
+        forms = [repr(choice) for choice in self._table()]
+        known = [self._sources(), text, self._options.calibration_tokens, forms, self._factors, self._int8_factors]
+        identity = hashlib.sha256(json.dumps(known).encode()).hexdigest()
+        return MeasuredFiles(self._options.measured or work.folder("measured"), identity)
 
     def _measured(self, work: WorkDirectory, runner: Runner) -> Iterator[tuple[int, MeasuredLayer]]:
         """Every layer's figures and factors, last layer first."""
@@ -278,7 +290,7 @@ class _Job:
             item=self._item,
         )
 
-    def _layers(self, waiting: set[int], plan: Plan, files: FactorFiles, work: WorkDirectory) -> Iterator[Layer]:
+    def _layers(self, waiting: set[int], plan: Plan, files: MeasuredFiles, work: WorkDirectory) -> Iterator[Layer]:
         """The layers to be made, in order; the calibration text passes through all of them."""
         if not waiting:
             return
@@ -299,7 +311,7 @@ class _Job:
             if calibration is not None:
                 calibration.close()
 
-    def _layer(self, index: int, moments: dict[str, Moments], plan: Plan, files: FactorFiles) -> Layer:
+    def _layer(self, index: int, moments: dict[str, Moments], plan: Plan, files: MeasuredFiles) -> Layer:
         original, prefix = self._original, self._skeleton.layer_prefix(index)
         names = [f"{prefix}{name}" for name, _ in self._skeleton.layer(index).named_parameters()]
         matrices = {name: original.matrix(name) for name in names if name in self._shapes}
@@ -328,11 +340,8 @@ class _Job:
 
     def options_hash(self) -> str:
         """Identifies what a layer file was made from; a file made otherwise is made again."""
-        ignored = ("model", "out", "calibration", "engine")
-        known = {k: v for k, v in asdict(self._options).items() if k not in ignored}
-        known["config"] = hashlib.sha256((self._original.source / "config.json").read_bytes()).hexdigest()
-        known["weights"] = self._original.checkpoint.fingerprint()
-        known["version"] = efedllm.__version__
+        ignored = ("model", "out", "calibration", "engine", "measured")
+        known = {k: v for k, v in asdict(self._options).items() if k not in ignored} | self._sources()
         if self._calibrates or self._options.heal:
             text = self._original.text
             if not text.is_file():
@@ -343,6 +352,11 @@ class _Job:
                 )
             known["text"] = self._original.text_hash()
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+    def _sources(self) -> dict[str, str]:
+        config = hashlib.sha256((self._original.source / "config.json").read_bytes()).hexdigest()
+        weights = self._original.checkpoint.fingerprint()
+        return {"config": config, "weights": weights, "version": efedllm.__version__}
 
     def _embed_tensors(self) -> Iterator[Encoded]:
         family = self._skeleton.family

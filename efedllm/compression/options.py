@@ -35,6 +35,7 @@ class CompressOptions:
     all_factored: "kfac" leaves no matrix dense, even where factors do not pay
     integers: no matrix and no embedding stays in 16 bits, which the exact profile does not take
     heal: steps of distillation against the original on the calibration text, for forms with factors
+    measured: folder in which what "auto" and "kfac" measured is kept, so that another budget need not measure again
     engine: "ray" makes the layers as tasks of a Ray cluster, with the same bytes for the same number of threads
     """
 
@@ -51,6 +52,7 @@ class CompressOptions:
     integers: bool = False
     heal: int = 0
     engine: EngineName = "process"
+    measured: Path | None = None
 
     @property
     def int8(self) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import AutoModel, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from efedllm.compression.encode import Encoded, encode_factors, encode_packed
 from efedllm.compression.lowbit import LowBit, int8_factors
@@ -79,6 +80,8 @@ class Frozen(nn.Module):
 def original_model(source: Path, skeleton: Skeleton) -> nn.Module:
     """The checkpoint in float32, not to be trained."""
     kind = AutoModel if skeleton.family.is_encoder else AutoModelForCausalLM
+    # One bar is enough: this command has its own.
+    disable_progress_bar()
     model: nn.Module = kind.from_pretrained(source, dtype=torch.float32, local_files_only=True)
     return model.eval().requires_grad_(False)
 

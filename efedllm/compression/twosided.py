@@ -45,26 +45,31 @@ def nested_factors(weights: Sequence[Tensor], gram: Tensor, outputs: Sequence[We
     roots = [_root(one) for one in outputs]
     weighted = torch.cat([_times(root, w.double()) for root, w in zip(roots, weights, strict=True)])
     rows, cols = weighted.shape
-    lower = damped_cholesky(gram, RIDGE)
-    if lower is None:
-        # No ridge repairs the matrix: count the inputs as uncorrelated.
-        lower = torch.eye(cols, dtype=torch.float64) * gram.diagonal().clamp_min(0).mean().sqrt().clamp_min(1e-30)
-    a = weighted @ lower
-    small = a.T @ a if cols <= rows else a @ a.T
-    energies, vectors = torch.linalg.eigh(small)
-    energies, vectors = energies.flip(0).clamp_min(0), vectors.flip(1)
-    cap = min(cap, len(energies))
-    kept = vectors[:, :cap]
+    cap = min(cap, rows, cols)
     if cols <= rows:
+        lower = damped_cholesky(gram, RIDGE)
+        if lower is None:
+            # No ridge repairs the matrix: count the inputs as uncorrelated.
+            lower = torch.eye(cols, dtype=torch.float64) * gram.diagonal().clamp_min(0).mean().sqrt().clamp_min(1e-30)
+        a = weighted @ lower
+        energies, kept = _leading(a.T @ a, cap)
         left = a @ kept
         v = torch.linalg.solve_triangular(lower, kept.T, upper=False, left=False)
     else:
-        left = kept
-        v = kept.T @ weighted
+        # From the side of the outputs, which are fewer: G need not be factored.
+        ridge = RIDGE * gram.diagonal().mean()
+        energies, left = _leading(weighted @ gram @ weighted.T + ridge * (weighted @ weighted.T), cap)
+        v = left.T @ weighted
     parts = torch.split(left, [len(w) for w in weights])
     u = torch.cat([_divided(root, part) for root, part in zip(roots, parts, strict=True)])
     tail = 0.5 * torch.cat([energies, energies.new_zeros(1)]).flip(0).cumsum(0).flip(0)
     return Nested(u.T.float().contiguous(), v.float().contiguous(), tail[: cap + 1])
+
+
+def _leading(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """All eigenvalues, largest first, and the first `count` eigenvectors."""
+    energies, vectors = torch.linalg.eigh(symmetric)
+    return energies.flip(0).clamp_min(0), vectors.flip(1)[:, :count]
 
 
 def unit_energy(weights: Sequence[Tensor], gram: Tensor) -> list[Weight]:

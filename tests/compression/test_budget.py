@@ -16,25 +16,10 @@ from efedllm.compression import CompressOptions, EvaluateOptions, compress, eval
 from efedllm.compression.report import REPORT_NAME
 from efedllm.errors import ConfigError, EfedError
 from efedllm.models.manifest import MANIFEST_NAME, Manifest
-from tests.model_fixtures import with_words
 
 
 class StoppedError(Exception):
     """Raised from a progress callback, as an interrupt would be."""
-
-
-@pytest.fixture(scope="module")
-def worded(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A random checkpoint with tokenizer and calibration.txt."""
-    made: dict[str, Path] = {}
-
-    def make(family: str) -> Path:
-        if family not in made:
-            made[family] = tmp_path_factory.mktemp("worded") / family
-            with_words(checkpoint(family), made[family])
-        return made[family]
-
-    return make
 
 
 def files(directory: Path) -> dict[str, bytes]:
