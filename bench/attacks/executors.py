@@ -198,7 +198,9 @@ class StaleCache(KVCache):
 class Fp8ExactCache(ExactCache):
     """The upper 8 of the 16 bits of keys and values: half of the memory."""
 
-    def append(self, slot: int, keys: Tensor, values: Tensor, key_scales: Tensor, value_scales: Tensor) -> CachedLayer:
+    def append(
+        self, slot: int, offset: int, keys: Tensor, values: Tensor, key_scales: Tensor, value_scales: Tensor
+    ) -> CachedLayer:
         cut = [torch.div(part, 256, rounding_mode="trunc") * 256 for part in (keys, values)]
         return super().append(slot, offset, cut[0], cut[1], key_scales, value_scales)
 
@@ -206,7 +208,9 @@ class Fp8ExactCache(ExactCache):
 class StaleExactCache(ExactCache):
     """As StaleCache, in the exact profile."""
 
-    def append(self, slot: int, keys: Tensor, values: Tensor, key_scales: Tensor, value_scales: Tensor) -> CachedLayer:
+    def append(
+        self, slot: int, offset: int, keys: Tensor, values: Tensor, key_scales: Tensor, value_scales: Tensor
+    ) -> CachedLayer:
         if keys.shape[1] == 1 and self.length and self.length % 4 == 0:
             at = slice(self.length - 1, self.length)
             keys, values, key_scales, value_scales = (array[slot, :, at].clone() for array in self._arrays)

@@ -54,14 +54,25 @@ MODEL_ID = keccak(b"model")
 Rows = npt.NDArray[np.float32]
 
 
-def publish(profile: Profile, work: Path, *, keep: float = 0.9, whiten: bool = True) -> Path:
+Tensors = dict[str, Any]
+
+
+def publish(
+    profile: Profile,
+    work: Path,
+    *,
+    keep: float = 0.9,
+    whiten: bool = True,
+    change: Callable[[Tensors], Tensors] | None = None,
+) -> Path:
     """The bundled model: low-rank factors in int8 for the exact profile, in float32 for the float profile.
 
-    The checkpoint is bf16; factors in bf16 would make rounding to bf16 no cheat, so they are made in float32.
+    The checkpoint is bf16; factors in bf16 would make rounding to bf16 no cheat, so they are made in float32. `change`
+    edits the float32 checkpoint first.
     """
     out = work / f"published-{profile}"
     method: Any = "whiten" if whiten else "truncate"
-    source = BUNDLED if profile == "exact" else _as_float32(work / "float32")
+    source = BUNDLED if profile == "exact" and change is None else _as_float32(work / "float32", change)
     calibration = BUNDLED / "calibration.txt" if whiten else None
     quant: Any = "int8" if profile == "exact" else "none"
     manifest = compress(CompressOptions(str(source), out, keep, quant, method, calibration))
@@ -71,7 +82,7 @@ def publish(profile: Profile, work: Path, *, keep: float = 0.9, whiten: bool = T
     return out
 
 
-def _as_float32(out: Path) -> Path:
+def _as_float32(out: Path, change: Callable[[Tensors], Tensors] | None) -> Path:
     from safetensors.torch import load_file, save_file
 
     out.mkdir(parents=True)
@@ -80,8 +91,8 @@ def _as_float32(out: Path) -> Path:
             shutil.copy(path, out)
     config = out / "config.json"
     config.write_text(config.read_text().replace('"bfloat16"', '"float32"'))
-    tensors = {name: tensor.float() for name, tensor in load_file(BUNDLED / "model.safetensors").items()}
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    tensors: Tensors = {name: tensor.float() for name, tensor in load_file(BUNDLED / "model.safetensors").items()}
+    save_file(tensors if change is None else change(tensors), out / "model.safetensors", metadata={"format": "pt"})
     return out
 
 
