@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -254,6 +255,10 @@ async def _serve(directory: Path, host: str, port: int, as_json: bool) -> None:
         await asyncio.Event().wait()
     finally:
         await runner.cleanup()
+
+
+for _entry in sorted(entry_points(group="efedllm.commands.model"), key=lambda item: item.name):
+    app.command(_entry.name)(_entry.load())
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ class Machine:
 
     @property
     def environment(self) -> dict[str, str]:
-        known = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "EFEDLLM_THREADS": str(self.threads)}
+        # Threads that spin while they wait starve each other where the cores are shared.
+        known = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
         if self.capability != "default":
             known["ATEN_CPU_CAPABILITY"] = self.capability
         return known

@@ -1,0 +1,279 @@
+"""Measuring how far honest machines stray on a float model and how near the weakest cheat comes: its tolerance.
+
+Every machine of `bench.attacks.fleet` runs ranges of the model's layers over a text and over inputs made to strain the
+numerics; the deviations of its rows from one verifier's prefill give the limit. Then the weights are falsified in the
+ways that save a node most for least change, and the smallest deviation that gives must lie well above the limit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from bench.attacks import weights as wt
+from bench.attacks.fleet import Machine, compute, machines, strained
+from bench.attacks.fleet_worker import MODES
+from efedllm.engine.protocol import Executor, StepItem
+from efedllm.engine.shard import ShardEngine
+from efedllm.errors import ConfigError, ModelError
+from efedllm.models.manifest import Manifest
+from efedllm.models.tensorfile import TensorFile
+from efedllm.models.tolerance import ATTACK_MARGIN, Tolerance
+from verifier.statistic import ROUNDING
+
+Rows = npt.NDArray[np.float32]
+Deviations = npt.NDArray[np.float64]
+Say = Callable[[str], None]
+
+HONEST_MARGIN = 8.0
+"""The limit is at least this many times the largest honest deviation (verification design, 3.7)."""
+SIGMAS = 10.0
+"""And at least this many standard deviations above the mean, of the logarithms."""
+_LENGTHS = (32, 96, 128)
+_DECODED = 2  # sequences of a kind that every machine also decodes one by one
+
+CHEATS: dict[str, wt.Edit] = {
+    "fp16 weights": wt.precision("fp16"),
+    "bf16 weights": wt.precision("bf16"),
+    "int8 weights": wt.precision("int8"),
+    "weights off by 1e-3": wt.noise(1e-3),
+    "weights off by 1e-2": wt.noise(1e-2),
+    "rank 98 %": wt.rank(0.98),
+    "rank 90 %": wt.rank(0.90),
+}
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """directory: published float model, its manifest is rewritten; texts: files to run through it; tokens: of them in
+    all; fleet: the honest machines."""
+
+    directory: Path
+    texts: Sequence[Path]
+    tokens: int = 4096
+    fleet: Sequence[Machine] = tuple(machines(eager=True, quick=False))
+
+
+@dataclass
+class Spread:
+    """Deviations of honest rows. `beyond`: without what float32 rounding of a large residual explains."""
+
+    count: int = 0
+    beyond: float = 0.0
+    where: str = ""
+    logs: list[Deviations] = field(default_factory=list)
+
+    def add(self, name: str, plain: Deviations, beyond: Deviations, *, natural: bool) -> None:
+        self.count += len(plain)
+        worst = float(beyond.max())
+        if worst > self.beyond:
+            self.beyond, self.where = worst, name
+        if natural:
+            self.logs.append(np.log(plain[plain > 0]))
+
+
+def calibrate(options: CalibrateOptions, say: Say) -> tuple[Manifest, dict[str, Any]]:
+    """Measure, write the tolerance into the manifest; the manifest and the report whose hash it names.
+
+    The weights root stays; the manifest's hash changes: calibrate before publishing. Raises ConfigError "bad-options",
+    "not-float" for an exact model, which has no tolerance, or "unsupported-model" for one that cannot be measured.
+    """
+    manifest = Manifest.load(options.directory)
+    _check(manifest, options)
+    ranges = hop_ranges(manifest.layers)
+    fleet = options.fleet
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        engines = [ShardEngine.load(options.directory, lo, hi) for lo, hi in ranges]
+        given = collect(options, manifest, engines, say)
+        references = {key: _reference(engines[int(key.split("/")[1])], x) for key, x in given.items()}
+        inputs = work / "inputs.npz"
+        np.savez(inputs, **given)  # type: ignore[arg-type]
+        honest = _honest(options.directory, work, ranges, fleet, inputs, references, say)
+        cheats = dict(_cheats(options.directory, work, ranges, given, references, say))
+    if not cheats:
+        raise ConfigError("unsupported-model", "No cheat changes this model's weights.", "Use the default limits.")
+    logs = np.concatenate(honest.logs)
+    mean, sd = float(logs.mean()), float(logs.std())
+    tau = max(HONEST_MARGIN * honest.beyond, math.exp(mean + SIGMAS * sd))
+    weakest = min(cheats, key=lambda name: cheats[name])
+    report = {
+        "weights_root": manifest.weights_root,
+        "ranges": ranges,
+        "texts": [hashlib.sha256(path.read_bytes()).hexdigest() for path in options.texts],
+        "machines": [machine.name for machine in fleet],
+        "modes": list(MODES),
+        "honest_rows": honest.count,
+        "honest_max": honest.beyond,
+        "honest_max_at": honest.where,
+        "log_mean": mean,
+        "log_sd": sd,
+        "cheats": cheats,
+        "tau": tau,
+        "rounding": ROUNDING,
+    }
+    evidence = hashlib.sha256(json.dumps(report, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    tolerance = Tolerance(
+        tau=tau,
+        rounding=ROUNDING,
+        honest_max=honest.beyond,
+        honest_count=honest.count,
+        log_mean=mean,
+        log_sd=sd,
+        attack_min=cheats[weakest],
+        weakest_attack=weakest,
+        settings=tuple(f"{machine.name}: {', '.join(MODES)}" for machine in fleet),
+        evidence=evidence,
+        slashable=cheats[weakest] >= ATTACK_MARGIN * tau,
+        compute="float32",
+    )
+    calibrated = manifest.model_copy(update={"tolerance": tolerance})
+    calibrated.save(options.directory)
+    return calibrated, report
+
+
+def _check(manifest: Manifest, options: CalibrateOptions) -> None:
+    if manifest.profile != "float":
+        raise ConfigError("not-float", "This is an exact model: its outputs have no tolerance.", "Nothing is to do.")
+    if options.tokens < sum(_LENGTHS) or not options.texts:
+        raise ConfigError("bad-options", f"Calibration needs a text and {sum(_LENGTHS)} tokens of it.", "Give --text.")
+    if any(tensor.form == "packed" for tensor in manifest.tensors):
+        raise ConfigError(
+            "unsupported-model",
+            "Packed matrices are measured in the exact profile only.",
+            "Publish with --profile exact, or dense or low-rank matrices.",
+        )
+
+
+def hop_ranges(layers: int) -> list[tuple[int, int]]:
+    """Thirds of the model, its first layer alone, and the whole: short hops add least, long ones stray most."""
+    parts = min(3, layers)
+    bounds = [round(part * layers / parts) for part in range(parts + 1)]
+    thirds = list(pairwise(bounds))
+    return [*thirds, *(extra for extra in ((0, 1), (0, layers)) if extra not in thirds)]
+
+
+def collect(
+    options: CalibrateOptions, manifest: Manifest, engines: Sequence[Executor], say: Say
+) -> dict[str, npt.NDArray[Any]]:
+    """Inputs of every range, SET/RANGE/NUMBER-NAME: SET "text" from the texts, "stress" made to strain."""
+    tokenizer = options.directory / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise ModelError("no-tokenizer", f"{options.directory} has no tokenizer.json.", "Add the model's tokenizer.")
+    text = "\n".join(path.read_text("utf-8", errors="replace") for path in options.texts)
+    ids = np.array(Tokenizer.from_file(str(tokenizer)).encode(text).ids[: options.tokens], np.int32)
+    say(f"{len(ids):,} tokens, {len(engines)} ranges of layers")
+    longest = min(_LENGTHS[-1], engines[0].max_positions)
+    windows: list[npt.NDArray[np.int32]] = []
+    at = 0
+    while at < len(ids) - 1:
+        size = min(_LENGTHS[len(windows) % len(_LENGTHS)], longest)
+        windows.append(ids[at : at + size])
+        at += size
+    found: dict[str, npt.NDArray[Any]] = {}
+    states: dict[int, list[npt.NDArray[Any]]] = {0: list(windows)}
+    for engine in _chain(engines):
+        states[engine.hi] = [prefilled(engine, x) for x in states[engine.lo]]
+    for index, engine in enumerate(engines):
+        for number, x in enumerate(states[engine.lo]):
+            found[f"text/{index}/{number:04d}-text"] = x
+        for number, (name, x) in enumerate(strained(states[engine.lo][0], manifest.vocab, len(states[engine.lo][0]))):
+            found[f"stress/{index}/{number:04d}-{name}"] = x
+    return found
+
+
+def _chain(engines: Sequence[Executor]) -> Iterator[Executor]:
+    """Engines that lead from the embedding to where the later ranges begin."""
+    wanted = {engine.lo for engine in engines if engine.lo > 0}
+    at = 0
+    while wanted:
+        step = next(engine for engine in engines if engine.lo == at and engine.hi in wanted)
+        yield step
+        wanted.discard(step.hi)
+        at = step.hi
+
+
+def prefilled(engine: Executor, x: npt.NDArray[Any]) -> Rows:
+    return engine.step([StepItem(engine.new_sequence(), x)])[0]
+
+
+def _reference(engine: Executor, x: npt.NDArray[Any]) -> tuple[Rows, Rows]:
+    """(the verifier's rows, what they were added to)."""
+    return prefilled(engine, x), engine.embed(x) if engine.has_embedding else np.asarray(x, np.float32)
+
+
+def deviations(rows: Rows, ours: Rows, x: Rows) -> tuple[Deviations, Deviations]:
+    """||y - y'|| / ||y' - x|| of every row, and the same with the rounding allowance taken off the numerator."""
+    wide = ours.astype(np.float64)
+    off = np.linalg.norm(rows.astype(np.float64) - wide, axis=1)
+    update = np.linalg.norm(wide - x.astype(np.float64), axis=1)
+    update = np.maximum(update, np.finfo(np.float64).tiny)
+    return off / update, np.maximum(off - ROUNDING * np.linalg.norm(wide, axis=1), 0.0) / update
+
+
+def _honest(
+    directory: Path,
+    work: Path,
+    ranges: Sequence[tuple[int, int]],
+    fleet: Sequence[Machine],
+    inputs: Path,
+    references: dict[str, tuple[Rows, Rows]],
+    say: Say,
+) -> Spread:
+    spread = Spread()
+    for number, machine in enumerate(fleet):
+        say(f"honest machine {number + 1} of {len(fleet)}: {machine.name}")
+        made = compute("float", directory, ranges, work, machine, inputs, ["text", "stress"], _DECODED)
+        with np.load(made) as outputs:
+            for name in outputs.files:
+                mode, key = name.split("/", 1)
+                plain, beyond = deviations(outputs[name], *references[key])
+                label = f"{machine.name}, {mode}, {key.split('-', 1)[1]}"
+                spread.add(label, plain, beyond, natural=key.startswith("text/"))
+    return spread
+
+
+def _cheats(
+    directory: Path,
+    work: Path,
+    ranges: Sequence[tuple[int, int]],
+    given: dict[str, npt.NDArray[Any]],
+    references: dict[str, tuple[Rows, Rows]],
+    say: Say,
+) -> Iterator[tuple[str, float]]:
+    """(cheat, its smallest deviation over all jobs, of a job's worst row: that is what an audit goes by)."""
+    for name, edit in CHEATS.items():
+        say(f"cheat: {name}")
+        smallest = math.inf
+        for index, (lo, hi) in enumerate(ranges):
+            if not _changes(directory, edit, lo, hi):
+                continue
+            out = wt.falsify(directory, work / f"{name}-{index}", edit, lo, hi)
+            engine = ShardEngine.load(out, lo, hi)
+            for key in (key for key in given if key.startswith(f"text/{index}/")):
+                plain, _ = deviations(prefilled(engine, given[key]), *references[key])
+                smallest = min(smallest, float(plain.max()))
+        if smallest < math.inf:
+            yield name, smallest
+
+
+def _changes(directory: Path, edit: wt.Edit, lo: int, hi: int) -> bool:
+    """Whether the cheat computes with other weights at all: bf16 is none where the published ones are bf16."""
+    manifest = Manifest.load(directory)
+    tensor = next(t for t in manifest.tensors if lo <= t.layer < hi and t.cols > 1)
+    with TensorFile(directory / tensor.file) as file:
+        before = wt.read_matrix(file, tensor)
+    after = edit(before)
+    pairs = ((before.weight, after.weight), (before.u, after.u), (before.v, after.v))
+    return any(a is not None and (b is None or not np.array_equal(a, b)) for a, b in pairs)

@@ -1,0 +1,97 @@
+"""Calibrating a float model: honest machines below the limit, cheats above it, the limit in the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.attacks.fleet import Machine
+from bench.calibrate import CHEATS, CalibrateOptions, calibrate, deviations, hop_ranges
+from efedllm.commitments.canonical import WireDtype
+from efedllm.compression import CompressOptions, compress
+from efedllm.errors import ConfigError
+from efedllm.models.manifest import Manifest
+from efedllm.models.tolerance import ATTACK_MARGIN
+from tests.model_fixtures import bundled_model, checkpoint, published, with_words
+from verifier.statistic import ROUNDING, Limits, Outcome, compare
+
+__all__ = ["bundled_model", "checkpoint", "published"]
+
+FLEET = (Machine(1, "default", False), Machine(1, "avx2", True))
+
+
+@pytest.fixture(scope="module")
+def source(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("calibrate") / "words"
+    with_words(checkpoint("llama"), target)
+    return target
+
+
+def test_the_limit_lies_between_the_honest_and_the_weakest_cheat(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    plain = compress(CompressOptions(str(source), out, keep=0.5))
+    said: list[str] = []
+    options = CalibrateOptions(out, (source / "calibration.txt",), 300, FLEET)
+    calibrated, report = calibrate(options, said.append)
+    found = calibrated.tolerance
+    assert found is not None
+    assert Manifest.load(out) == calibrated
+    assert calibrated.weights_root == plain.weights_root
+    assert calibrated.hash() != plain.hash()
+    assert 0 < found.honest_max * 8 <= found.tau
+    # Rows of every machine, mode, range and input.
+    assert found.honest_count == report["honest_rows"] > 300 * len(FLEET) * 3
+    assert set(report["cheats"]) <= set(CHEATS)
+    # float32 factors: every way of rounding them is a cheat.
+    assert {"bf16 weights", "int8 weights", "rank 90 %"} <= set(report["cheats"])
+    assert report["cheats"][found.weakest_attack] == found.attack_min == min(report["cheats"].values())
+    assert found.slashable
+    assert found.attack_min > ATTACK_MARGIN * found.tau
+    canonical = json.dumps(report, sort_keys=True, separators=(",", ":")).encode()
+    assert found.evidence == hashlib.sha256(canonical).hexdigest()
+    assert sum("honest machine" in line for line in said) == len(FLEET)
+
+
+def test_deviations_are_what_the_statistic_measures() -> None:
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    ours = x + np.float32(2)
+    rows = ours.copy()
+    rows[1] += np.float32(1e-3)
+    plain, beyond = deviations(rows, ours, x)
+    assert plain == pytest.approx([0.0, 5e-4, 0.0], rel=1e-3)
+    assert beyond[1] < plain[1]
+    tau = float(beyond.max()) * 1.01
+    assert compare(rows, ours, x, WireDtype.F32, Limits(tau, ROUNDING)).outcome is Outcome.PASS
+    assert compare(rows, ours, x, WireDtype.F32, Limits(tau / 1.1, ROUNDING)).outcome is Outcome.FAIL
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 8, 22])
+def test_ranges_cover_every_layer(layers: int) -> None:
+    ranges = hop_ranges(layers)
+    assert len(set(ranges)) == len(ranges)
+    assert {layer for lo, hi in ranges for layer in range(lo, hi)} == set(range(layers))
+    assert (0, layers) in ranges
+    assert (0, 1) in ranges
+
+
+def test_what_has_no_tolerance_is_refused(source: Path, tmp_path: Path) -> None:
+    text = (source / "calibration.txt",)
+    packed = tmp_path / "packed"
+    compress(CompressOptions(str(source), packed, method="lowrank+int4", budget=0.5))
+    with pytest.raises(ConfigError) as unmeasured:
+        calibrate(CalibrateOptions(packed, text, 300, FLEET), print)
+    assert unmeasured.value.code in ("unsupported-model", "not-float")
+    plain = tmp_path / "plain"
+    manifest = compress(CompressOptions(str(source), plain))
+    manifest.with_profile("exact", bytes(32)).save(plain)
+    with pytest.raises(ConfigError) as exact:
+        calibrate(CalibrateOptions(plain, text, 300, FLEET), print)
+    assert exact.value.code == "not-float"
+    with pytest.raises(ConfigError) as few:
+        calibrate(CalibrateOptions(plain, (), 300, FLEET), print)
+    assert few.value.code in ("bad-options", "not-float")
