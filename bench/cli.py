@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.attacks.cli import attacks
 from bench.compression_cli import compression
 from efedllm import logs
 
@@ -70,6 +71,7 @@ def encoder(
         Console().print(table(result))
 
 
+app.command()(attacks)
 app.command()(compression)
 
 

@@ -30,6 +30,8 @@ class Tally:
     honest_seconds: float = 0.0
     weight_bytes: int = 0
     published_bytes: int = 0
+    # Of the jobs behind the seconds, all hops together.
+    positions: int = 0
 
     def joined(self, method: str) -> Scores:
         """All scores of a method, one after the other."""
@@ -90,6 +92,7 @@ def run(lab: Lab, item: Attack, jobs: Sequence[Job], known: dict[tuple[int, int]
             _count(lab, tally, made, hop, reference)
         tally.weight_bytes += executor.weight_bytes
         tally.published_bytes += lab.engines[hop].weight_bytes
+        tally.positions += jobs[0].positions
         spent.append(race(lab, jobs[0], hop, executor))
     tally.cheat_seconds = sum(cheat for cheat, _ in spent)
     tally.honest_seconds = sum(plain for _, plain in spent)

@@ -1,0 +1,104 @@
+"""The attack list, 1 to 31: which strategy plays each, or which test judges it elsewhere; what is absent says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bench.attacks.messages import MESSAGE_ATTACKS
+from bench.attacks.strategies import ATTACKS
+
+LISTED: dict[int, str] = {
+    1: "model_swap",
+    2: "precision",
+    3: "rank",
+    4: "skip, repeat or exchange layers",
+    5: "key/value cache",
+    6: "fine-tuned weights",
+    7: "prompt edited, dropped, injected",
+    8: "noise on the output",
+    9: "aimed perturbation inside the tolerance",
+    10: "sampling",
+    11: "copied roots",
+    12: "replay",
+    13: "cheating on some jobs only",
+    14: "honest when audited",
+    15: "equivocation, mismatched boundaries, bad envelopes",
+    16: "omitted or late commitments, padded batches",
+    17: "lazy, copying and guessing verifiers",
+    18: "colluding verifiers",
+    19: "canary abuse",
+    20: "false accuser",
+    21: "withheld data, slow answers, no reveal",
+    22: "sybils, whitewashing, on-off cheats, exit scams",
+    23: "grinding the randomness",
+    24: "inputs that strain honest backends",
+    25: "malformed bytes and trees",
+    26: "drift at the verifier",
+    27: "a model whose result depends on the order of sums",
+    28: "replay across chains, malleable signatures",
+    29: "slashing oneself",
+    30: "cheating on retried jobs only",
+    31: "an honest fleet of different machines",
+}
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """A part of the list that is judged by a test of its own. `test`: FILE::NAME below the project."""
+
+    number: int
+    what: str
+    test: str
+
+
+POINTERS: tuple[Pointer, ...] = (
+    Pointer(9, "single hop and all hops together", "tests/attacks/test_limits.py::test_what_an_aimed_perturbation"),
+    Pointer(13, "waiting time", "tests/attacks/test_limits.py::test_jobs_until_caught"),
+    Pointer(14, "audited share of leaves believed safe", "tests/attacks/test_limits.py::test_nothing_tells_an_audit"),
+    Pointer(16, "the same leaf twice", "tests/attacks/test_real_nodes.py::test_a_leaf_posted_twice"),
+    Pointer(16, "jobs that nobody paid for", "tests/verifier/test_epochs.py::test_a_job_nobody_pays_for_fails"),
+    Pointer(
+        *(16, "a batch for another epoch"),
+        "tests/contracts/CommitmentLog.t.sol::test_RevertWhen_minedInAnotherEpochThanTheRootNames",
+    ),
+    Pointer(17, "in the game, with taps", "tests/trust/test_verifiers.py::test_with_taps_every_deviant_loses"),
+    Pointer(17, "on a chain: PASS without computing", "tests/contracts/Judgement.t.sol::test_lazyPass_isSlashed"),
+    Pointer(17, "copied results", "tests/contracts/VerifierCommittee.t.sol::test_results_cannotBeCopied"),
+    Pointer(18, "capture rates", "tests/trust/test_verifiers.py::test_capture_rates_follow"),
+    Pointer(20, "a verdict against the others'", "tests/contracts/Judgement.t.sol::test_deviation_isSlashed"),
+    Pointer(20, "a lone accuser changes nothing", "tests/contracts/Judgement.t.sol::test_oneLiarChangesNothing"),
+    Pointer(21, "a node behind a door", "tests/attacks/test_real_nodes.py::test_what_a_node_does_not_show"),
+    Pointer(21, "no reveal", "tests/contracts/Judgement.t.sol::test_committedNotRevealed_isSlashed"),
+    Pointer(22, "simulated", "tests/trust/test_simulate.py::test_no_strategy_earns_more_than_honest_work"),
+    Pointer(22, "whitewashing", "tests/trust/test_simulate.py::test_whitewashing_costs_a_stake"),
+    Pointer(23, "salts", "tests/attacks/test_limits.py::test_nothing_tells_an_audit"),
+    Pointer(23, "the seed's block", "tests/contracts/VerifierCommittee.t.sol::test_seed_isFixedFromTheBlock"),
+    Pointer(24, "strained inputs", "tests/attacks/test_fleet.py::test_strained_inputs_accuse_nobody"),
+    Pointer(27, "spread, and bits", "tests/attacks/test_limits.py::test_a_model_made_to_be_accused"),
+    Pointer(28, "vouchers", "tests/contracts/SessionEscrow.t.sol::test_voucher_noReplay_onAnotherChainOrContract"),
+    Pointer(29, "challenging oneself", "tests/contracts/StakeVault.t.sol::test_dispute_selfDealingDoesNotPay"),
+    Pointer(30, "the lot does not know", "tests/attacks/test_limits.py::test_nothing_tells_an_audit"),
+    Pointer(31, "many machines", "tests/attacks/test_fleet.py::test_an_honest_fleet"),
+)
+
+ABSENT: dict[int, str] = {
+    19: "There are no canaries: the network has none to abuse.",
+}
+
+
+def coverage() -> list[dict[str, Any]]:
+    """One entry per number: strategies plugged into nodes, lies in messages, tests elsewhere."""
+    found = []
+    for number, title in LISTED.items():
+        found.append(
+            {
+                "number": number,
+                "title": title,
+                "strategies": [item.name for item in ATTACKS if item.number == number],
+                "messages": [item.name for item in MESSAGE_ATTACKS if item.number == number],
+                "tests": [{"what": p.what, "test": p.test} for p in POINTERS if p.number == number],
+                "absent": ABSENT.get(number, ""),
+            }
+        )
+    return found

@@ -1,0 +1,119 @@
+"""The table and the plots of `efedllm bench attacks`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from bench.attacks.figures import roc
+from bench.attacks.run import Curves
+from bench.attacks.scores import METHODS
+
+# Cheats near the tolerance, and the one that a sketch of the largest values cannot see.
+SHOWN = ("out_noise_1e-5", "out_noise_1e-4", "finetune_1e-4", "precision_fp16", "out_sparse", "out_outside_topk")
+_LABELS = {
+    "statistic": "statistic of the auditor",
+    "projection": "32 random directions",
+    "largest_values": "largest 128 of 32 positions",
+    "equality": "equality of bits",
+}
+
+
+def table(result: dict[str, Any]) -> Table:
+    """One line per strategy: detections in both profiles, what it saves, areas under the curves."""
+    found = Table(title="Cheats of a node: detected / audits")
+    for column in ("#", "cheat", "exact", "float", "95 % from", "jobs at 5 %", "time saved", "AUC", "AUC TOPLOC"):
+        found.add_column(column, justify="left" if column == "cheat" else "right")
+    exact = {item["name"]: item for item in result["exact"]["attacks"]}
+    inexact = {item["name"]: item for item in result["float"]["attacks"]}
+    for name, item in {**inexact, **exact}.items():
+        in_float = inexact.get(name)
+        areas = (in_float or {}).get("per_audit_auc", {})
+        found.add_row(
+            str(item["number"]),
+            name,
+            _share(exact.get(name)),
+            _share(in_float),
+            str(item["interval_95"][0]),
+            str(item["jobs_until_caught"]["0.05"]),
+            f"{item['seconds_saved_share']:.0%}",
+            _area(areas, "statistic"),
+            _area(areas, "largest_values"),
+        )
+    return found
+
+
+def _share(item: dict[str, Any] | None) -> str:
+    if item is None:
+        return "-"
+    mark = "" if item["as_expected"] else " !"
+    return f"{item['detected']}/{item['audits']}{mark}"
+
+
+def _area(areas: dict[str, Any], method: str) -> str:
+    return str(areas[method]["auc"]) if method in areas else "-"
+
+
+def summary(result: dict[str, Any]) -> list[str]:
+    """What a reader of the terminal must not miss."""
+    lines = []
+    for profile in ("exact", "float"):
+        part = result[profile]
+        fleet, cost = part["fleet"], part["cost"]
+        wrong = [a["name"] for a in part["attacks"] if not a["as_expected"]]
+        lies = [m["name"] for m in part["messages"] if not m["as_expected"]]
+        lines += [
+            f"{profile}: {len(part['attacks']) - len(wrong)} of {len(part['attacks'])} strategies and "
+            f"{len(part['messages']) - len(lies)} of {len(part['messages'])} lies judged as expected"
+            + (f"; not: {', '.join(wrong + lies)}" if wrong or lies else ""),
+            f"{profile}: {fleet['false_accusations']} false accusations in {fleet['token_hops']:,} token-hops of "
+            f"{len(fleet['machines'])} honest machines (95 %: below {fleet['bound_95_per_token_hop']:.1e}); "
+            f"largest statistic {fleet['largest_statistic']:.3g}",
+            f"{profile}: an audit takes {cost['route_ratio']:.1%} of the decoding that it checks; all audits "
+            + ", ".join(f"{load['share']:.1%} ({load['network']})" for load in cost["load"]),
+        ]
+        lines += [f"{profile}: {item['what']}: {item['ratio']:.1%}" for item in cost.get("larger", [])]
+    aimed = result["float"]["aimed"]
+    lines.append(
+        f"float: aimed inside the tolerance, {aimed['one_hop']['flipped']} of {aimed['one_hop']['positions']} tokens "
+        f"flip by one hop, {aimed['all_hops']['flipped']} by all hops together"
+    )
+    door = result["publisher_backdoor"]
+    lines.append(
+        f"a model made to be accused spreads {door['times_wider']} times wider; "
+        f"exact bits hold: {door['exact_bits_hold']}"
+    )
+    return lines
+
+
+def plots(curves: Curves, out: Path) -> list[Path]:
+    """attacks-roc.png: one panel per cheat, a curve per method."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = [name for name in SHOWN if name in curves.attacks]
+    figure, axes = plt.subplots(2, 3, figsize=(9.6, 6), sharex=True, sharey=True)
+    for axis, name in zip(axes.flat, names, strict=False):
+        for method in METHODS:
+            false, true = roc(curves.honest[method], curves.attacks[name][method])
+            # A rate of zero has no place on a logarithmic axis: half of what one sample would be.
+            floor = 0.5 / len(curves.honest[method])
+            axis.step([max(f, floor) for f in false], true, where="post", label=_LABELS[method], linewidth=1.4)
+        axis.set_xscale("log")
+        axis.set_title(name, fontsize=9)
+        axis.grid(alpha=0.3)
+    for axis in axes[1]:
+        axis.set_xlabel("honest samples above the threshold")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("cheating samples above it")
+    axes.flat[0].legend(fontsize=7, loc="lower right")
+    figure.suptitle("Float profile: every position (sketch: 32 positions) as one sample", fontsize=10)
+    figure.tight_layout()
+    path = out / "attacks-roc.png"
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+    return [path]

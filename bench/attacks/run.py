@@ -1,0 +1,247 @@
+"""`efedllm bench attacks`: everything, into one JSON object."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.attacks import adversarial, cost, fleet, games, scores
+from bench.attacks.detection import Tally, run_all
+from bench.attacks.figures import Scores, auc, beyond_honest, expected_jobs, wilson
+from bench.attacks.lab import Lab, Progress, prompts, publish
+from bench.attacks.messages import MESSAGE_ATTACKS
+from bench.attacks.registry import coverage
+from bench.attacks.strategies import ATTACKS, Attack, Expected, Profile
+from bench.demo import _cpu
+from deploy.profile import Profile as NetworkProfile
+
+PROFILES: tuple[Profile, ...] = ("exact", "float")
+RATES = (0.02, 0.05, 0.5)
+
+
+@dataclass(frozen=True)
+class AttackBench:
+    """How much to run. Positions of a job are prompt + new - 1."""
+
+    quick: bool = False
+
+    @property
+    def jobs(self) -> int:
+        return 3 if self.quick else 8
+
+    @property
+    def prompt(self) -> int:
+        return 40 if self.quick else 64
+
+    @property
+    def new(self) -> int:
+        return 24 if self.quick else 64
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Scores of the float profile per audited hop, for the plots: honest and by attack, by method."""
+
+    honest: dict[str, Scores]
+    attacks: dict[str, dict[str, Scores]]
+
+
+def run(options: AttackBench, say: Progress) -> tuple[dict[str, Any], Curves]:
+    """Run all attacks in both profiles. Minutes; the JSON object and what the plots need."""
+    import torch
+
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {
+        "machine": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "options": {"quick": options.quick, "jobs": options.jobs, "positions": options.prompt + options.new - 1},
+        "list": coverage(),
+        "slashed_bps_of_stake": penalties(),
+    }
+    curves: Curves | None = None
+    with tempfile.TemporaryDirectory(prefix="efedllm-attacks-") as folder:
+        for profile in PROFILES:
+            say(f"{profile}: publishing the bundled model, generating jobs")
+            work = Path(folder) / profile
+            work.mkdir()
+            lab = Lab(profile, publish(profile, work), work)
+            lab.jobs = lab.generate(prompts(options.jobs, options.prompt), options.new)
+            result[profile], made = _profile(lab, options, say)
+            curves = made if profile == "float" else curves
+        say("models made to be accused")
+        result["publisher_backdoor"] = backdoor(Path(folder))
+    result["games"] = games.report(1.0, quick=options.quick)
+    assert curves is not None
+    return result, curves
+
+
+def _profile(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str, Any], Curves]:
+    (long_job,) = lab.generate(prompts(1, 64), 128)
+    plain, tallies = run_all(lab, ATTACKS, lab.jobs, say)
+    messages = [
+        {
+            "number": item.number,
+            "name": item.name,
+            "changes": item.changes,
+            "found": (found := item.run(lab, lab.jobs[1])),
+            "as_expected": found == item.expected(lab.profile),
+        }
+        for item in MESSAGE_ATTACKS
+    ]
+    aimed = None
+    if lab.profile == "float":
+        say("perturbations aimed inside the tolerance")
+        aimed = {
+            "one_hop": _flips(adversarial.one_hop(lab, lab.jobs)),
+            "all_hops": _flips(adversarial.all_hops(lab, lab.jobs)),
+            "share_of_tolerance_used": adversarial.USED,
+        }
+    machines = fleet.machines(eager=lab.profile == "float", quick=options.quick)
+    findings = fleet.run(
+        lab,
+        lab.published.parent,
+        machines,
+        jobs=len(lab.jobs),
+        decoded=2,
+        long=512 if options.quick else 1000,
+        say=say,
+    )
+    report = {
+        "honest": _honest(plain),
+        "attacks": [_attack(item, lab.profile, tallies[item.name], plain) for item in ATTACKS if item.name in tallies],
+        "messages": messages,
+        "aimed": aimed,
+        "fleet": {"machines": [machine.name for machine in machines], **findings.report()},
+        "cost": cost.report(lab, long_job, lab.published.parent, quick=options.quick, say=say),
+    }
+    return report, _curves(plain, tallies)
+
+
+def _flips(found: adversarial.Flips) -> dict[str, Any]:
+    return {
+        **asdict(found),
+        "flip_rate": round(found.rate, 6),
+        "flip_interval": asdict(wilson(found.flipped, found.positions)),
+    }
+
+
+def _honest(plain: Tally) -> dict[str, Any]:
+    return {
+        "audits": plain.audits,
+        "false_accusations": plain.failed,
+        "largest": {name: float(plain.joined(name).max()) for name in scores.METHODS},
+    }
+
+
+def _attack(item: Attack, profile: Profile, tally: Tally, plain: Tally) -> dict[str, Any]:
+    caught = wilson(tally.failed, tally.audits)
+    expected = item.expected(profile)
+    agrees = {
+        Expected.SEVERE: tally.severe == tally.audits,
+        Expected.CAUGHT: tally.failed == tally.audits,
+        Expected.BELOW: tally.failed == 0,
+        Expected.NONE: False,
+    }[expected]
+    return {
+        "number": item.number,
+        "name": item.name,
+        "changes": item.changes,
+        "expected": str(expected),
+        "as_expected": agrees,
+        "audits": tally.audits,
+        "detected": tally.failed,
+        "severe": tally.severe,
+        "interval_95": [round(caught.low, 4), round(caught.high, 4)],
+        "codes": tally.codes,
+        "jobs_until_caught": {str(rate): _finite(expected_jobs(rate, caught.share)) for rate in RATES},
+        "seconds_saved_share": round(tally.saved, 3),
+        "seconds_per_token_honest": _round(tally.honest_seconds / tally.positions),
+        "seconds_per_token_cheat": _round(tally.cheat_seconds / tally.positions),
+        "weight_bytes": [tally.weight_bytes, tally.published_bytes],
+        "stake_in_fees_so_that_it_loses": {str(rate): _stake(tally.saved, rate, caught.share) for rate in RATES},
+        "per_audit_auc": _aucs(tally, plain, worst=True),
+        "per_score_auc": _aucs(tally, plain, worst=False),
+    }
+
+
+def _stake(saved: float, rate: float, detection: float) -> float | None:
+    """G / (p d) - f with G the saved part of a fee f = 1 that only pays for compute: what must be lost when caught, in
+    fees of a job, for the cheat to lose money; 0 when it saves nothing."""
+    gain = max(saved, 0.0)
+    if gain == 0.0:
+        return 0.0
+    return _finite(max(0.0, gain * expected_jobs(rate, detection) - 1))
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isinf(value) else round(value, 2)
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _worst(parts: Sequence[Scores]) -> Scores:
+    return np.asarray([part.max() for part in parts])
+
+
+def _aucs(tally: Tally, plain: Tally, *, worst: bool) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for name in scores.METHODS:
+        if not tally.scores[name]:
+            continue
+        honest = _worst(plain.scores[name]) if worst else plain.joined(name)
+        attack = _worst(tally.scores[name]) if worst else tally.joined(name)
+        found[name] = {"auc": round(auc(honest, attack), 4), "beyond_honest": round(beyond_honest(honest, attack), 4)}
+    return found
+
+
+def _curves(plain: Tally, tallies: dict[str, Tally]) -> Curves:
+    names = [name for name, tally in tallies.items() if tally.scores["statistic"]]
+    return Curves(
+        {method: plain.joined(method) for method in scores.METHODS},
+        {name: {method: tallies[name].joined(method) for method in scores.METHODS} for name in names},
+    )
+
+
+def backdoor(work: Path) -> dict[str, Any]:
+    """Attack 27: honest spread of a normal and of a backdoored model, both dense; whether the exact bits hold."""
+    labs = {
+        "normal": Lab("float", publish("float", work / "dense", keep=1.0, whiten=False), work),
+        **{
+            name: Lab("exact" if name == "exact" else "float", path, work)
+            for name, path in adversarial.publish_backdoored(work).items()
+        },
+    }
+    spreads = {}
+    for name in ("normal", "float"):
+        (job,) = labs[name].generate(prompts(1, 40), 24)
+        spreads[name] = adversarial.spread(labs[name], job)
+    (job,) = labs["exact"].generate(prompts(1, 40), 24)
+    return {
+        "normal_spread": spreads["normal"],
+        "backdoored_spread": spreads["float"],
+        "times_wider": round(spreads["float"] / spreads["normal"], 1),
+        "exact_bits_hold": adversarial.same_bits(labs["exact"], job),
+    }
+
+
+def penalties() -> dict[str, Any]:
+    """What a caught node loses, by network profile."""
+    found = {}
+    for name in ("testnet", "production"):
+        committee = NetworkProfile.load(name).committee
+        found[name] = {"first_bps": committee.slash_first_bps, "repeat_bps": committee.slash_repeat_bps}
+    return found
