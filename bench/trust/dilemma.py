@@ -129,6 +129,23 @@ def needed_share(game: Game, margin: float = 1.2) -> float:
     return margin * game.audit_rate * game.rule.committee_size * game.audit_cost
 
 
+def deterring_canaries(game: Game) -> float:
+    """Share q of the audits that must be canaries for passing unseen to earn less than honest work, without taps.
+
+    From r + q J - c > (1 - q) r - q S: q = c / (r + J + S), S being what a passed canary costs.
+    """
+    return game.audit_cost / (game.reward + game.jackpot + game.seat_stake * game.canary_slash_bps / BPS)
+
+
+def deterring_failures(game: Game) -> float:
+    """Share of a node's epochs that must fail for passing unseen to earn less than honest work, without taps.
+
+    One failure among the nodes of an epoch costs the slash; each node saves the cost of its audits.
+    """
+    saved = game.jobs * game.audit_rate * game.audit_cost
+    return saved / (game.seat_stake * game.rule.deviation_bps / BPS)
+
+
 def play(game: Game, strategies: Sequence[str], epochs: int) -> dict[str, Payoff]:
     """`strategies[i]` is played by verifier i for `epochs` epochs; stakes are refilled: every epoch counts alike."""
     rng = np.random.default_rng(game.seed)

@@ -75,7 +75,7 @@ class Network:
         return self.send(self._admin, contract, function, *args)
 
     def home_of(self, function: str) -> str:
-        """The contract, last in deploy order up to the committee, that has `function`: committee parts may be split."""
+        """The contract that has `function`: the committee if it does, else the first in deploy order."""
         for name in ("VerifierCommittee", *CONTRACTS):
             if any(item.get("name") == function for item in artifact(name).abi if item["type"] == "function"):
                 return name

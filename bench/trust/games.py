@@ -74,6 +74,8 @@ def break_even(economy: Economy) -> list[Row]:
                     "paid_share": round(played.phi_bps * played.verifiers_bps / 1e8, 4),
                     "needed_share": round(d.needed_share(played, MARGIN), 4),
                     "audit_load_of_compute": round(_load(played, economy), 4),
+                    "deterring_canary_share": round(d.deterring_canaries(played), 8),
+                    "deterring_failing_share": round(d.deterring_failures(played), 8),
                 }
             )
     return rows

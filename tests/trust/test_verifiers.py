@@ -49,6 +49,25 @@ def test_canaries_alone_make_the_lazy_lose() -> None:
     assert out[d.HONEST].jackpots > 0
 
 
+def test_canaries_deter_from_the_share_that_the_formula_gives() -> None:
+    """With so small a stake that the share is a few per cent, a game of some hundred epochs shows both sides of it."""
+    game = d.of(Profile.load("production"), 20.0, nodes=30)
+    share = d.deterring_canaries(game)
+    assert 0.02 < share < 0.1
+    for factor, lazy_wins in ((0.3, True), (3.0, False)):
+        out = d.play(replace(game, canary_share=factor * share), [d.HONEST] * 12 + [d.LAZY_PASS], 60)
+        assert (out[d.LAZY_PASS].per_audit > out[d.HONEST].per_audit) == lazy_wins
+
+
+def test_failures_of_nodes_deter_from_the_share_that_the_formula_gives() -> None:
+    game = d.of(Profile.load("production"), 100.0, nodes=30)
+    share = d.deterring_failures(game)
+    assert 0.02 < share < 0.1
+    for factor, lazy_wins in ((0.1, True), (4.0, False)):
+        out = d.play(replace(game, failing=factor * share), [d.HONEST] * 12 + [d.LAZY_PASS], 60)
+        assert (out[d.LAZY_PASS].per_audit > out[d.HONEST].per_audit) == lazy_wins
+
+
 def test_nobody_is_punished_for_taps_without_a_quorum_of_one_digest() -> None:
     game = games.game(Profile.load("production"), ECONOMY, taps=True)
     out = d.play(game, [d.HONEST] * 8 + [d.LAZY_PASS] * 24, 4)
