@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from efedllm.engine.base import EngineShape, RangeEngine, bad_input, engine_shape
@@ -118,8 +118,8 @@ class EncoderEngine(RangeEngine):
         assert modules.positions is not None
         assert modules.segment is not None
         assert modules.embed_norm is not None
-        states = embedding(torch.from_numpy(ids.astype(np.int64)), modules.embed) + modules.segment
-        out: Tensor = modules.embed_norm(states + embedding(positions, modules.positions))
+        states = modules.embed(torch.from_numpy(ids.astype(np.int64))) + modules.segment
+        out: Tensor = modules.embed_norm(states + modules.positions(positions))
         return out
 
 

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from efedllm.engine.linear import DenseLinear, LowRankLinear, PackedLinear
+from efedllm.engine.linear import DenseLinear, LowRankLinear, NativeLinear, NativeTable, PackedLinear, Table
 from efedllm.errors import ModelError
+from efedllm.kernels.matrix import Scratch, TiledLinear, TiledMatrix
+from efedllm.kernels.native import Library, library
 from efedllm.models.families import Skeleton, is_matrix
 from efedllm.models.manifest import EMBED_FILE, HEAD_FILE, Manifest, TensorInfo, layer_file
 from efedllm.models.packing import PACKED_BITS, unpack
@@ -29,12 +31,12 @@ _TORCH_DTYPES = {
 
 @dataclass(frozen=True)
 class ShardModules:
-    """What one engine runs. Embeddings are plain matrices, `segment` a row [hidden]; absent parts are None."""
+    """What one engine runs. `segment` is a row [hidden]; absent parts are None."""
 
     layers: tuple[nn.Module, ...]
     rotary: nn.Module | None
-    embed: Tensor | None
-    positions: Tensor | None
+    embed: nn.Module | None
+    positions: nn.Module | None
     norm: nn.Module | None
     head: nn.Module | None
     segment: Tensor | None = None
@@ -43,31 +45,25 @@ class ShardModules:
     @property
     def nbytes(self) -> int:
         """Bytes of weights in memory; a tied embedding and head count once."""
-        held = [t for t in (self.embed, self.positions, self.segment) if t is not None]
-        for module in (*self.layers, self.norm, self.head, self.embed_norm):
+        held = [] if self.segment is None else [self.segment]
+        for module in (*self.layers, self.embed, self.positions, self.norm, self.head, self.embed_norm):
             if module is not None:
                 held += held_by(module)
         return sum({t.data_ptr(): t.nbytes for t in held}.values())
 
     def to(self, device: str) -> ShardModules:
-        """The same on `device`; a tied embedding and head stay one."""
+        """The same on `device`; a tied embedding and head stay one. Not for modules loaded with `native`."""
         if device == "cpu":
             return self
-        tied = isinstance(self.head, DenseLinear) and self.head.weight is self.embed
-        for module in (*self.layers, self.rotary, self.norm, self.head, self.embed_norm):
+        embed, head = self.embed, self.head
+        tied = isinstance(embed, Table) and isinstance(head, DenseLinear) and head.weight is embed.values
+        parts = (self.rotary, self.embed, self.positions, self.norm, self.head, self.embed_norm)
+        for module in (*self.layers, *parts):
             if module is not None:
                 module.to(device)
-        return replace(
-            self,
-            # One tensor, where embedding and head are tied.
-            embed=self.head.weight if tied and isinstance(self.head, DenseLinear) else _moved(self.embed, device),
-            positions=_moved(self.positions, device),
-            segment=_moved(self.segment, device),
-        )
-
-
-def _moved(tensor: Tensor | None, device: str) -> Tensor | None:
-    return None if tensor is None else tensor.to(device)
+        if tied and isinstance(embed, Table) and isinstance(head, DenseLinear):
+            embed.values = head.weight
+        return replace(self, segment=None if self.segment is None else self.segment.to(device))
 
 
 def held_by(module: nn.Module) -> list[Tensor]:
@@ -75,12 +71,15 @@ def held_by(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def load_modules(model_dir: Path, manifest: Manifest, skeleton: Skeleton, lo: int, hi: int) -> ShardModules:
+def load_modules(
+    model_dir: Path, manifest: Manifest, skeleton: Skeleton, lo: int, hi: int, *, native: bool = True
+) -> ShardModules:
     """Load layers [lo, hi), with embeddings at the start and norm and head at the end of the model.
 
-    Raises ModelError "corrupt-weights" when the files and the architecture do not fit together.
+    With `native`, integer matrices stay as published and run on the native kernels where there are any; without, all is
+    expanded to float32. Raises ModelError "corrupt-weights" when the files and the architecture do not fit together.
     """
-    files = ShardFiles(model_dir, manifest, skeleton, lo, hi)
+    files = ShardFiles(model_dir, manifest, skeleton, lo, hi, native=native)
     layers: list[nn.Module] = []
     for index in range(lo, hi):
         with TensorFile(files.path(index)) as file:
@@ -92,12 +91,14 @@ def load_modules(model_dir: Path, manifest: Manifest, skeleton: Skeleton, lo: in
 
 class ShardFiles:
     """The published files of layers [lo, hi). Every method raises ModelError "corrupt-weights" when files and
-    architecture do not fit together.
+    architecture do not fit together. `native` as in `load_modules`.
     """
 
-    def __init__(self, model_dir: Path, manifest: Manifest, skeleton: Skeleton, lo: int, hi: int) -> None:
+    def __init__(
+        self, model_dir: Path, manifest: Manifest, skeleton: Skeleton, lo: int, hi: int, *, native: bool = True
+    ) -> None:
         self._dir = model_dir
-        self._reader = _FloatReader(manifest.tensors_for(lo, hi))
+        self._reader = _FloatReader(manifest.tensors_for(lo, hi), native=native)
         self._skeleton = skeleton
         self._lo, self._hi = lo, hi
 
@@ -120,7 +121,9 @@ class ShardFiles:
         """What an engine runs beside `layers`, and those."""
         skeleton, reader = self._skeleton, self._reader
         family = skeleton.family
-        embed = positions = segment = None
+        embed: nn.Module | None = None
+        positions: nn.Module | None = None
+        segment: Tensor | None = None
         norm: nn.Module | None = None
         head: nn.Module | None = None
         embed_norm: nn.Module | None = None
@@ -128,9 +131,10 @@ class ShardFiles:
         starts = self._lo == 0
         if starts or (last and skeleton.tied):
             with TensorFile(self._dir / EMBED_FILE) as file:
-                embed = reader.matrix(file, f"{family.embed}.weight")
+                table = reader.table(file, f"{family.embed}.weight")
+                embed = table
                 if family.positions is not None:
-                    positions = reader.matrix(file, f"{family.positions}.weight")
+                    positions = reader.table(file, f"{family.positions}.weight")
                 if family.types is not None:
                     segment = reader.matrix(file, f"{family.types}.weight")[0]
                 if family.embed_norm is not None:
@@ -141,8 +145,7 @@ class ShardFiles:
                 norm = skeleton.model.get_submodule(family.norm)
                 _fill(norm, f"{family.norm}.", reader, file)
                 if skeleton.tied:
-                    assert embed is not None
-                    head = DenseLinear(embed, None)
+                    embed, head = reader.tied(table)
                 else:
                     head = reader.linear(file, family.head, skeleton.model.get_submodule(family.head))
         return ShardModules(
@@ -191,12 +194,33 @@ class TensorReader:
 
 
 class _FloatReader(TensorReader):
+    def __init__(self, tensors: Iterable[TensorInfo], *, native: bool) -> None:
+        super().__init__(tensors)
+        self._library = library() if native else None
+        self._scratch = Scratch()
+
     def matrix(self, file: TensorFile, name: str) -> Tensor:
         """A dense matrix, float32."""
+        return _expanded(file, self._dense(name))[0]
+
+    def table(self, file: TensorFile, name: str) -> Table:
+        tensor = self._dense(name)
+        if tensor.dtype == "int8" and self._library is not None:
+            return Table(*self.parts(file, tensor))
+        return Table(_expanded(file, tensor)[0])
+
+    def tied(self, table: Table) -> tuple[nn.Module, nn.Module]:
+        """Embedding and head that share one matrix."""
+        if table.scales is None or self._library is None:
+            return table, DenseLinear(table.values, None)
+        matrix = TiledMatrix(self._library, table.values, table.values.shape[1], scale=table.scales)
+        return NativeTable(matrix), NativeLinear(self._library, TiledLinear(matrix, None, None), self._scratch)
+
+    def _dense(self, name: str) -> TensorInfo:
         tensor = self.entry(name)
         if tensor.form != "dense":
             raise _misfit(f"{name} must be dense")
-        return _expanded(file, tensor)[0]
+        return tensor
 
     def linear(self, file: TensorFile, path: str, module: nn.Module) -> nn.Module:
         """The published form of linear module `module`, whose dotted name is `path`."""
@@ -208,6 +232,11 @@ class _FloatReader(TensorReader):
         tensor = self.entry(f"{path}.weight", shape)
         has_bias = getattr(module, "bias", None) is not None
         bias = self.vector(file, f"{path}.bias", tensor.rows) if has_bias else None
+        if self._library is not None and (tensor.form == "packed" or tensor.dtype == "int8"):
+            check_layout(file, tensor)
+            return NativeLinear(
+                self._library, _tiled(self._library, self.parts(file, tensor), tensor, bias), self._scratch
+            )
         if tensor.form == "packed":
             return _packed(file, tensor, bias)
         if tensor.form == "lowrank":
@@ -240,6 +269,25 @@ def _expanded(file: TensorFile, tensor: TensorInfo) -> list[Tensor]:
         return [value.float() for value in values]
     scales = [_part(file, name) for name in tensor.parts[matrices:]]
     return [value.float().mul_(scale.unsqueeze(1)) for value, scale in zip(values, scales, strict=True)]
+
+
+def _tiled(library: Library, parts: list[Tensor], tensor: TensorInfo, bias: Tensor | None) -> TiledLinear:
+    """`parts` in hashing order, see TensorInfo."""
+
+    def int8(values: Tensor, scale: Tensor | None) -> TiledMatrix:
+        return TiledMatrix(library, values, values.shape[1], scale=scale)
+
+    if tensor.form == "dense":
+        return TiledLinear(int8(parts[0], parts[1]), None, None, bias)
+    if tensor.form == "lowrank":
+        return TiledLinear(None, int8(parts[1], parts[3]), int8(parts[0], parts[2]), bias)
+    q, mult, scale, *factors = parts
+    bits = PACKED_BITS[tensor.dtype]
+    base = TiledMatrix(library, q, tensor.cols, bits=bits, group=tensor.group, mult=mult, scale=scale)
+    if not factors:
+        return TiledLinear(base, None, None, bias)
+    # The scale of u is in v's.
+    return TiledLinear(base, int8(factors[1], factors[2]), int8(factors[0], None), bias)
 
 
 def _packed(file: TensorFile, tensor: TensorInfo, bias: Tensor | None) -> nn.Module:

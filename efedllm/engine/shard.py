@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 
 from efedllm.engine.attention import ATTENTION_NAME, Ragged
 from efedllm.engine.base import EngineShape, RangeEngine, engine_shape, packed_positions
@@ -31,7 +30,8 @@ BLOCK_TOKENS = 256
 class ShardEngine(RangeEngine):
     """Executor (see `protocol`) over published weights. Thread-confined: load and call it on one thread.
 
-    Weights are expanded to float32 when loaded; the factors of a low-rank matrix stay apart. float32 files stay
+    Integer matrices stay as small as published where the native kernels run them; other weights, and all of them
+    elsewhere, are expanded to float32 when loaded. The factors of a low-rank matrix stay apart. float32 files stay
     memory-mapped.
     """
 
@@ -82,9 +82,9 @@ class ShardEngine(RangeEngine):
         shape = engine_shape(model_dir, manifest, skeleton, lo, hi)
         with torch.inference_mode():
             if ram is None:
-                modules = load_modules(model_dir, manifest, skeleton, lo, hi)
+                modules = load_modules(model_dir, manifest, skeleton, lo, hi, native=device == "cpu")
                 return cls(shape, modules.to(device), block=block, device=device)
-            files = ShardFiles(model_dir, manifest, skeleton, lo, hi)
+            files = ShardFiles(model_dir, manifest, skeleton, lo, hi, native=device == "cpu")
             modules = files.modules(()).to(device)
             working = Working(shape, widest(manifest, lo, hi), block, exact=False)
             tiers, seconds = open_tiers(
@@ -186,8 +186,8 @@ class ShardEngine(RangeEngine):
     def _embedded(self, ids: np.ndarray[tuple[int, ...], np.dtype[np.generic]], positions: Tensor) -> Tensor:
         tokens, learned = self._modules.embed, self._modules.positions
         assert tokens is not None
-        states = embedding(torch.from_numpy(ids.astype(np.int64)).to(self._device), tokens)
-        return states if learned is None else states + embedding(positions, learned)
+        states: Tensor = tokens(torch.from_numpy(ids.astype(np.int64)).to(self._device))
+        return states if learned is None else states + learned(positions)
 
 
 def _decode_one(shape: EngineShape, modules: ShardModules, device: str, index: int, layer: nn.Module) -> None:

@@ -59,6 +59,11 @@ class TiledMatrix:
         self.c.tiles = self.tiles.data_ptr()
 
     @property
+    def panels(self) -> int:
+        """Panels of 16 rows, the last of which may be short."""
+        return -(-self.rows // _PANEL)
+
+    @property
     def held(self) -> list[Tensor]:
         """Every tensor kept in memory."""
         return [t for t in (self.tiles, self.mult, self.scale) if t is not None]
@@ -72,13 +77,34 @@ class TiledMatrix:
         self._library.rows(ctypes.byref(self.c), wanted.data_ptr(), len(ids), out.data_ptr())
         return out
 
-    def expand(self, first: int, last: int, variant: Variant) -> Tensor:
-        """Rows [16 * first, min(16 * last, rows)) as float32."""
-        if not 0 <= first < last <= -(-self.rows // _PANEL):
+    def expand(self, first: int, last: int, variant: Variant, scratch: Scratch) -> Tensor:
+        """Rows [16 * first, min(16 * last, rows)) as float32, in `scratch`: gone when that is used again."""
+        if not 0 <= first < last <= self.panels:
             raise ValueError(f"no panels {first}..{last}")
-        out = torch.empty(min(last * _PANEL, self.rows) - first * _PANEL, self.columns)
+        rows = min(last * _PANEL, self.rows) - first * _PANEL
+        out = scratch.floats(rows * self.columns)
         self._library.expand(ctypes.byref(self.c), first, last, out.data_ptr(), variant)
-        return out
+        return out.view(rows, self.columns)
+
+
+class Scratch:
+    """Memory that is used again and again: touching fresh pages costs more than filling them. For one thread."""
+
+    def __init__(self) -> None:
+        self._held = torch.empty(0, dtype=torch.uint8)
+        self._at = 0
+
+    def address(self, size: int) -> int:
+        """Where `size` bytes of any content are."""
+        if len(self._held) < size:
+            self._held = torch.empty(size, dtype=torch.uint8)
+            self._at = self._held.data_ptr()
+        return self._at
+
+    def floats(self, count: int) -> Tensor:
+        """float32 [count], of any content."""
+        self.address(4 * count)
+        return self._held[: 4 * count].view(torch.float32)
 
 
 def _panels(mult: Tensor) -> Tensor:
@@ -133,12 +159,21 @@ class TiledLinear:
 
 
 class TiledLinears:
-    """Linear maps of one input in one native call. Not for two threads at once: the workspace is its own."""
+    """Linear maps of one input in one native call. Not for two threads at once."""
 
     def __init__(
-        self, library: Library, maps: Sequence[TiledLinear], *, variant: Variant | None = None, threads: int = 1
+        self,
+        library: Library,
+        maps: Sequence[TiledLinear],
+        *,
+        scratch: Scratch | None = None,
+        variant: Variant | None = None,
+        threads: int = 1,
     ) -> None:
-        """Raises ValueError when the maps have inputs of different widths or the variant is not this machine's."""
+        """`scratch` may be that of all maps of a thread.
+
+        Raises ValueError when the maps have inputs of different widths or the variant is not this machine's.
+        """
         self.columns, self.sizes = maps[0].columns, [m.rows for m in maps]
         self.variant = library.variants[0] if variant is None else variant
         if any(m.columns != self.columns for m in maps) or self.variant not in library.variants:
@@ -149,8 +184,8 @@ class TiledLinears:
         self._rows = sum(self.sizes)
         self._c = (CLinear * len(maps))(*(_linear(m) for m in maps))
         self._at = ctypes.addressof(self._c)
-        self._work = torch.empty(library.workspace(self._at, len(maps), self.columns), dtype=torch.uint8)
-        self._work_at = self._work.data_ptr()
+        self._scratch = scratch or Scratch()
+        self._workspace = library.workspace(self._at, len(maps), self.columns)
 
     def exact(self, x: Tensor) -> Tensor:
         """x float64 [n, columns] -> float64 [n, sum of sizes], the maps' outputs side by side (docs/exact.md).
@@ -171,7 +206,15 @@ class TiledLinears:
             raise ValueError(f"expected int16 [n, {self.columns}] and a base, not {q.dtype}{list(q.shape)}")
         q = q.contiguous()
         y = torch.empty((len(q), self.sizes[0]), dtype=torch.float64)
-        self._library.times(self._at, q.data_ptr(), len(q), y.data_ptr(), self._work_at, self.variant, self._threads)
+        self._library.times(
+            self._at,
+            q.data_ptr(),
+            len(q),
+            y.data_ptr(),
+            self._scratch.address(self._workspace),
+            self.variant,
+            self._threads,
+        )
         return y
 
     def _run(self, x: Tensor, dtype: torch.dtype, function: object) -> Tensor:
@@ -188,7 +231,7 @@ class TiledLinears:
             n,
             y.data_ptr(),
             self._rows,
-            self._work_at,
+            self._scratch.address(self._workspace),
             self.variant,
             self._threads,
         )

@@ -303,9 +303,10 @@ static void NAME(floats)(const matrix *m, const activations *a, const target *to
 static void NAME(expand)(const matrix *m, int64_t first, int64_t last, float *out) {
     const layout l = layout_of(m);
     uint8_t buffer[ROWS * SEGMENT] __attribute__((aligned(64)));
-    float factor[ROWS];
+    float factor[ROWS], scale[ROWS];
     for (int64_t p = first; p < last; p++, out += ROWS * m->cols) {
         const int64_t rows = m->rows - p * ROWS < ROWS ? m->rows - p * ROWS : ROWS;
+        for (int64_t r = 0; r < rows; r++) scale[r] = m->scale ? m->scale[p * ROWS + r] : 1;
         for (int64_t g = 0; g < l.groups; g++) {
             const int64_t wide = g + 1 < l.groups ? l.padded : l.last;
             const int64_t end = (g + 1) * l.group < m->cols ? (g + 1) * l.group : m->cols;
@@ -317,18 +318,22 @@ static void NAME(expand)(const matrix *m, int64_t first, int64_t last, float *ou
                     NAME(unpack)(w, m->bits, columns / 32, buffer, 1);
                     w = buffer;
                 }
-                for (int64_t k = 0; k < columns / 4; k++) {
-                    const int64_t column = g * l.group + start + 4 * k;
-                    const int64_t count = end - column < 4 ? end - column : 4;
-                    for (int64_t r = 0; r < rows; r++) {
-                        const int8_t *v = (const int8_t *)w + k * TILE + 4 * r;
-                        const float scale = m->scale ? m->scale[p * ROWS + r] : 1;
-                        float *to = out + r * m->cols + column;
-                        if (count == 4)
-                            for (int i = 0; i < 4; i++) to[i] = (float)v[i] * factor[r] * scale;
-                        else
-                            for (int64_t i = 0; i < count; i++) to[i] = (float)v[i] * factor[r] * scale;
+                const int64_t column = g * l.group + start, real = end - column < columns ? end - column : columns;
+                /* Row by row: lines of several rows, a power of two apart, would push each other out of the cache. */
+                for (int64_t r = 0; r < rows; r++) {
+                    float *to = out + r * m->cols + column;
+                    const float by = factor[r], times = scale[r];
+                    int64_t k = 0;
+                    for (; k + 4 <= real; k += 4) {
+#if defined(USE_VNNI) || defined(USE_AVX2)
+                        const __m128 v = _mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(load4(w + k * ROWS + 4 * r))));
+                        _mm_storeu_ps(to + k, _mm_mul_ps(_mm_mul_ps(v, _mm_set1_ps(by)), _mm_set1_ps(times)));
+#else
+                        for (int i = 0; i < 4; i++) to[k + i] = (float)(int8_t)w[k * ROWS + 4 * r + i] * by * times;
+#endif
                     }
+                    for (; k < real; k++)
+                        to[k] = (float)(int8_t)w[k / 4 * TILE + 4 * r + k % 4] * by * times;
                 }
             }
         }

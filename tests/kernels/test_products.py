@@ -14,7 +14,7 @@ from torch import Tensor
 
 from efedllm.engine.exact.arithmetic import quantize
 from efedllm.engine.exact.products import Q_MAX
-from efedllm.kernels.matrix import TiledLinear, TiledLinears, TiledMatrix
+from efedllm.kernels.matrix import Scratch, TiledLinear, TiledLinears, TiledMatrix
 from efedllm.kernels.native import Library, Variant, library
 from efedllm.models.packing import pack
 
@@ -56,7 +56,8 @@ def tiled(native: Library, w: Any, mult: Int64, scale: Tensor | None, bits: int,
 
 def integers(w: Any, mult: Int64, bits: int, group: int) -> Int64:
     span = w.shape[1] if bits == 8 else group
-    return w.astype(np.int64) * np.repeat(mult, span, axis=1)[:, : w.shape[1]]
+    values: Int64 = w.astype(np.int64) * np.repeat(mult, span, axis=1)[:, : w.shape[1]]
+    return values
 
 
 @given(
@@ -85,7 +86,7 @@ def test_every_instruction_set_gives_the_sums_of_int64(
     for variant in native.variants:
         maps = TiledLinears(native, [TiledLinear(matrix, None, None)], variant=variant)
         assert torch.equal(maps.times(torch.from_numpy(q.astype(np.int16))), want), variant
-        expanded = matrix.expand(0, -(-rows // 16), variant)
+        expanded = matrix.expand(0, matrix.panels, variant, Scratch())
         assert torch.equal(expanded.double(), torch.from_numpy(values).double()), variant
 
 

@@ -16,6 +16,7 @@ from efedllm.engine.exact.native import held, native_linears
 from efedllm.engine.exact.packed import PackedIntMatrix, PackedRows
 from efedllm.engine.exact.products import IntMatrix, Kernel
 from efedllm.engine.exact.published import Factors, Int8Rows, Published
+from efedllm.kernels.matrix import Scratch
 
 __all__ = ["Factors", "Int8Rows", "Linears", "Published"]
 
@@ -59,8 +60,9 @@ class _Map:
 class Linears:
     """Linear maps of one input; their outputs lie side by side."""
 
-    def __init__(self, published: Sequence[Published], kernel: Kernel) -> None:
-        self._native = native_linears(published) if kernel is Kernel.NATIVE else None
+    def __init__(self, published: Sequence[Published], kernel: Kernel, scratch: Scratch | None = None) -> None:
+        """`scratch`: memory to share with the other maps of an engine."""
+        self._native = native_linears(published, scratch) if kernel is Kernel.NATIVE else None
         self._torch = _TorchLinears(published, kernel) if self._native is None else None
 
     def __call__(self, x: Tensor) -> Tensor:

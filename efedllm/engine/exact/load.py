@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from efedllm.engine.base import EngineShape
-from efedllm.engine.exact.layer import Attention, ExactLayer, Mlp, Norm
+from efedllm.engine.exact.layer import Attention, ExactLayer, Mlp
 from efedllm.engine.exact.linear import Factors, Int8Rows, Linears, Published
 from efedllm.engine.exact.packed import PackedRows
 from efedllm.engine.exact.products import Kernel
+from efedllm.engine.exact.steps import Heads, Norm, steps_for
 from efedllm.engine.load import TensorReader
+from efedllm.kernels.matrix import Scratch
 from efedllm.models.families import Skeleton, linear_shape
 from efedllm.models.manifest import EMBED_FILE, HEAD_FILE, Manifest, TensorInfo, layer_file
 from efedllm.models.packing import PACKED_BITS
@@ -117,10 +119,10 @@ class ExactFiles:
                     assert embed is not None
                     assert embed.scales is not None
                     tied = Published(Int8Rows(embed.values, embed.scales), None, None)
-                    head = Linears([tied], loader.kernel)
+                    head = Linears([tied], loader.kernel, loader.scratch)
                 else:
                     module = skeleton.model.get_submodule(family.head)
-                    head = Linears([loader.published(file, family.head, module)], loader.kernel)
+                    head = Linears([loader.published(file, family.head, module)], loader.kernel, loader.scratch)
         return ExactModules(layers, embed if starts else None, positions if starts else None, norm, head)
 
 
@@ -130,6 +132,8 @@ class _Loader:
     skeleton: Skeleton
     shape: EngineShape
     kernel: Kernel
+    scratch: Scratch = field(default_factory=Scratch)
+    """Shared by all maps of the engine."""
 
     def layer(self, file: TensorFile, index: int) -> ExactLayer:
         return self._gpt2(file, index) if self.skeleton.config.model_type == "gpt2" else self._llama(file, index)
@@ -149,15 +153,17 @@ class _Loader:
         return ExactLayer(
             self.norm(file, f"{prefix}input_layernorm", shape.hidden),
             Attention(
-                heads=shape.heads,
-                kv_heads=shape.kv_heads,
-                head_dim=shape.head_dim,
-                # IEEE square root and division; a power would be libm's.
-                scaling=1.0 / math.sqrt(shape.head_dim),
-                window=None if sliding is None else int(sliding),
+                Heads(
+                    heads=shape.heads,
+                    kv_heads=shape.kv_heads,
+                    dim=shape.head_dim,
+                    # IEEE square root and division; a power would be libm's.
+                    scaling=1.0 / math.sqrt(shape.head_dim),
+                    window=None if sliding is None else int(sliding),
+                    query_norm=head_norm("q_norm"),
+                    key_norm=head_norm("k_norm"),
+                ),
                 qkv=self._linears(file, index, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-                query_norm=head_norm("q_norm"),
-                key_norm=head_norm("k_norm"),
                 out=self._linears(file, index, "self_attn.o_proj"),
             ),
             self.norm(file, f"{prefix}post_attention_layernorm", shape.hidden),
@@ -166,6 +172,7 @@ class _Loader:
                 up=self._linears(file, index, "mlp.gate_proj", "mlp.up_proj"),
                 down=self._linears(file, index, "mlp.down_proj"),
             ),
+            steps_for(self.kernel, shape.head_dim),
         )
 
     def _gpt2(self, file: TensorFile, index: int) -> ExactLayer:
@@ -174,14 +181,16 @@ class _Loader:
         return ExactLayer(
             self.norm(file, f"{prefix}ln_1", shape.hidden),
             Attention(
-                heads=shape.heads,
-                kv_heads=shape.heads,
-                head_dim=shape.head_dim,
-                scaling=scaling / (index + 1) if config.scale_attn_by_inverse_layer_idx else scaling,
-                window=None,
+                Heads(
+                    heads=shape.heads,
+                    kv_heads=shape.heads,
+                    dim=shape.head_dim,
+                    scaling=scaling / (index + 1) if config.scale_attn_by_inverse_layer_idx else scaling,
+                    window=None,
+                    query_norm=None,
+                    key_norm=None,
+                ),
                 qkv=self._linears(file, index, "attn.c_attn"),
-                query_norm=None,
-                key_norm=None,
                 out=self._linears(file, index, "attn.c_proj"),
             ),
             self.norm(file, f"{prefix}ln_2", shape.hidden),
@@ -190,11 +199,13 @@ class _Loader:
                 up=self._linears(file, index, "mlp.c_fc"),
                 down=self._linears(file, index, "mlp.c_proj"),
             ),
+            steps_for(self.kernel, shape.head_dim),
         )
 
     def _linears(self, file: TensorFile, index: int, *paths: str) -> Linears:
         module, prefix = self.skeleton.layer(index), self.skeleton.layer_prefix(index)
-        return Linears([self.published(file, prefix + p, module.get_submodule(p)) for p in paths], self.kernel)
+        published = [self.published(file, prefix + p, module.get_submodule(p)) for p in paths]
+        return Linears(published, self.kernel, self.scratch)
 
     def norm(self, file: TensorFile, path: str, size: int) -> Norm:
         config, module = self.skeleton.config, self.skeleton.model.get_submodule(path)

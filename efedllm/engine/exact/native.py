@@ -10,10 +10,10 @@ from torch import Tensor
 from efedllm.engine.exact.packed import PackedRows
 from efedllm.engine.exact.products import check_columns, native_library
 from efedllm.engine.exact.published import Int8Rows, Published
-from efedllm.kernels.matrix import TiledLinear, TiledLinears, TiledMatrix
+from efedllm.kernels.matrix import Scratch, TiledLinear, TiledLinears, TiledMatrix
 
 
-def native_linears(published: Sequence[Published]) -> TiledLinears:
+def native_linears(published: Sequence[Published], scratch: Scratch | None) -> TiledLinears:
     """As many threads per call as torch has in this one."""
     shared: dict[int, TiledMatrix] = {}
 
@@ -30,7 +30,7 @@ def native_linears(published: Sequence[Published]) -> TiledLinears:
         if p.factors is not None:
             v, u = tiled(p.factors.v), tiled(p.factors.u)
         maps.append(TiledLinear(base, v, u, p.bias))
-    return TiledLinears(native_library(), maps, threads=torch.get_num_threads())
+    return TiledLinears(native_library(), maps, scratch=scratch, threads=torch.get_num_threads())
 
 
 def _tiled(rows: Int8Rows | PackedRows) -> TiledMatrix:
