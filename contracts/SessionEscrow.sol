@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.30;
 
-import {AccessControl} from "@openzeppelin/contracts/access/AccessControl.sol";
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
-import {ERC20Burnable} from "@openzeppelin/contracts/token/ERC20/extensions/ERC20Burnable.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
-import {ReentrancyGuard} from "@openzeppelin/contracts/utils/ReentrancyGuard.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
+import {EarningsLedger} from "./EarningsLedger.sol";
 import {EntryPause} from "./EntryPause.sol";
 import {EpochClock} from "./EpochClock.sol";
 import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
@@ -20,24 +18,9 @@ import {PermitLib} from "./libraries/PermitLib.sol";
 /// @notice A client locks tokens for a route once, pays by signing cumulative vouchers off chain, and nodes settle the
 /// newest one. EIP-712 domain: name "EfedSession", version "1".
 /// @dev Tokens move only on deposit and withdrawal. In between, balances, sessions, credits and fees sum to what is held.
-contract SessionEscrow is ISessionEscrow, EpochClock, AccessControl, ReentrancyGuard, EIP712, EntryPause {
+contract SessionEscrow is EIP712, EntryPause, EarningsLedger {
     using SafeERC20 for IERC20;
     using SafeCast for uint256;
-
-    /// @dev Credits of a node, in one slot. Work is kept for the newest epoch with credits and the one before it.
-    struct Account {
-        uint96 owed;
-        uint64 workGwei;
-        uint64 previousWorkGwei;
-        uint32 epoch;
-    }
-
-    /// @dev Sums, in one slot. Volumes of older epochs move to the archive when the epoch changes.
-    struct Sums {
-        uint128 fees;
-        uint96 volume;
-        uint32 epoch;
-    }
 
     bytes32 public constant VOUCHER_TYPEHASH =
         keccak256("Voucher(bytes32 sessionId,uint128 cumulative,uint64 tokens,bytes32 receiptsRoot)");
@@ -45,18 +28,13 @@ contract SessionEscrow is ISessionEscrow, EpochClock, AccessControl, ReentrancyG
     bytes32 public constant COOPERATIVE_CLOSE_TYPEHASH =
         keccak256("CooperativeClose(bytes32 sessionId,uint128 cumulative,uint64 tokens,bytes32 receiptsRoot)");
 
-    uint16 public constant MAX_FEE_BPS = 2_000;
     uint40 public constant MIN_GRACE = 1;
     uint40 public constant MAX_GRACE = 30 days;
-    uint256 private constant BPS = 10_000;
-    uint256 private constant GWEI = 1e9;
 
     uint8 private constant OPEN = 1;
     uint8 private constant CLOSING = 2;
     uint8 private constant CLOSED = 3;
 
-    /// @notice The token paid with.
-    IERC20 public immutable token;
     /// @notice Checks routes.
     INodeRegistry public immutable nodes;
     /// @notice Checks the standing of nodes.
@@ -64,15 +42,8 @@ contract SessionEscrow is ISessionEscrow, EpochClock, AccessControl, ReentrancyG
     /// @inheritdoc ISessionEscrow
     uint40 public immutable grace;
 
-    /// @dev These share their slot with the entry switch.
-    uint16 private _feeBps;
-    uint16 private _nextFeeBps;
-    uint64 private _nextFeeFrom;
-    Sums private _sums;
     mapping(address client => uint256) private _balances;
     mapping(bytes32 sessionId => Session) private _sessions;
-    mapping(address node => Account) private _accounts;
-    mapping(uint64 epoch => uint256) private _volumes;
 
     constructor(
         IERC20 token_,
@@ -83,16 +54,17 @@ contract SessionEscrow is ISessionEscrow, EpochClock, AccessControl, ReentrancyG
         uint16 feeBps_,
         uint40 grace_,
         address admin
-    ) EpochClock(genesis_, epochLength_) EIP712("EfedSession", "1") EntryPause(address(nodes_.vault())) {
-        _checkFee(feeBps_);
+    )
+        EpochClock(genesis_, epochLength_)
+        EIP712("EfedSession", "1")
+        EntryPause(address(nodes_.vault()))
+        EarningsLedger(token_, feeBps_, admin)
+    {
         // INVARIANT: nodes have time to settle, and clients get their money back.
         require(grace_ >= MIN_GRACE && grace_ <= MAX_GRACE, GraceOutOfBounds(grace_, MIN_GRACE, MAX_GRACE));
-        token = token_;
         nodes = nodes_;
         committee = committee_;
         grace = grace_;
-        _feeBps = feeBps_;
-        _grantRole(DEFAULT_ADMIN_ROLE, admin);
     }
 
     // --------------------------------------------------------------------------------------------------- balances
@@ -243,48 +215,7 @@ contract SessionEscrow is ISessionEscrow, EpochClock, AccessControl, ReentrancyG
         _close(key.client, id, s);
     }
 
-    // ------------------------------------------------------------------------------------------------------- fees
-
-    /// @inheritdoc ISessionEscrow
-    function withdrawFees(address to) external nonReentrant {
-        // INVARIANT: credits do not vanish.
-        require(to != address(0) && to != address(this), InvalidReceiver());
-        Account storage a = _accounts[msg.sender];
-        uint96 amount = a.owed;
-        // INVARIANT: there is something to pay.
-        require(amount != 0, ZeroAmount());
-        a.owed = 0;
-        token.safeTransfer(to, amount);
-        emit FeesWithdrawn(msg.sender, to, amount);
-    }
-
-    /// @inheritdoc ISessionEscrow
-    function sweepProtocolFees() external nonReentrant {
-        uint128 amount = _sums.fees;
-        // INVARIANT: there is something to burn.
-        require(amount != 0, ZeroAmount());
-        _sums.fees = 0;
-        ERC20Burnable(address(token)).burn(amount);
-        emit ProtocolFeesBurned(amount);
-    }
-
-    /// @inheritdoc ISessionEscrow
-    function setFeeBps(uint16 next) external onlyRole(DEFAULT_ADMIN_ROLE) {
-        _checkFee(next);
-        uint16 current = feeBps();
-        uint64 from = currentEpoch() + 1;
-        _feeBps = current;
-        _nextFeeBps = next;
-        _nextFeeFrom = from;
-        emit FeeScheduled(current, next, from);
-    }
-
     // ------------------------------------------------------------------------------------------------------ views
-
-    /// @inheritdoc ISessionEscrow
-    function feeBps() public view returns (uint16) {
-        return _nextFeeFrom != 0 && _nextFeeFrom <= currentEpoch() ? _nextFeeBps : _feeBps;
-    }
 
     /// @inheritdoc ISessionEscrow
     function balanceOf(address client) external view returns (uint256) {
@@ -314,29 +245,6 @@ contract SessionEscrow is ISessionEscrow, EpochClock, AccessControl, ReentrancyG
     /// @inheritdoc ISessionEscrow
     function cooperativeCloseDigest(Voucher calldata voucher) public view returns (bytes32) {
         return _hashTypedDataV4(keccak256(abi.encode(COOPERATIVE_CLOSE_TYPEHASH, voucher)));
-    }
-
-    /// @inheritdoc ISessionEscrow
-    function owedOf(address node) external view returns (uint256) {
-        return _accounts[node].owed;
-    }
-
-    /// @inheritdoc ISessionEscrow
-    function workOf(uint64 e, address node) external view returns (uint256) {
-        Account memory a = _accounts[node];
-        if (e == a.epoch) return a.workGwei * GWEI;
-        if (uint256(e) + 1 == a.epoch) return a.previousWorkGwei * GWEI;
-        return 0;
-    }
-
-    /// @inheritdoc ISessionEscrow
-    function volumeOf(uint64 e) external view returns (uint256) {
-        return e == _sums.epoch ? _sums.volume : _volumes[e];
-    }
-
-    /// @inheritdoc ISessionEscrow
-    function protocolFees() external view returns (uint256) {
-        return _sums.fees;
     }
 
     // --------------------------------------------------------------------------------------------------- internal
@@ -384,7 +292,7 @@ contract SessionEscrow is ISessionEscrow, EpochClock, AccessControl, ReentrancyG
         _sessions[id] = s;
     }
 
-    /// @dev Updates `s` in memory; the caller stores it. The last node gets what rounding leaves.
+    /// @dev Updates `s` in memory; the caller stores it.
     function _pay(SessionKey calldata key, bytes32 id, Session memory s, Voucher calldata voucher) private {
         // INVARIANT: a voucher pays for its own session only.
         require(voucher.sessionId == id, WrongSession(id, voucher.sessionId));
@@ -399,41 +307,6 @@ contract SessionEscrow is ISessionEscrow, EpochClock, AccessControl, ReentrancyG
         _creditNodes(key, paid - fee, epoch);
         _creditProtocol(paid, fee, epoch);
         emit Settled(id, voucher.cumulative, paid, fee, voucher.tokens, voucher.receiptsRoot);
-    }
-
-    function _creditNodes(SessionKey calldata key, uint256 net, uint64 epoch) private {
-        uint256 last = key.nodes.length - 1;
-        uint256 rest = net;
-        for (uint256 i; i < last; ++i) {
-            uint256 part = (net * key.shares[i]) / BPS;
-            rest -= part;
-            _credit(key.nodes[i], part, epoch);
-        }
-        _credit(key.nodes[last], rest, epoch);
-    }
-
-    function _credit(address node, uint256 amount, uint64 epoch) private {
-        Account memory a = _accounts[node];
-        if (a.epoch != epoch) {
-            a.previousWorkGwei = uint256(a.epoch) + 1 == epoch ? a.workGwei : 0;
-            a.workGwei = 0;
-            a.epoch = uint256(epoch).toUint32();
-        }
-        a.owed = (uint256(a.owed) + amount).toUint96();
-        a.workGwei = (uint256(a.workGwei) + amount / GWEI).toUint64();
-        _accounts[node] = a;
-    }
-
-    function _creditProtocol(uint256 paid, uint256 fee, uint64 epoch) private {
-        Sums memory sums = _sums;
-        if (sums.epoch != epoch) {
-            if (sums.volume != 0) _volumes[sums.epoch] = sums.volume;
-            sums.volume = 0;
-            sums.epoch = uint256(epoch).toUint32();
-        }
-        sums.fees = (uint256(sums.fees) + fee).toUint128();
-        sums.volume = (uint256(sums.volume) + paid).toUint96();
-        _sums = sums;
     }
 
     function _startClosing(bytes32 id, Session memory s) private {
@@ -485,10 +358,5 @@ contract SessionEscrow is ISessionEscrow, EpochClock, AccessControl, ReentrancyG
         }
         // INVARIANT: the shares are the whole.
         require(sum == BPS, SharesSumMismatch(sum));
-    }
-
-    function _checkFee(uint256 fee) private pure {
-        // INVARIANT: nodes keep at least four fifths.
-        require(fee <= MAX_FEE_BPS, FeeTooHigh(fee, MAX_FEE_BPS));
     }
 }

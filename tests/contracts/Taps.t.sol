@@ -189,6 +189,69 @@ contract TapJudgementTest is Fixture {
     }
 }
 
+/// @notice Epoch after epoch one of five verifiers lies in any way, so that every committee of three has two honest ones.
+contract TapEpochsTest is Fixture {
+    uint256 internal constant EPOCHS = 6;
+
+    function _truth(uint64 e, address node, bool bad) internal pure returns (uint16, bytes32) {
+        return bad ? (_verdict(0, 10, true), bytes32(0)) : (_verdict(10, 0, false), keccak256(abi.encode(e, node)));
+    }
+
+    /// @dev What `verifier` says about the nodes it was drawn for. Lie 0 is none, 1 a made-up digest, 2 no digest,
+    /// 3 a failure of everything, 4 a pass of everything with a made-up digest.
+    function _says(uint64 e, address verifier, bool[2] memory bad, uint256 lie)
+        internal
+        view
+        returns (Report memory r, bool wrong)
+    {
+        r = _report(e, verifier, nodes, 0);
+        for (uint256 i; i < r.nodes.length; ++i) {
+            bool isBad = bad[r.nodes[i] == nodes[0] ? 0 : 1];
+            (uint16 verdict, bytes32 tap) = _truth(e, r.nodes[i], isBad);
+            (r.verdicts[i], r.taps[i]) = (verdict, tap);
+            if (lie == 0) continue;
+            if (lie == 3) r.verdicts[i] = _verdict(0, 10, true);
+            if (lie == 4) r.verdicts[i] = _verdict(10, 0, false);
+            r.taps[i] = lie == 2 || lie == 3 ? bytes32(0) : keccak256(abi.encode("made up", e));
+            // A false digest beside the right failure claims nothing.
+            wrong = wrong || r.verdicts[i] != verdict || !isBad;
+        }
+    }
+
+    function _active(address v) internal view returns (uint256) {
+        return vault.stakeOf(v).active;
+    }
+
+    /// forge-config: default.fuzz.runs = 40
+    function testFuzz_honestEarnAndLiarsLose(bytes32 plan) public {
+        address liar = verifiers[4];
+        for (uint64 e = 2; e < 2 + EPOCHS; ++e) {
+            uint8 step = uint8(plan[e]);
+            bool[2] memory bad = [step & 1 != 0, step & 2 != 0];
+            _fixSeed(e);
+            Report[] memory r = new Report[](5);
+            bool caught;
+            for (uint256 v; v < 5; ++v) {
+                (r[v], caught) = _says(e, verifiers[v], bad, v == 4 ? (step >> 2) % 5 : 0);
+            }
+            uint256 before = _active(liar);
+            _submit(e, r);
+            committee.finalize(e, nodes);
+            uint256 sum;
+            for (uint256 v; v < 5; ++v) {
+                committee.judgeVerifier(e, verifiers[v], r[v].nodes);
+                uint256 points = committee.pointsOf(e, verifiers[v]);
+                sum += points;
+                _eq(points, v == 4 && caught ? 0 : 10 * r[v].nodes.length);
+                if (v < 4) _eq(_active(verifiers[v]), SEAT_STAKE);
+            }
+            _eq(committee.totalPoints(e), sum);
+            // Rounded against the offender.
+            _eq(_active(liar), caught ? before - (before * 200 + 9_999) / 10_000 : before);
+        }
+    }
+}
+
 /// @notice A committee of the greatest size: the fingerprints fill two words.
 contract TapCommitteeOf15Test is Fixture {
     function _terms() internal pure override returns (ISeatRegistryTypes.Terms memory) {
