@@ -201,7 +201,9 @@ class Pages:
             raise _missing("taps of that job")
         # The chain's clock, asked now: what is shown too early lets verifiers attest what they did not compute.
         if not taps_open(await self._shop.store.audited_epoch(job_id), await self._shop.clock.refresh()):
-            raise ProtocolError("taps-closed", "The verifiers of this job have not revealed yet.", "Ask later.")
+            raise ProtocolError(
+                "taps-closed", "The verifiers of this job have not revealed yet, or it is forgotten.", "Ask later."
+            )
         commit = signed.commit
         if positions[-1] >= commit.tokens:
             raise ProtocolError("bad-request", f"The job has {commit.tokens} positions.")
