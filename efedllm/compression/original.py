@@ -85,7 +85,12 @@ class Original:
         """The first `limit` tokens of the calibration text, int64 [windows, window]."""
         skeleton = self.skeleton
         return read_tokens(
-            self.text, self.source / "tokenizer.json", window_for(skeleton.config), limit, skeleton.vocab
+            self.text,
+            self.source / "tokenizer.json",
+            window_for(skeleton.config),
+            limit,
+            skeleton.vocab,
+            by_line=skeleton.family.is_encoder,
         )
 
     def calibration(self, limit: int, scratch: Path) -> Calibration:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from client.chat import Conversation, first_answer, format_turns
-from client.tokenizer import eos_ids, load_text
+from client.tokenizer import eos_ids, load_text, read_text
 from efedllm.chain.types import ModelInfo
 from efedllm.errors import ConfigError, ModelError
 from efedllm.models.manifest import Manifest
@@ -156,3 +156,13 @@ def test_end_tokens_from_the_best_source() -> None:
     assert eos_ids({"eos_token_id": None}, {"eos_token": "<end>"}, {}, tokenizer) == (7,)
     assert eos_ids({}, {"eos_token": {"content": "<end>"}}, {}, tokenizer) == (7,)
     assert eos_ids({}, {}, {}, tokenizer) == ()
+
+
+def test_a_tokenizer_made_for_batches_of_sentences_neither_cuts_nor_pads(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1, "[PAD]": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=4, pad_id=2, pad_token="[PAD]")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert read_text(tmp_path).encode("a a a a a a") == [0] * 6
+    assert read_text(tmp_path).encode("a") == [0]
