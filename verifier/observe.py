@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from efedllm.chain.client import Chain
@@ -48,7 +48,7 @@ class Observer:
             if not known.batches:
                 return EpochState(epoch, self._me)
             known.seats = tuple(await self._chain.call("SeatRegistry", "seatsOf", epoch))
-            known.seed = await self._chain.seed(epoch)
+            known.seed = await self._seed(epoch, known)
             armed = int(await self._chain.call("SeatRegistry", "armedBlock", epoch)) or None
         if known.seed is not None:
             await self._refresh_own(epoch, known)
@@ -93,6 +93,22 @@ class Observer:
         # Once an epoch is due its rewards are fixed: nothing now means nothing ever.
         self._worthless |= {epoch for epoch, amount in zip(due, amounts, strict=True) if not amount}
         return frozenset(due) - self._worthless
+
+    async def _seed(self, epoch: int, known: _Known) -> bytes | None:
+        """The seed, once every batch of the nodes that it is for has been read.
+
+        A server may know the newest state and miss the newest logs. Without one of a node's batches our audit would
+        cover fewer leaves than the others', and our tap digest would be another one.
+        """
+        seed = await self._chain.seed(epoch)
+        if seed is None:
+            return None
+        nodes = tuple(dict.fromkeys(batch.node for batch in known.batches))
+        # Before the logs: a batch that comes in between is then only one more than asked for.
+        seqs = await asyncio.gather(*(self._chain.call("CommitmentLog", "nextSeq", node) for node in nodes))
+        known.batches = tuple(await self._chain.batches(epoch))
+        later = await self._chain.batches(epoch + 1)
+        return seed if none_missing((*known.batches, *later), dict(zip(nodes, seqs, strict=True))) else None
 
     async def _refresh_own(self, epoch: int, known: _Known) -> None:
         if not known.committed:
@@ -144,6 +160,14 @@ class Observer:
     async def _tally(self, epoch: int, work: NodeWork) -> NodeWork:
         tally = await self._chain.call("VerifierCommittee", "tallyOf", epoch, work.node)
         return NodeWork(work.node, work.drawn, work.audit, tally.reveals, tally.finalized, tally.quorum)
+
+
+def none_missing(posted: Iterable[BatchInfo], next_seq: Mapping[str, int]) -> bool:
+    """Whether `posted` holds every batch of each node from its first one there up to `next_seq`, without gaps."""
+    seqs: dict[str, set[int]] = {node: set() for node in next_seq}
+    for batch in posted:
+        seqs.setdefault(batch.node, set()).add(batch.seq)
+    return all(seqs[node] and seqs[node] >= set(range(min(seqs[node]), bound)) for node, bound in next_seq.items())
 
 
 def _judged(events: list[ChainEvent], revealed: set[str]) -> frozenset[str]:
