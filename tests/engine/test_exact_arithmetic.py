@@ -19,6 +19,7 @@ from efedllm.engine.exact.arithmetic import (
     GELU_CUBE,
     GELU_SLOPE,
     LOG2_E,
+    _sqrt,
     canonical,
     exp2,
     gelu_tanh,
@@ -179,6 +180,34 @@ def test_the_norm_with_a_mean_is_close(dim: int, scale: float) -> None:
     eps = 1e-6 * scale * scale
     want = torch.nn.functional.layer_norm(x / scale, (dim,), weight, bias, 1e-6)
     torch.testing.assert_close(layer_norm(x, weight, bias, eps), want, rtol=0, atol=1e-3 if dim > 4096 else 2e-5)
+
+
+def test_the_operators_of_the_arithmetic_round_as_ieee_754_says() -> None:
+    """Against numpy, which compiles to the processor's instructions; the square root against integers."""
+    rng = np.random.default_rng(5)
+    x, y = (rng.normal(size=20_000) * 10.0 ** rng.integers(-9, 9, 20_000) for _ in range(2))
+    for kind in (np.float64, np.float32):
+        a: Any = x.astype(kind)
+        b: Any = y.astype(kind)
+        p, q = torch.from_numpy(a), torch.from_numpy(b)
+        for got, want in (
+            (p + q, a + b),
+            (p - q, a - b),
+            (p * q, a * b),
+            (p / q, a / b),
+            (p.clone().div_(48), a / kind(48)),
+            (p.clone().mul_(LOG2_E), a * kind(LOG2_E)),
+            (p.clone().add_(LOG2_E), a + kind(LOG2_E)),
+            ((p * 1e3).round(), np.rint(a * kind(1e3))),
+        ):
+            np.testing.assert_array_equal(got.numpy(), want)
+    np.testing.assert_array_equal(torch.from_numpy(x).float().numpy(), x.astype(np.float32))
+    positive = np.abs(x)
+    with localcontext() as context:
+        context.prec = 60
+        wanted = [float(Decimal(value).sqrt()) for value in positive.tolist()]
+    for shape in ((1, 20_000), (20_000, 1)):
+        assert _sqrt(torch.from_numpy(positive).view(shape)).flatten().tolist() == wanted
 
 
 def test_canonical_numbers_have_one_zero_and_keep_nan() -> None:
