@@ -1,6 +1,6 @@
-"""The C library of efedllm/kernels: built where there is a compiler, left out where there is none.
+"""The C libraries of efedllm/kernels: built where there is a compiler, left out where there is none.
 
-It is loaded with ctypes and uses nothing of Python's C API, so it has one plain name on every platform.
+They are loaded with ctypes and use nothing of Python's C API, so they have one plain name on every platform.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-NAME = "efedllm.kernels.libproducts"
+PACKAGE = "efedllm.kernels"
 
 
 class BuildPlainLibrary(build_ext):
-    """Names the library efedllm/kernels/libproducts.so, without the suffix of Python's own extensions."""
+    """Names the libraries efedllm/kernels/lib*.so, without the suffix of Python's own extensions."""
 
     def get_ext_filename(self, ext_name: str) -> str:
-        if ext_name.endswith("libproducts"):
+        if ext_name.rpartition(".")[2].startswith("lib"):
             return ext_name.replace(".", "/") + ".so"
         return super().get_ext_filename(ext_name)
 
@@ -24,18 +24,20 @@ class BuildPlainLibrary(build_ext):
         return list(ext.export_symbols)
 
 
+def library(name: str, sources: list[str], headers: list[str]) -> Extension:
+    return Extension(
+        f"{PACKAGE}.{name}",
+        sources=[f"efedllm/kernels/{source}" for source in sources],
+        depends=[f"efedllm/kernels/{header}" for header in headers],
+        # Contraction would fuse steps of the exact arithmetic that are rounded one by one.
+        extra_compile_args=["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi", "-pthread"],
+        extra_link_args=["-pthread", "-lm"],
+        # Without a compiler the installation succeeds and the engines compute with torch.
+        optional=True,
+    )
+
+
 setup(
-    ext_modules=[
-        Extension(
-            NAME,
-            sources=["efedllm/kernels/products.c"],
-            depends=["efedllm/kernels/panels.h"],
-            # Contraction would fuse steps of the exact arithmetic that are rounded one by one.
-            extra_compile_args=["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi", "-pthread"],
-            extra_link_args=["-pthread"],
-            # Without a compiler the installation succeeds and the engines compute with torch.
-            optional=True,
-        )
-    ],
+    ext_modules=[library("libproducts", ["products.c"], ["panels.h"]), library("libsteps", ["steps.c"], [])],
     cmdclass={"build_ext": BuildPlainLibrary},
 )

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from efedllm.kernels.native import SWITCH
 
 LIBRARY = Path(__file__).with_name("libsteps.so")
@@ -72,10 +74,13 @@ def load_steps(path: Path) -> StepsLibrary:
 
 @cache
 def steps_library() -> StepsLibrary | None:
-    """The library of this installation, or None; `native.library` logs why there is none."""
+    """The library of this installation, or None."""
     if os.environ.get(SWITCH, "1") == "0":
         return None
     try:
         return load_steps(LIBRARY)
-    except OSError:
+    except OSError as error:
+        structlog.get_logger("efedllm.kernels").info(
+            "no native steps: computing with torch, slower", reason=str(error).splitlines()[0]
+        )
         return None

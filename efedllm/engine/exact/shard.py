@@ -17,10 +17,11 @@ from efedllm.engine.base import EngineShape, RangeEngine, bad_input, engine_shap
 from efedllm.engine.blocks import Block, token_blocks
 from efedllm.engine.exact.arithmetic import canonical, constants, gelu_constants
 from efedllm.engine.exact.cache import ExactCache
-from efedllm.engine.exact.layer import Angles, ExactLayer
+from efedllm.engine.exact.layer import ExactLayer
 from efedllm.engine.exact.load import ExactFiles, ExactModules, load_exact
 from efedllm.engine.exact.products import Kernel, fastest_kernel
 from efedllm.engine.exact.rope import RopeTables, Rotation, make_tables
+from efedllm.engine.exact.steps import Angles
 from efedllm.engine.exact.tap import Tap
 from efedllm.engine.protocol import Float32, Int32, StepItem
 from efedllm.engine.room import Room
