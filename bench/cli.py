@@ -13,6 +13,7 @@ from rich.table import Table
 
 from bench.attacks.cli import attacks
 from bench.compression_cli import compression
+from bench.memory.cli import memory
 from efedllm import logs
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
@@ -73,6 +74,7 @@ def encoder(
 
 app.command()(attacks)
 app.command()(compression)
+app.command()(memory)
 
 
 @app.command()
