@@ -28,7 +28,8 @@ from efedllm.models.manifest import Manifest
 
 TOKENS = 1024
 """A step's tokens: as many whole windows as fit, at least one."""
-_RATE = 1e-3
+_RATE = 3e-3
+"""Adam's step at its longest, as a fraction of the root mean square of the factor it moves."""
 _BETAS = (0.9, 0.95)
 _WARM = 20
 _APART = 8
@@ -76,7 +77,8 @@ class Healing:
 
     def run(self, progress: HealProgress) -> Curve:
         parameters = self._student.parameters()
-        optimiser = torch.optim.Adam(parameters, lr=_RATE, betas=_BETAS)
+        sizes = [float(parameter.detach().square().mean().sqrt()) for parameter in parameters]
+        optimiser = torch.optim.Adam([{"params": [parameter]} for parameter in parameters], lr=_RATE, betas=_BETAS)
         losses: list[float] = []
         saved = self._load()
         if saved is None:
@@ -88,8 +90,8 @@ class Healing:
                     parameter.copy_(value)
             optimiser.load_state_dict(saved["optimiser"])
         for step in range(len(losses), self._steps):
-            for group in optimiser.param_groups:
-                group["lr"] = _RATE * self._schedule(step)
+            for group, size in zip(optimiser.param_groups, sizes, strict=True):
+                group["lr"] = _RATE * size * self._schedule(step)
             loss = self._loss(self._train[self._order(step)])
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
