@@ -1,4 +1,4 @@
-"""An exact model on real nodes: integer sampling, profile 1 in every commitment, nothing rounded, nobody else's numbers."""
+"""An exact model on real nodes: integer sampling, profile 1 in every commitment, nothing rounded."""
 
 from __future__ import annotations
 
