@@ -39,8 +39,9 @@ from tests.verifier.audit_network import (
     verifiers,
 )
 from tests.verifier.served_node import Lies
-from verifier.app import Verifier
+from verifier.app import Verifier, store_path
 from verifier.sampling import Verdict, unpack_verdict
+from verifier.store import Store
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -386,11 +387,22 @@ async def test_a_killed_process_reveals_after_its_restart(network: Network, hone
             await network.clock.mine()
             await asyncio.sleep(0.05)
 
+    async def noted() -> bool:
+        store = await Store.open(
+            store_path(network.config(index).home, network.live.deployment, network.chain_address(index))
+        )
+        try:
+            return bool((await store.history())[0]["commit_tx"])
+        finally:
+            await store.close()
+
     epoch = await work(network, honest)
     await network.clock.skip_to_phase(epoch + 1, 0, 0.02)
     process = await start(network, index)
     try:
         await until(lambda: committed(network, epoch, [index]))
+        # Mined is not yet noted: the record of its transaction comes after the receipt.
+        await until(noted)
         process.kill()
         assert await process.wait() == -signal.SIGKILL
         await network.clock.skip_to_phase(epoch + 1, 1)
