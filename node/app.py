@@ -19,7 +19,8 @@ from aiohttp import web
 from efedllm import __version__
 from efedllm.chain import Chain, Deployment, keystore
 from efedllm.commitments.eip712 import to_hex
-from efedllm.engine.protocol import Executor
+from efedllm.commitments.messages import HALF_PROFILE
+from efedllm.engine.protocol import Executor, compute_of
 from efedllm.errors import ChainError
 from efedllm.logs import get_logger
 from efedllm.models.manifest import Manifest
@@ -61,6 +62,7 @@ class NodeApp:
         self.address = ""
         self.endpoint = ""
         self.price = 0
+        self.compute = ""
         self.tiers: TierReport | None = None
         self.desk: Desk
         self.duties: Duties
@@ -99,9 +101,10 @@ class NodeApp:
         pool = ThreadPoolExecutor(1, thread_name_prefix="engine")
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         executor = await asyncio.get_running_loop().run_in_executor(
-            pool, _load, model_dir, offer_terms.lo, offer_terms.hi, config.threads, config.ram
+            pool, _load, config, model_dir, offer_terms.lo, offer_terms.hi
         )
         self.tiers = _tiers(executor)
+        self.compute = compute_of(executor)
         check_profile(executor, offer_terms.model)
         if self._wrap is not None:
             executor = self._wrap(executor)
@@ -181,7 +184,7 @@ class NodeApp:
             shard_root=manifest.shard_root(offer.lo, offer.hi),
             max_positions=min(executor.max_positions, self.config.limits.max_context),
             encoder=executor.whole_texts,
-            profile=offer.model.profile,
+            profile=HALF_PROFILE if compute_of(executor) == "bfloat16" else offer.model.profile,
         )
 
     async def _recover(self, store: Store, traces: Traces) -> None:
@@ -240,6 +243,7 @@ class NodeApp:
             "epoch": shop.clock.time.epoch,
             "queue": shop.batcher.queued,
             "slowdown": self.slowdown,
+            "compute": self.compute,
             "jobs": self.desk.running,
             "draining": self.desk.draining,
             "version": __version__,
@@ -292,11 +296,12 @@ class NodeApp:
             self.failed.exception()
 
 
-def _load(directory: Path, lo: int, hi: int, threads: int, ram: int | None) -> Executor:
+def _load(config: NodeConfig, directory: Path, lo: int, hi: int) -> Executor:
     # Importing torch takes seconds and belongs on the engine's thread.
     from efedllm.engine.select import load_executor
 
-    return load_executor(directory, lo, hi, threads=threads, ram=ram)
+    half = config.compute == "bfloat16"
+    return load_executor(directory, lo, hi, threads=config.threads, ram=config.ram, half=half)
 
 
 def _tiers(executor: Executor) -> TierReport | None:

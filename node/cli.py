@@ -7,9 +7,9 @@ import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -153,6 +153,10 @@ def run(
     credit_tokens: Credit = 64,
     retire: Retire = False,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Compute threads.")] = 1,
+    compute: Annotated[
+        Literal["float32", "bfloat16"],
+        typer.Option("--compute", help="Dtype of a float model. bfloat16 is declared in every commitment."),
+    ] = "float32",
     ram: Ram = None,
     as_json: Json = False,
 ) -> None:
@@ -162,11 +166,10 @@ def run(
         from node.app import run_node
 
         account = Account(rpc, deployment, key, password_file, ram=ram)
-        return await run_node(
-            make_config(
-                account, model_id, layers, price, model, listen, endpoint, home, stake, credit_tokens, retire, threads
-            )
+        config = make_config(
+            account, model_id, layers, price, model, listen, endpoint, home, stake, credit_tokens, retire, threads
         )
+        return await run_node(replace(config, compute=compute))
 
     _run(work, as_json)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from efedllm.commitments.hashing import as_h32
 from efedllm.errors import ConfigError
+
+Compute = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class NodeConfig:
     stake: int | None = None
     credit_tokens: int = 64  # tokens worked ahead of the vouchers, beyond the prompt
     threads: int = 1
+    compute: Compute = "float32"  # dtype of a float model; an exact one has its own arithmetic
     ram: int | None = None  # bytes for weights, caches and activations; everything is held in memory when None
     rpc_budget: float = 30.0  # seconds a request waits out an outage of the RPC server
     retire: bool = False  # leave the registry when drained

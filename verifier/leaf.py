@@ -136,8 +136,9 @@ def check_leaf(
         return Fault("commit-signature", error.message)
     if signer not in registration.signers:
         return Fault("commit-signature", f"the commit is signed by {signer}")
-    served = (registration.model_id, registration.lo, registration.hi, registration.shard_root, registration.profile)
-    if (commit.model_id, commit.lo, commit.hi, commit.shard_root, commit.profile) != served:
+    served = (registration.model_id, registration.lo, registration.hi, registration.shard_root)
+    exact = registration.profile == _EXACT
+    if (commit.model_id, commit.lo, commit.hi, commit.shard_root) != served or (commit.profile == _EXACT) != exact:
         return Fault("wrong-shard", f"layers {commit.lo}:{commit.hi} are not the registered shard")
     if commit.profile == _EXACT and commit.wire_dtype != WireDtype.F32:
         return Fault("wrong-wire", "the rows of an exact model were rounded on the wire")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efedllm.commitments.canonical import WireDtype, as_dtype, decode
-from efedllm.commitments.messages import HopCommit, JobSpec, ids_hash
+from efedllm.commitments.messages import HALF_PROFILE, HopCommit, JobSpec, ids_hash
 from efedllm.commitments.taps import TapTree
 from efedllm.engine.protocol import Executor, Float32, StepItem, constants_of
 from efedllm.engine.taps import TAP_BYTES, TapExecutor
@@ -19,6 +19,7 @@ from efedllm.models.manifest import PROFILE_CODES
 from efedllm.sampling import SamplingSpec, is_consistent
 from verifier.leaf import Fault, Leaf
 from verifier.statistic import (
+    HALF_LIMITS,
     SEVERE_AT,
     UNCALIBRATED,
     BackendError,
@@ -64,6 +65,8 @@ def rerun(
     commit = leaf.commit
     dtype = as_dtype(commit.wire_dtype)
     exact = commit.profile == PROFILE_CODES["exact"]
+    if commit.profile == HALF_PROFILE:
+        limits = HALF_LIMITS
     if exact != (constants_of(executor) is not None):
         raise BackendError("our engine computes in another profile than the hop")
     if commit.tokens > executor.max_positions:
@@ -98,7 +101,9 @@ def rerun(
     if exact and tap_tree(commit, taps).root() != commit.aux_root:
         # The rows are right, so that the node could have had the taps: it attested values that it did not compute.
         return HopResult(statistic, Fault("wrong-taps", "the committed taps are not the hop's", Outcome.SEVERE))
-    fault = check_tokens(executor, committed, spec, leaf.emitted or (), exact=exact) if executor.has_head else None
+    if not executor.has_head:
+        return HopResult(statistic, None, taps)
+    fault = check_tokens(executor, committed, spec, leaf.emitted or (), exact=exact, limits=limits)
     return HopResult(statistic, fault, taps if fault is None else b"")
 
 
@@ -153,7 +158,13 @@ def check_ids(ids: NDArray[np.int32], leaf: Leaf, spec: JobSpec, vocab: int) -> 
 
 
 def check_tokens(
-    executor: Executor, hidden: NDArray[Any], spec: JobSpec, emitted: tuple[int, ...], *, exact: bool = False
+    executor: Executor,
+    hidden: NDArray[Any],
+    spec: JobSpec,
+    emitted: tuple[int, ...],
+    *,
+    exact: bool = False,
+    limits: Limits = UNCALIBRATED,
 ) -> Fault | None:
     """Every emitted token was sampled from the logits of the committed hidden rows [n, hidden]: of a float model, could
     have been.
@@ -179,10 +190,11 @@ def check_tokens(
                 if token != ours:
                     return Fault("wrong-token", f"token {token} at position {position} is not {ours}", Outcome.SEVERE)
                 continue
-            tolerance = logit_tolerance(row)
+            tolerance = logit_tolerance(row, limits)
             if is_consistent(row, sampling, position, token, tolerance):
                 continue
             if not is_consistent(row, sampling, position, token, SEVERE_AT * tolerance):
-                return Fault("wrong-token", f"token {token} at position {position} was not sampled", Outcome.SEVERE)
+                outcome = limits.capped(Outcome.SEVERE)
+                return Fault("wrong-token", f"token {token} at position {position} was not sampled", outcome)
             worst = worst or Fault("wrong-token", f"token {token} at position {position} is doubtful")
     return worst

@@ -58,11 +58,15 @@ class Outcome(IntEnum):
 
 @dataclass(frozen=True)
 class Limits:
-    """What the statistic is measured by; see the module. Without `slashable` nothing is worse than FAIL."""
+    """What the statistic is measured by; see the module. Without `slashable` nothing is worse than FAIL.
+
+    `logits`: how far a logit may be off, relative to the largest. `bits`: whether a bf16 wire's bits are compared."""
 
     tau: float = TAU
     rounding: float = ROUNDING
     slashable: bool = True
+    logits: float = LOGIT_TOLERANCE
+    bits: bool = True
 
     @classmethod
     def of(cls, tolerance: Tolerance | None) -> Limits:
@@ -77,6 +81,10 @@ class Limits:
 
 
 UNCALIBRATED = Limits()
+
+HALF_LIMITS = Limits(tau=7e-2, rounding=4 * 2.0**-8, slashable=False, logits=5e-2, bits=False)
+"""For nodes that declare to compute in bfloat16: twice the largest honest deviation measured (3.5e-2). They tell layers
+left out, low ranks and four-bit weights, not eight-bit ones, so that nobody loses stake by them."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,9 @@ def compare(y: Array, y_ref: Array, x: Array, dtype: WireDtype, limits: Limits =
     stats = per_position(y, y_ref, x, dtype, limits)
     position = int(np.argmax(stats))
     worst = float(stats[position])
-    mismatch, mismatch_outcome = chunk_mismatch(y, y_ref) if dtype is WireDtype.BF16 else (0.0, Outcome.PASS)
+    mismatch, mismatch_outcome = (
+        chunk_mismatch(y, y_ref) if limits.bits and dtype is WireDtype.BF16 else (0.0, Outcome.PASS)
+    )
     return HopStatistic(worst, position, mismatch, limits.capped(max(grade(worst), mismatch_outcome)))
 
 
@@ -183,6 +193,6 @@ def chunk_mismatch(y: Array, y_ref: Array) -> tuple[float, Outcome]:
     return float(shares.max()), outcome
 
 
-def logit_tolerance(logits: Array) -> float:
+def logit_tolerance(logits: Array, limits: Limits = UNCALIBRATED) -> float:
     """How far one recomputed logit row [vocab] may be off, in logit units."""
-    return LOGIT_TOLERANCE * max(1.0, float(np.abs(logits).max()))
+    return limits.logits * max(1.0, float(np.abs(logits).max()))

@@ -19,7 +19,7 @@ from efedllm.commitments.eip712 import Domain
 from efedllm.commitments.evidence import BoundaryEvidence, EnvelopeRecord
 from efedllm.commitments.hashing import ZERO32, as_address
 from efedllm.commitments.leaves import boundary_root, chunk_hash
-from efedllm.commitments.messages import HopCommit, JobSpec, RouteHop, SignedCommit, ids_bytes, ids_hash
+from efedllm.commitments.messages import EXACT_PROFILE, HopCommit, JobSpec, RouteHop, SignedCommit, ids_bytes, ids_hash
 from efedllm.commitments.signing import recover
 from efedllm.errors import ProtocolError
 
@@ -138,7 +138,7 @@ def _own_faults(
         ("tokens-hash", commit.tokens_hash != expected_hash, "commits to other output tokens"),
         (
             "aux-root",
-            (commit.profile == 0) != (commit.aux_root == ZERO32),
+            (commit.profile != EXACT_PROFILE) != (commit.aux_root == ZERO32),
             "commits to taps in the float profile, or to none in the exact one",
         ),
     ]

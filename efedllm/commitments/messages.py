@@ -45,6 +45,10 @@ __all__ = [
 ]
 
 
+FLOAT_PROFILE, EXACT_PROFILE, HALF_PROFILE = 0, 1, 2
+"""What a HopCommit says about its arithmetic. The last is a way to compute a float model, declared by the node."""
+
+
 def ids_bytes(ids: npt.ArrayLike) -> bytes:
     """Token ids as little-endian int32. ProtocolError("bad-message") for an id outside [0, 2**31)."""
     array = np.asarray(ids, dtype=np.int64).reshape(-1)
@@ -128,9 +132,9 @@ class HopCommit(TypedMessage):
     """What a hop says it did for a job: hidden states in, hidden states out; signed by the node's signer. 1 per job
     and hop.
 
-    profile 0 float, 1 exact; `tokens` = positions T of both boundaries; `tokens_hash` only on the last hop;
-    `prev_commit` = digest of hop i-1's commit, zero for hop 0; `aux_root` = root over its taps
-    (`taps.TapTree`), zero in the float profile.
+    profile 0 float, 1 exact, 2 float computed in bfloat16; `tokens` = positions T of both boundaries; `tokens_hash`
+    only on the last hop; `prev_commit` = digest of hop i-1's commit, zero for hop 0; `aux_root` = root over its taps
+    (`taps.TapTree`), zero unless exact.
     """
 
     NAME: ClassVar[str] = "HopCommit"
@@ -169,7 +173,7 @@ class HopCommit(TypedMessage):
 
     def _check(self) -> None:
         _refuse(self.lo >= self.hi, "A hop must serve at least one layer.")
-        _refuse(self.profile > 1, "The profile must be 0 (float) or 1 (exact).")
+        _refuse(self.profile > HALF_PROFILE, "The profile must be 0 (float), 1 (exact) or 2 (float in bfloat16).")
         _refuse(self.wire_dtype not in (WireDtype.F32, WireDtype.BF16), "The wire dtype must be 1 (f32) or 2 (bf16).")
 
     def digest(self, domain: Domain) -> bytes:

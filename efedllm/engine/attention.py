@@ -57,6 +57,8 @@ def ragged_attention(
     for cache, count, offset in zip(ragged.caches, ragged.counts, ragged.offsets, strict=True):
         rows = slice(start, start + count)
         keys, values = cache.append(slot, key[0, :, rows], value[0, :, rows], offset)
+        # The cache holds float32, which has every bfloat16 number.
+        keys, values = keys.to(query.dtype), values.to(query.dtype)
         outputs.append(_attend(query[0, :, rows], keys, values, scaling, sliding_window))
         start += count
     return torch.cat(outputs, dim=1).transpose(0, 1).unsqueeze(0), None

@@ -45,6 +45,14 @@ def constants_of(executor: Executor) -> bytes | None:
     return found
 
 
+def compute_of(executor: Executor) -> str:
+    """The dtype that an executor computes in: "float32", "bfloat16", or "integers"."""
+    if constants_of(executor) is not None:
+        return "integers"
+    found: str = getattr(executor, "compute", "float32")
+    return found
+
+
 class Executor(Protocol):
     """Runs layers [lo, hi) of a model. Synchronous and thread-confined: call it from one thread of your own."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from efedllm.engine.encoder import EncoderEngine
 from efedllm.engine.exact.shard import ExactShardEngine
+from efedllm.engine.half import HalfShardEngine
 from efedllm.engine.protocol import Executor
 from efedllm.engine.shard import ShardEngine
 from efedllm.engine.tiers import TierReport
@@ -14,13 +15,18 @@ from efedllm.models.families import FAMILIES
 from efedllm.models.manifest import Manifest
 
 
-def load_executor(directory: Path, lo: int, hi: int, *, threads: int = 1, ram: int | None = None) -> Executor:
+def load_executor(
+    directory: Path, lo: int, hi: int, *, threads: int = 1, ram: int | None = None, half: bool = False
+) -> Executor:
     """Layers [lo, hi) of the published model in `directory`, on the calling thread, which must be the one to use them.
 
-    `ram`: bytes for weights, caches and activations; None holds everything in memory. Raises ModelError like
-    `ShardEngine.load`, and "ram-exceeded" for an encoder that is larger than `ram`: it is always held whole.
+    `ram`: bytes for weights, caches and activations; None holds everything in memory. `half`: compute in bfloat16.
+    Raises ModelError like `ShardEngine.load`, "ram-exceeded" for an encoder that is larger than `ram`, as it is always
+    held whole, and "no-bfloat16" where `half` cannot be.
     """
     manifest = Manifest.load(directory)
+    if half:
+        return _half(directory, manifest, lo, hi, threads, ram)
     if manifest.profile == "exact":
         return ExactShardEngine.load(directory, lo, hi, threads=threads, ram=ram)
     family = FAMILIES.get(manifest.model_type)
@@ -34,6 +40,17 @@ def load_executor(directory: Path, lo: int, hi: int, *, threads: int = 1, ram: i
             )
         return encoder
     return ShardEngine.load(directory, lo, hi, threads=threads, ram=ram)
+
+
+def _half(directory: Path, manifest: Manifest, lo: int, hi: int, threads: int, ram: int | None) -> Executor:
+    family = FAMILIES.get(manifest.model_type)
+    if manifest.profile == "exact" or ram is not None or (family is not None and family.is_encoder):
+        raise ModelError(
+            "no-bfloat16",
+            "Only causal float models that fit in memory are computed in bfloat16.",
+            "Leave --compute bfloat16 out.",
+        )
+    return HalfShardEngine.load_half(directory, lo, hi, threads=threads)
 
 
 def tier_report(executor: Executor) -> TierReport | None:

@@ -203,7 +203,7 @@ def test_a_hop_serves_layers() -> None:
     with pytest.raises(ProtocolError):
         HopCommit(h, 0, 3, 3, 0, 1, 1, h, h, h, h, h, h, h, 1)
     with pytest.raises(ProtocolError):
-        HopCommit(h, 0, 0, 3, 2, 1, 1, h, h, h, h, h, h, h, 1)
+        HopCommit(h, 0, 0, 3, 3, 1, 1, h, h, h, h, h, h, h, 1)
     with pytest.raises(ProtocolError):
         Envelope(h, 1, 0, 0, h, h)
 
