@@ -51,10 +51,10 @@ def main() -> None:
     node_cli: Any = importlib.import_module("node.cli")
     load = node_app._load
 
-    def load_falsified(directory: Path, *args: Any, **options: Any) -> Any:
+    def load_falsified(config: Any, directory: Path, *args: Any, **options: Any) -> Any:
         with tempfile.TemporaryDirectory(prefix="efedllm-adversary-") as out:
             # An engine keeps its files mapped, so they may be unlinked once it is there.
-            return load(falsify(directory, Path(out), noise), *args, **options)
+            return load(config, falsify(directory, Path(out), noise), *args, **options)
 
     node_app._load = load_falsified
     node_cli.app()
