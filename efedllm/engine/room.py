@@ -45,7 +45,11 @@ class Room(Generic[T]):
         members = list(zip(caches, counts, strict=True))
         grown = sum(cache.growth(count) for cache, count in members)
         longest = max(cache.length + count for cache, count in members)
-        self._layers.make_room(self._cached() + grown + self._working.step(sum(counts), longest))
+        working = self._working.step(sum(counts), longest)
+        if self._working.shape.hi == self._working.shape.layers:
+            # So that the head, which comes next, takes no layer away that the next step would have to prepare again.
+            working = max(working, self._working.logits(len(counts)))
+        self._layers.make_room(self._cached() + grown + working)
 
     def for_logits(self, rows: int) -> None:
         """Make room for the head's result over `rows` tokens. Raises ModelError "ram-exceeded"."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -50,7 +50,13 @@ class Budget:
 
     def needed(self, resident: int, working: int) -> int:
         """Bytes with `resident` layers kept and `working` bytes of caches and activations."""
-        return self.fixed + working + sum(self.layers[:resident]) + self.streaming(resident)
+        return self._weights[resident] + working
+
+    @cached_property
+    def _weights(self) -> tuple[int, ...]:
+        """Bytes of weights by the number of layers kept."""
+        kept = range(len(self.layers) + 1)
+        return tuple(self.fixed + sum(self.layers[:count]) + self.streaming(count) for count in kept)
 
     def resident(self, working: int) -> int:
         """How many layers stay in memory beside `working` bytes of caches and activations.
