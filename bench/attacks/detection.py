@@ -92,8 +92,9 @@ def run(lab: Lab, item: Attack, jobs: Sequence[Job], known: dict[tuple[int, int]
             _count(lab, tally, made, hop, reference)
         tally.weight_bytes += executor.weight_bytes
         tally.published_bytes += lab.engines[hop].weight_bytes
-        tally.positions += jobs[0].positions
-        spent.append(race(lab, jobs[0], hop, executor))
+        if item.saves:
+            tally.positions += jobs[0].positions
+            spent.append(race(lab, jobs[0], hop, executor))
     tally.cheat_seconds = sum(cheat for cheat, _ in spent)
     tally.honest_seconds = sum(plain for _, plain in spent)
     return tally
@@ -111,7 +112,7 @@ def _count(lab: Lab, tally: Tally, job: Job, hop: int, reference: Reference | No
             tally.scores[name].append(values)
 
 
-def race(lab: Lab, job: Job, hop: int, executor: Executor, turns: int = 3) -> tuple[float, float]:
+def race(lab: Lab, job: Job, hop: int, executor: Executor, turns: int = 2) -> tuple[float, float]:
     """Seconds of decoding the hop of a job by the cheat and honestly: they take turns, the fastest of each counts."""
     inputs, prompt = lab.inputs(job, hop), len(job.prompt)
     best = [np.inf, np.inf]
@@ -123,15 +124,18 @@ def race(lab: Lab, job: Job, hop: int, executor: Executor, turns: int = 3) -> tu
     return float(best[0]), float(best[1])
 
 
-def run_all(lab: Lab, attacks: Sequence[Attack], jobs: Sequence[Job], say: Progress) -> tuple[Tally, dict[str, Tally]]:
-    """The honest tally and that of every strategy that applies, by name."""
+def run_all(
+    lab: Lab, attacks: Sequence[Attack], jobs: Sequence[Job], drawn: Sequence[Job], say: Progress
+) -> tuple[Tally, dict[str, Tally]]:
+    """The honest tally and that of every strategy that applies, by name. `drawn`: jobs of many tokens, for what only
+    shows where tokens are drawn."""
     known = references(lab, jobs)
     plain = honest(lab, jobs, known)
     found: dict[str, Tally] = {}
     for done, item in enumerate(attacks):
         if done % 8 == 0:
             say(f"{lab.profile}: {done} of {len(attacks)} strategies")
-        tally = run(lab, item, jobs, known)
+        tally = run(lab, item, drawn if item.sampled else jobs, known)
         if tally is not None:
             found[item.name] = tally
     return plain, found

@@ -6,6 +6,7 @@ The node behind it is real and honest; what is registered on chain is the door.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self
@@ -28,10 +29,13 @@ _PAUSE = 0.5
 
 @dataclass
 class Door:
-    """Serves what the node at `behind` serves, but for `lie`. An async context manager; `url` is then set."""
+    """Serves what the node at `behind` serves, but for `lie`; under a path of `repeats` what another path has. An async
+    context manager; `url` is then set.
+    """
 
     behind: str
     lie: Lie | None = None
+    repeats: Mapping[str, str] = field(default_factory=dict)
     url: str = ""
     asked: list[str] = field(default_factory=list)
 
@@ -56,7 +60,7 @@ class Door:
         lie = self.lie if self.lie is not None and request.path.startswith(_PATHS[self.lie]) else None
         if lie is not None and lie.startswith("withhold"):
             raise web.HTTPNotFound
-        async with self._session.get(self.behind + request.path_qs) as real:
+        async with self._session.get(self.behind + self.repeats.get(request.path, request.path_qs)) as real:
             body, status, kind = await real.read(), real.status, real.content_type
         if lie == "other_rows":
             body = body[::-1]

@@ -8,6 +8,7 @@ one verifier's prefill, in the exact profile by equality of bits.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,8 +25,7 @@ from bench.attacks.fleet_worker import MODES
 from bench.attacks.lab import LAYERS, RANGES, Lab, Progress, prefilled
 from bench.attacks.strategies import Profile
 from efedllm.commitments.canonical import WireDtype, decode, encode
-from efedllm.engine.protocol import Executor
-from verifier.statistic import FAIL_AT, Outcome, compare, per_position
+from verifier.statistic import FAIL_AT, TAU, Outcome, compare, per_position
 
 Rows = npt.NDArray[np.float32]
 
@@ -55,11 +55,15 @@ class Machine:
 
 
 def machines(*, eager: bool, quick: bool) -> list[Machine]:
-    """All combinations; the exact profile has attention of its own, so `eager` only doubles the float fleet."""
-    threads = (1, 2)
+    """Threads, instruction set and attention: every pair of settings stands together on some machine. `quick`: two
+    instruction sets only. The exact profile has attention of its own, for which `eager` changes nothing.
+    """
     capabilities = CAPABILITIES[:2] if quick else CAPABILITIES
-    kinds = (False, True) if eager else (False,)
-    return [Machine(t, c, e) for t in threads for c in capabilities for e in kinds]
+    found = []
+    for number, capability in enumerate(capabilities):
+        for threads in (1, 2):
+            found.append(Machine(threads, capability, eager and (number + threads) % 2 == 0))
+    return found
 
 
 @dataclass
@@ -77,6 +81,12 @@ class Findings:
     log_square: float = 0.0
     log_count: int = 0
     by_input: dict[str, float] = field(default_factory=dict)
+    accused_inputs: dict[str, int] = field(default_factory=dict)
+
+    def _calibrated(self, mean: float, spread: float) -> float:
+        """The tolerance that these findings ask for: 8 times the largest, and 10 deviations above the mean logarithm.
+        The statistic is in units of TAU."""
+        return TAU * max(8 * self.worst, math.exp(mean + 10 * spread))
 
     def report(self) -> dict[str, Any]:
         mean = self.log_sum / self.log_count if self.log_count else None
@@ -85,6 +95,7 @@ class Findings:
             "token_hops": self.token_hops,
             "hops_judged": self.hops_judged,
             "false_accusations": self.accused,
+            "inputs_accused": self.accused_inputs,
             "bound_95_per_token_hop": rule_of_three(self.token_hops),
             "largest_statistic": self.worst,
             "machine_of_the_largest": self.worst_machine,
@@ -93,6 +104,8 @@ class Findings:
             "rows_that_differ_in_a_bit": self.differing_rows,
             "log_statistic_mean": mean,
             "log_statistic_sd": spread,
+            "tau": None if mean is None else TAU,
+            "tau_by_calibration": None if mean is None or spread is None else self._calibrated(mean, spread),
         }
 
 
@@ -133,29 +146,37 @@ def long_context(lab: Lab, hop: int, length: int) -> npt.NDArray[Any]:
     return states
 
 
-def collect_inputs(lab: Lab, out: Path, *, jobs: int, positions: int, long: int) -> None:
+def collect_inputs(lab: Lab, out: Path, *, texts: Sequence[Sequence[int]], positions: int, long: int) -> None:
     """One .npz with the inputs of every hop: keys SET/HOP/NUMBER-NAME. SET is f32, bf16 (rounded as the wire does),
-    stress or long."""
+    stress or long. `texts`: token ids."""
     arrays: dict[str, npt.NDArray[Any]] = {}
-    for hop in range(len(RANGES)):
-        for index, job in enumerate(lab.jobs[:jobs]):
-            given = lab.inputs(job, hop)
+    states: list[npt.NDArray[Any]] = [np.asarray(ids, np.int32) for ids in texts]
+    for hop, engine in enumerate(lab.engines):
+        for index, given in enumerate(states):
             arrays[f"f32/{hop}/{index:03d}-text"] = given
             rounded = given if hop == 0 else decode(encode(given, WireDtype.BF16), WireDtype.BF16, lab.hidden)
             arrays[f"bf16/{hop}/{index:03d}-text"] = rounded
         for index, (name, given) in enumerate(stress_inputs(lab, hop, positions)):
             arrays[f"stress/{hop}/{index:03d}-{name}"] = given
         arrays[f"long/{hop}/000-{long} positions"] = long_context(lab, hop, long)
+        states = [prefilled(engine, given) for given in states]
     np.savez(out, **arrays)  # type: ignore[arg-type]
 
 
 def run(
-    lab: Lab, work: Path, fleet: Sequence[Machine], *, jobs: int, decoded: int, long: int, say: Progress
+    lab: Lab,
+    work: Path,
+    fleet: Sequence[Machine],
+    *,
+    texts: Sequence[Sequence[int]],
+    decoded: int,
+    long: int,
+    say: Progress,
 ) -> Findings:
     """Let the fleet compute, judge everything. `decoded`: sequences of each kind that are also decoded one by one."""
     assert RANGES[-1][1] == LAYERS
     inputs = work / f"fleet-{lab.profile}.npz"
-    collect_inputs(lab, inputs, jobs=jobs, positions=96, long=long)
+    collect_inputs(lab, inputs, texts=texts, positions=96, long=long)
     sets = ["f32", "stress", "long"] + ([] if lab.profile == "exact" else ["bf16"])
     references: dict[str, tuple[Rows, Rows]] = {}
     with np.load(inputs) as stored:
@@ -167,7 +188,9 @@ def run(
     findings = Findings()
     for number, machine in enumerate(fleet):
         say(f"{lab.profile} fleet: machine {number + 1} of {len(fleet)}: {machine.name}")
-        made = compute(lab.profile, lab.published, RANGES, work, machine, inputs, sets, decoded)
+        # One position at a time is what takes long: two machines do it for the long context.
+        spared = [("long", "decode"), ("long", "mixed")] if number > 1 else [("long", "mixed")]
+        made = compute(lab.profile, lab.published, RANGES, work, machine, inputs, sets, decoded, spared)
         with np.load(made) as outputs:
             for name in outputs.files:
                 _judge(findings, lab, machine, name, outputs[name], references)
@@ -183,9 +206,10 @@ def compute(
     inputs: Path,
     sets: list[str],
     decoded: int,
+    without: Sequence[tuple[str, str]] = (),
 ) -> Path:
     """Let one machine compute the inputs SET/RANGE/NAME of an .npz; an .npz of rows MODE/SET/RANGE/NAME. `decoded`:
-    inputs of each set and range that it also decodes one by one."""
+    inputs of each set and range that it also decodes one by one; `without`: pairs (set, mode) to leave out."""
     out, task = work / "fleet-out.npz", work / "fleet-task.json"
     task.write_text(
         json.dumps(
@@ -200,6 +224,7 @@ def compute(
                 "sets": sets,
                 "modes": list(MODES),
                 "limits": {"decode": decoded},
+                "without": list(without),
             }
         )
     )
@@ -236,8 +261,11 @@ def _judge(
     sent = decode(encode(rows, wire), wire, lab.hidden)
     found = compare(sent, ours, x, wire)
     findings.differing_rows += int(np.any(rows.view(np.uint32) != ours.view(np.uint32), axis=1).sum())
-    findings.accused += found.outcome is not Outcome.PASS or found.worst > FAIL_AT
+    accused = found.outcome is not Outcome.PASS or found.worst > FAIL_AT
     what = label.split("-", 1)[1] + (" (bf16 wire)" if kind == "bf16" else "")
+    findings.accused += accused
+    if accused:
+        findings.accused_inputs[what] = findings.accused_inputs.get(what, 0) + 1
     findings.by_input[what] = max(findings.by_input.get(what, 0.0), found.worst)
     if found.worst > findings.worst:
         findings.worst, findings.worst_machine, findings.worst_input = found.worst, f"{machine.name}, {mode}", what
@@ -247,9 +275,3 @@ def _judge(
         findings.log_sum += float(logs.sum())
         findings.log_square += float((logs**2).sum())
         findings.log_count += len(logs)
-
-
-def largest_honest(executor: Executor, inputs: npt.NDArray[Any], decoded: Rows) -> float:
-    """The largest statistic of an honest output against this executor's prefill."""
-    x = executor.embed(inputs) if executor.has_embedding else inputs
-    return float(per_position(decoded, prefilled(executor, inputs), np.asarray(x, np.float32), WireDtype.F32).max())

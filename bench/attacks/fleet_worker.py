@@ -128,6 +128,8 @@ def main(path: Path) -> None:
             for name in task["sets"]:
                 keys = sorted(key for key in stored.files if key.startswith(f"{name}/{hop}/"))
                 for mode in task["modes"]:
+                    if [name, mode] in task["without"]:
+                        continue
                     taken = keys[: task["limits"].get(mode, len(keys))]
                     for key, rows in zip(taken, MODES[mode](engine, [stored[key] for key in taken]), strict=True):
                         out[f"{mode}/{key}"] = rows

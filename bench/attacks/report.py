@@ -26,8 +26,8 @@ def table(result: dict[str, Any]) -> Table:
     found = Table(title="Cheats of a node: detected / audits")
     for column in ("#", "cheat", "exact", "float", "95 % from", "jobs at 5 %", "time saved", "AUC", "AUC TOPLOC"):
         found.add_column(column, justify="left" if column == "cheat" else "right")
-    exact = {item["name"]: item for item in result["exact"]["attacks"]}
-    inexact = {item["name"]: item for item in result["float"]["attacks"]}
+    exact = {item["name"]: item for item in result.get("exact", {}).get("attacks", ())}
+    inexact = {item["name"]: item for item in result.get("float", {}).get("attacks", ())}
     for name, item in {**inexact, **exact}.items():
         in_float = inexact.get(name)
         areas = (in_float or {}).get("per_audit_auc", {})
@@ -38,7 +38,7 @@ def table(result: dict[str, Any]) -> Table:
             _share(in_float),
             str(item["interval_95"][0]),
             str(item["jobs_until_caught"]["0.05"]),
-            f"{item['seconds_saved_share']:.0%}",
+            "-" if item["seconds_saved_share"] is None else f"{item['seconds_saved_share']:.0%}",
             _area(areas, "statistic"),
             _area(areas, "largest_values"),
         )
@@ -59,22 +59,32 @@ def _area(areas: dict[str, Any], method: str) -> str:
 def summary(result: dict[str, Any]) -> list[str]:
     """What a reader of the terminal must not miss."""
     lines = []
-    for profile in ("exact", "float"):
+    for profile in (name for name in ("exact", "float") if name in result):
         part = result[profile]
-        fleet, cost = part["fleet"], part["cost"]
-        wrong = [a["name"] for a in part["attacks"] if not a["as_expected"]]
-        lies = [m["name"] for m in part["messages"] if not m["as_expected"]]
-        lines += [
-            f"{profile}: {len(part['attacks']) - len(wrong)} of {len(part['attacks'])} strategies and "
-            f"{len(part['messages']) - len(lies)} of {len(part['messages'])} lies judged as expected"
-            + (f"; not: {', '.join(wrong + lies)}" if wrong or lies else ""),
-            f"{profile}: {fleet['false_accusations']} false accusations in {fleet['token_hops']:,} token-hops of "
-            f"{len(fleet['machines'])} honest machines (95 %: below {fleet['bound_95_per_token_hop']:.1e}); "
-            f"largest statistic {fleet['largest_statistic']:.3g}",
-            f"{profile}: an audit takes {cost['route_ratio']:.1%} of the decoding that it checks; all audits "
-            + ", ".join(f"{load['share']:.1%} ({load['network']})" for load in cost["load"]),
-        ]
-        lines += [f"{profile}: {item['what']}: {item['ratio']:.1%}" for item in cost.get("larger", [])]
+        if "attacks" in part:
+            wrong = [a["name"] for a in part["attacks"] if not a["as_expected"]]
+            lies = [m["name"] for m in part["messages"] if not m["as_expected"]]
+            lines.append(
+                f"{profile}: {len(part['attacks']) - len(wrong)} of {len(part['attacks'])} strategies and "
+                f"{len(part['messages']) - len(lies)} of {len(part['messages'])} lies judged as expected"
+                + (f"; not: {', '.join(wrong + lies)}" if wrong or lies else "")
+            )
+        if "fleet" in part:
+            fleet = part["fleet"]
+            lines.append(
+                f"{profile}: {fleet['false_accusations']} false accusations in {fleet['token_hops']:,} token-hops of "
+                f"{len(fleet['machines'])} honest machines (95 %: below {fleet['bound_95_per_token_hop']:.1e}); "
+                f"largest statistic {fleet['largest_statistic']:.3g}"
+            )
+        if "cost" in part:
+            cost = part["cost"]
+            lines.append(
+                f"{profile}: an audit takes {cost['route_ratio']:.1%} of the decoding that it checks; all audits "
+                + ", ".join(f"{load['share']:.1%} ({load['network']})" for load in cost["load"])
+            )
+            lines += [f"{profile}: {item['what']}: {item['ratio']:.1%}" for item in cost.get("larger", [])]
+    if "aimed" not in result.get("float", {}):
+        return lines
     aimed = result["float"]["aimed"]
     lines.append(
         f"float: aimed inside the tolerance, {aimed['one_hop']['flipped']} of {aimed['one_hop']['positions']} tokens "

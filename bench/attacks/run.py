@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from bench.attacks import adversarial, cost, fleet, games, scores
 from bench.attacks.detection import Tally, run_all
@@ -24,6 +25,7 @@ from bench.demo import _cpu
 from deploy.profile import Profile as NetworkProfile
 
 PROFILES: tuple[Profile, ...] = ("exact", "float")
+PARTS = ("strategies", "fleet", "cost")
 RATES = (0.02, 0.05, 0.5)
 
 
@@ -33,17 +35,36 @@ class AttackBench:
 
     quick: bool = False
 
+    profiles: tuple[Profile, ...] = PROFILES
+
+    parts: tuple[str, ...] = PARTS
+
+    @property
+    def partial(self) -> bool:
+        """Whether other runs give the rest of the figures."""
+        return (self.profiles, self.parts) != (PROFILES, PARTS)
+
     @property
     def jobs(self) -> int:
-        return 3 if self.quick else 8
+        return 2 if self.quick else 6
 
     @property
     def prompt(self) -> int:
-        return 40 if self.quick else 64
+        return 40 if self.quick else 84
 
     @property
     def new(self) -> int:
-        return 24 if self.quick else 64
+        """Few are decoded one by one, as that is what takes long; tokens are drawn in longer jobs."""
+        return 9 if self.quick else 13
+
+    @property
+    def drawn(self) -> int:
+        return 24 if self.quick else 48
+
+    @property
+    def texts(self) -> int:
+        """Texts that the honest fleet computes, each of as many positions as a job."""
+        return 6 if self.quick else 16
 
 
 @dataclass(frozen=True)
@@ -54,10 +75,9 @@ class Curves:
     attacks: dict[str, dict[str, Scores]]
 
 
-def run(options: AttackBench, say: Progress) -> tuple[dict[str, Any], Curves]:
-    """Run all attacks in both profiles. Minutes; the JSON object and what the plots need."""
-    import torch
-
+def run(options: AttackBench, say: Progress) -> tuple[dict[str, Any], Curves | None]:
+    """Run all attacks in the profiles asked for. Minutes; the JSON object, and what the plots of the float profile
+    need."""
     torch.set_num_threads(1)
     result: dict[str, Any] = {
         "machine": {
@@ -66,13 +86,12 @@ def run(options: AttackBench, say: Progress) -> tuple[dict[str, Any], Curves]:
             "python": platform.python_version(),
             "torch": torch.__version__,
         },
-        "options": {"quick": options.quick, "jobs": options.jobs, "positions": options.prompt + options.new - 1},
         "list": coverage(),
         "slashed_bps_of_stake": penalties(),
     }
     curves: Curves | None = None
     with tempfile.TemporaryDirectory(prefix="efedllm-attacks-") as folder:
-        for profile in PROFILES:
+        for profile in options.profiles:
             say(f"{profile}: publishing the bundled model, generating jobs")
             work = Path(folder) / profile
             work.mkdir()
@@ -80,16 +99,45 @@ def run(options: AttackBench, say: Progress) -> tuple[dict[str, Any], Curves]:
             lab.jobs = lab.generate(prompts(options.jobs, options.prompt), options.new)
             result[profile], made = _profile(lab, options, say)
             curves = made if profile == "float" else curves
-        say("models made to be accused")
-        result["publisher_backdoor"] = backdoor(Path(folder))
-    result["games"] = games.report(1.0, quick=options.quick)
-    assert curves is not None
+        if "float" in options.profiles and "strategies" in options.parts:
+            say("models made to be accused, games on the lot")
+            result["publisher_backdoor"] = backdoor(Path(folder))
+            result["games"] = games.report(1.0, quick=options.quick)
     return result, curves
 
 
-def _profile(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str, Any], Curves]:
-    (long_job,) = lab.generate(prompts(1, 64), 128)
-    plain, tallies = run_all(lab, ATTACKS, lab.jobs, say)
+def _profile(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str, Any], Curves | None]:
+    report: dict[str, Any] = {
+        "quick": options.quick,
+        "jobs": options.jobs,
+        "positions": options.prompt + options.new - 1,
+    }
+    curves = None
+    if "strategies" in options.parts:
+        found, curves = _strategies(lab, options, say)
+        report |= found
+    if "cost" in options.parts:
+        (job,) = lab.generate(prompts(1, 64), 128)
+        report["cost"] = cost.report(lab, job, lab.published.parent, quick=options.quick, say=say)
+    if "fleet" in options.parts:
+        machines = fleet.machines(eager=lab.profile == "float", quick=options.quick)
+        findings = fleet.run(
+            lab,
+            lab.published.parent,
+            machines,
+            texts=prompts(options.texts, options.prompt + options.new - 1),
+            decoded=1,
+            long=512 if options.quick else 1000,
+            say=say,
+        )
+        report["fleet"] = {"machines": [machine.name for machine in machines], **findings.report()}
+    return report, curves
+
+
+def _strategies(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str, Any], Curves]:
+    """Every strategy of a node and every lie, on real jobs."""
+    drawn = lab.generate(prompts(2, 24), options.drawn)
+    plain, tallies = run_all(lab, ATTACKS, lab.jobs, drawn, say)
     messages = [
         {
             "number": item.number,
@@ -104,27 +152,15 @@ def _profile(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str, A
     if lab.profile == "float":
         say("perturbations aimed inside the tolerance")
         aimed = {
-            "one_hop": _flips(adversarial.one_hop(lab, lab.jobs)),
-            "all_hops": _flips(adversarial.all_hops(lab, lab.jobs)),
+            "one_hop": _flips(adversarial.one_hop(lab, lab.jobs[:3])),
+            "all_hops": _flips(adversarial.all_hops(lab, lab.jobs[:3])),
             "share_of_tolerance_used": adversarial.USED,
         }
-    machines = fleet.machines(eager=lab.profile == "float", quick=options.quick)
-    findings = fleet.run(
-        lab,
-        lab.published.parent,
-        machines,
-        jobs=len(lab.jobs),
-        decoded=2,
-        long=512 if options.quick else 1000,
-        say=say,
-    )
     report = {
         "honest": _honest(plain),
         "attacks": [_attack(item, lab.profile, tallies[item.name], plain) for item in ATTACKS if item.name in tallies],
         "messages": messages,
         "aimed": aimed,
-        "fleet": {"machines": [machine.name for machine in machines], **findings.report()},
-        "cost": cost.report(lab, long_job, lab.published.parent, quick=options.quick, say=say),
     }
     return report, _curves(plain, tallies)
 
@@ -166,9 +202,9 @@ def _attack(item: Attack, profile: Profile, tally: Tally, plain: Tally) -> dict[
         "interval_95": [round(caught.low, 4), round(caught.high, 4)],
         "codes": tally.codes,
         "jobs_until_caught": {str(rate): _finite(expected_jobs(rate, caught.share)) for rate in RATES},
-        "seconds_saved_share": round(tally.saved, 3),
-        "seconds_per_token_honest": _round(tally.honest_seconds / tally.positions),
-        "seconds_per_token_cheat": _round(tally.cheat_seconds / tally.positions),
+        "seconds_saved_share": round(tally.saved, 3) if item.saves else None,
+        "seconds_per_token_honest": _per_token(tally.honest_seconds, tally),
+        "seconds_per_token_cheat": _per_token(tally.cheat_seconds, tally),
         "weight_bytes": [tally.weight_bytes, tally.published_bytes],
         "stake_in_fees_so_that_it_loses": {str(rate): _stake(tally.saved, rate, caught.share) for rate in RATES},
         "per_audit_auc": _aucs(tally, plain, worst=True),
@@ -189,8 +225,8 @@ def _finite(value: float) -> float | None:
     return None if math.isinf(value) else round(value, 2)
 
 
-def _round(value: float) -> float:
-    return float(f"{value:.4g}")
+def _per_token(seconds: float, tally: Tally) -> float | None:
+    return float(f"{seconds / tally.positions:.4g}") if tally.positions else None
 
 
 def _worst(parts: Sequence[Scores]) -> Scores:

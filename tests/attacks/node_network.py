@@ -62,8 +62,12 @@ class NodeNetwork:
 
     async def audit(self, epoch: int, app: NodeApp) -> dict[bytes, LeafReport]:
         """Every leaf of the node's batches of the epoch, by job."""
+        return {report.job_id: report for report in await self.audit_all(epoch, app)}
+
+    async def audit_all(self, epoch: int, app: NodeApp) -> tuple[LeafReport, ...]:
+        """Every leaf of the node's batches of the epoch, in order."""
         task = AuditTask(epoch, app.address, await self.batches(epoch, app), SEED, ALL)
-        return {report.job_id: report for report in (await self.auditor.audit(task)).leaves}
+        return (await self.auditor.audit(task)).leaves
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ from bench.attacks.strategies import ATTACKS, Attack, Expected, applies
 from deploy.deployer import deploy_contracts
 from deploy.local import dev_account
 from deploy.profile import Clock, Profile
+from efedllm.commitments.leaves import batch_root, hop_leaf
 from tests.attacks.node_network import NodeNetwork, armed, node_network
 from tests.attacks.test_strategies import agrees
 from tests.live_network import LiveNetwork, run_in_thread
@@ -68,6 +69,29 @@ async def test_every_strategy_of_a_node_is_judged_as_expected(network: NodeNetwo
         assert agrees(outcome, expected.get(name, Expected.BELOW)), (name, reports[hop][job_id])
         # The other node computed what it was sent, and is not accused for it.
         assert reports[1 - hop][job_id].outcome is Outcome.PASS, (name, reports[1 - hop][job_id])
+
+
+async def test_a_leaf_that_stands_twice_in_an_epoch_fails_once(
+    unhurried: LiveNetwork, float_lab: Lab, tmp_path: Path
+) -> None:
+    """Batch padding: the node posts a second batch that holds the first one's leaf again."""
+    async with node_network(unhurried, float_lab, tmp_path) as network:
+        last = network.apps[1]
+        async with await network.lab.client() as client:
+            await network.job(client, PROMPT, 4, warm=False)
+        epoch = await network.post()
+        found = await last.store.posted(0)
+        assert found is not None
+        leaves = [hop_leaf(leaf.signed.commit.digest(last.chain.efl_domain), leaf.salt) for leaf in found[1]]
+        root = batch_root(last.address, epoch, 1, leaves)
+        await last.chain.send("CommitmentLog", "post", epoch, 1, root, 1)
+        async with Door(last.endpoint, repeats={"/v1/batches/1": "/v1/batches/0"}) as door:
+            await last.chain.send("NodeRegistry", "setEndpoint", door.url)
+            reports = await network.audit_all(epoch, last)
+    assert [(report.seq, report.code, report.outcome) for report in reports] == [
+        (0, "", Outcome.PASS),
+        (1, "duplicate-leaf", Outcome.FAIL),
+    ]
 
 
 LIES: tuple[tuple[Lie, str], ...] = (

@@ -1,0 +1,57 @@
+"""An honest fleet of other machines, and inputs that strain the numerics: nobody is accused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from bench.attacks import fleet
+from bench.attacks.fleet_worker import MODES
+from bench.attacks.lab import RANGES, Lab, prefilled, prompts
+from bench.attacks.registry import ABSENT, LISTED, POINTERS, coverage
+from efedllm.commitments.canonical import WireDtype
+from verifier.statistic import Outcome, compare
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_an_honest_fleet_is_not_accused(lab: Lab, tmp_path: Path) -> None:
+    machines = [fleet.Machine(2, "avx2", eager=True)]
+    found = fleet.run(lab, tmp_path, machines, texts=prompts(3, 40), decoded=1, long=96, say=lambda _text: None)
+    assert found.accused == 0
+    assert found.token_hops > 3000
+    if lab.profile == "exact":
+        assert found.differing_rows == 0
+    else:
+        # Other kernels really ran: their bits differ.
+        assert found.differing_rows > 0
+        assert 0 < found.worst < 1
+
+
+def test_strained_inputs_accuse_nobody(lab: Lab) -> None:
+    for hop in range(len(RANGES)):
+        engine = lab.engines[hop]
+        for name, given in fleet.stress_inputs(lab, hop, 48):
+            ours = prefilled(engine, given)
+            x = np.asarray(engine.embed(given) if hop == 0 else given, np.float32)
+            for mode in ("chunked", "mixed"):
+                (rows,) = MODES[mode](engine, [given])
+                if lab.profile == "exact":
+                    assert rows.tobytes() == ours.tobytes(), (hop, name, mode)
+                else:
+                    assert compare(rows, ours, x, WireDtype.F32).outcome is Outcome.PASS, (hop, name, mode)
+
+
+def test_every_number_of_the_list_is_played_tested_or_said_to_be_absent() -> None:
+    for entry in coverage():
+        assert entry["strategies"] or entry["messages"] or entry["tests"] or entry["absent"], entry
+    assert [entry["number"] for entry in coverage()] == list(LISTED) == list(range(1, 32))
+    assert all(text.endswith(".") for text in ABSENT.values())
+
+
+def test_pointers_name_tests_that_exist() -> None:
+    for pointer in POINTERS:
+        file, name = pointer.test.split("::")
+        text = (ROOT / file).read_text()
+        assert f"def {name}" in text or f"function {name}" in text, pointer.test
