@@ -14,6 +14,7 @@ from rich.table import Table
 from bench.attacks.cli import attacks
 from bench.compression_cli import compression
 from bench.memory.cli import memory
+from bench.speed_cli import decode, kernels
 from efedllm import logs
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
@@ -75,6 +76,8 @@ def encoder(
 app.command()(attacks)
 app.command()(compression)
 app.command()(memory)
+app.command()(kernels)
+app.command()(decode)
 
 
 @app.command()

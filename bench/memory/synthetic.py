@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from efedllm.compression.encode import Encoded, encode_dense, encode_factors, encode_packed
-from efedllm.compression.lowbit import LowBit
+from efedllm.compression.lowbit import Factors, LowBit
 from efedllm.models.families import Skeleton, build_skeleton
 from efedllm.models.manifest import (
     EMBED_FILE,
@@ -30,7 +30,9 @@ from efedllm.models.manifest import (
 )
 from efedllm.models.tensorfile import Part, hash_parts, write_tensor_file
 
-Form = Literal["fp32", "int8", "lowrank", "int4"]
+Form = Literal["fp32", "int8", "lowrank", "int4", "int4+rank"]
+RANK = 64
+"""Of the factors beside the integers in the form "int4+rank"."""
 _GROUP = 64
 _INT8_ROW_SCALE = 2.0**-11
 _INT4_ROW_SCALE = 2.0**-14
@@ -95,7 +97,7 @@ def publish_synthetic(directory: Path, shape: LlamaShape, form: Form, keep: floa
         dtype="float32",
         method="truncate",
         keep=keep if form == "lowrank" else 1.0,
-        quant={"fp32": "none", "int4": "packed"}.get(form, "int8"),  # type: ignore[arg-type]
+        quant={"fp32": "none", "int4": "packed", "int4+rank": "packed"}.get(form, "int8"),  # type: ignore[arg-type]
         tensors=ordered,
         files=infos,
         weights_root="0x" + weights_root(ordered, infos).hex(),
@@ -163,11 +165,19 @@ def _encoded(skeleton: Skeleton, name: str, form: Form, keep: float, generator: 
         return encode_dense(name, layer, file, torch.randn(shape, generator=generator).mul_(0.02))
     if form == "int8" or file in (EMBED_FILE, HEAD_FILE):
         return encode_dense(name, layer, file, _small(shape, generator), int8=True)
-    if form == "int4":
+    if form in ("int4", "int4+rank"):
         groups = -(-cols // _GROUP)
         q = torch.randint(-8, 8, shape, generator=generator, dtype=torch.int8)
         multipliers = torch.randint(1, 128, (rows, groups), generator=generator).to(torch.int8)
-        return encode_packed(name, layer, file, LowBit(q, multipliers, torch.full((rows,), _INT4_ROW_SCALE), 4, _GROUP))
+        factors = None
+        if form == "int4+rank":
+            u, v = (
+                torch.randint(-127, 128, size, generator=generator, dtype=torch.int8)
+                for size in ((rows, RANK), (RANK, cols))
+            )
+            factors = Factors(u, v, torch.full((RANK,), _INT4_ROW_SCALE * _INT8_ROW_SCALE))
+        base = LowBit(q, multipliers, torch.full((rows,), _INT4_ROW_SCALE), 4, _GROUP, factors)
+        return encode_packed(name, layer, file, base)
     rank = max(16, int(keep * rows * cols / (rows + cols)) // 16 * 16)
     u, v = _small((rows, rank), generator), _small((rank, cols), generator)
     return encode_factors(name, layer, file, u.mul_(8), v.mul_(8), torch.float32, int8=True)

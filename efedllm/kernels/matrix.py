@@ -198,6 +198,15 @@ class TiledLinears:
         """x float32 [n, columns] -> float32 [n, sum of sizes]. Raises ValueError for other inputs."""
         return self._run(x, torch.float32, self._library.floats)
 
+    def point_base_at(self, tiles: Tensor) -> None:
+        """Let the first map's base be these tiles, uint8 of as many bytes, which the caller keeps: for measuring cold
+        weights. Raises ValueError for another size.
+        """
+        base = self.maps[0].base
+        if base is None or tiles.dtype != torch.uint8 or tiles.shape != base.tiles.shape or not tiles.is_contiguous():
+            raise ValueError("not as many tiles")
+        self._c[0].base.tiles = tiles.data_ptr()
+
     def times(self, q: Tensor) -> Tensor:
         """Of the first map's base alone, without scales: q int16 [n, columns], at most 32639 in magnitude -> the exact
         sums, float64 [n, rows]. Raises ValueError for other inputs.

@@ -21,6 +21,7 @@ static inline void NAME(unpack)(const uint8_t *from, int64_t bits, int64_t units
     for (int64_t i = 0; i < units; i++, from += 8 * 8 * bits, to += 8 * TILE) {
         const words *p = (const words *)from;
         words t[8] = {0};
+        for (int64_t k = 0; k < bits; k++) __builtin_prefetch(from + k * TILE + AHEAD);
         switch (bits) {
         case 2: NAME(plane2)(p, t, 0); break;
         case 3: NAME(plane2)(p, t, 0), NAME(plane1)(p + 2, t, 2); break;
@@ -50,6 +51,7 @@ static inline __attribute__((always_inline)) void NAME(sum)(const uint8_t *w, in
     for (; k + U <= tiles; k += U)
         for (int u = 0; u < U; u++) {
             const __m512i v = _mm512_xor_si512(_mm512_loadu_si512(w + (k + u) * TILE), flip);
+            __builtin_prefetch(w + (k + u) * TILE + AHEAD);
             for (int t = 0; t < T; t++) {
                 h[t][u] = _mm512_dpbusd_epi32(h[t][u], v, _mm512_set1_epi32(load4(high + t * a->shape.cols + 4 * (k + u))));
                 l[t][u] = _mm512_dpbusd_epi32(l[t][u], v, _mm512_set1_epi32(load4(low + t * a->shape.cols + 4 * (k + u))));
@@ -81,7 +83,8 @@ static inline __attribute__((always_inline)) void NAME(sum)(const uint8_t *w, in
     (void)bits, (void)U;
     for (int t = 0; t < T; t++)
         for (int j = 0; j < 4; j++) s[t][j] = _mm256_setzero_si256();
-    for (int64_t k = 0; k < tiles; k++)
+    for (int64_t k = 0; k < tiles; k++) {
+        __builtin_prefetch(w + k * TILE + AHEAD);
         for (int j = 0; j < 4; j++) {
             /* Four rows of four columns; madd leaves two sums of a row side by side. */
             const __m256i v = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + k * TILE + 16 * j)));
@@ -89,6 +92,7 @@ static inline __attribute__((always_inline)) void NAME(sum)(const uint8_t *w, in
                 s[t][j] = _mm256_add_epi32(
                     s[t][j], _mm256_madd_epi16(v, _mm256_set1_epi64x(load8(q + t * a->shape.cols + 4 * k))));
         }
+    }
     for (int t = 0; t < T; t++)
         for (int j = 0; j < 4; j += 2) {
             const __m256i pair = _mm256_hadd_epi32(s[t][j], s[t][j + 1]);
@@ -122,11 +126,13 @@ enum { NAME(STEP) = 1, NAME(BIASED) = 0 };
 static inline void NAME(sum)(const uint8_t *w, int64_t tiles, int64_t bits, const activations *a, int64_t token,
         int64_t at, int32_t (*sums)[ROWS], const int T, const int U) {
     const int16_t *q = a->q + token * a->shape.cols + at;
-    int32_t s[TILE] = {0};
     (void)bits, (void)T, (void)U;
-    for (int64_t k = 0; k < tiles; k++)
-        for (int i = 0; i < TILE; i++) s[i] += (int32_t)(int8_t)w[k * TILE + i] * q[4 * k + i % 4];
-    for (int r = 0; r < ROWS; r++) sums[0][r] = s[4 * r] + s[4 * r + 1] + s[4 * r + 2] + s[4 * r + 3];
+    memset(sums, 0, sizeof *sums);
+    for (int64_t k = 0; k < tiles; k++, q += 4)
+        for (int r = 0; r < ROWS; r++) {
+            const int8_t *v = (const int8_t *)w + k * TILE + 4 * r;
+            sums[0][r] += v[0] * q[0] + v[1] * q[1] + v[2] * q[2] + v[3] * q[3];
+        }
 }
 #endif
 
@@ -193,6 +199,7 @@ static inline __attribute__((always_inline)) void NAME(fsum)(const uint8_t *w, i
         for (int j = 0; j < 4; j++) s[t][j] = _mm512_setzero_ps();
     for (int64_t k = 0; k < tiles; k++) {
         __m512 quad[4];
+        __builtin_prefetch(w + k * TILE + AHEAD);
         for (int t = 0; t < T; t++) quad[t] = _mm512_broadcast_f32x4(_mm_loadu_ps(x + t * stride + 4 * k));
         for (int j = 0; j < 4; j++) {
             const __m128i packed = _mm_loadu_si128((const __m128i *)(w + k * TILE + 16 * j));
@@ -218,6 +225,7 @@ static inline void NAME(fsum)(const uint8_t *w, int64_t tiles, const float *x, i
     __m256 s[8];
     for (int j = 0; j < 8; j++) s[j] = _mm256_setzero_ps();
     for (int64_t k = 0; k < tiles; k++) {
+        __builtin_prefetch(w + k * TILE + AHEAD);
         const __m256 quad = _mm256_broadcast_ps((const __m128 *)(x + 4 * k));
         for (int j = 0; j < 8; j++) {
             const __m128i packed = _mm_loadl_epi64((const __m128i *)(w + k * TILE + 8 * j));
@@ -238,9 +246,12 @@ static inline void NAME(fsum)(const uint8_t *w, int64_t tiles, const float *x, i
     }
     for (int r = 0; r < ROWS; r++) vst1q_f32(sums[0] + 4 * r, s[r]);
 #else
-    memset(sums, 0, TILE * sizeof(float));
-    for (int64_t k = 0; k < tiles; k++)
-        for (int i = 0; i < TILE; i++) sums[0][i] += (float)(int8_t)w[k * TILE + i] * x[4 * k + i % 4];
+    memset(sums, 0, sizeof *sums);
+    for (int64_t k = 0; k < tiles; k++, x += 4)
+        for (int r = 0; r < ROWS; r++) {
+            const int8_t *v = (const int8_t *)w + k * TILE + 4 * r;
+            for (int i = 0; i < 4; i++) sums[0][4 * r + i] += (float)v[i] * x[i];
+        }
 #endif
 }
 

@@ -31,6 +31,7 @@ enum {
     TOKENS = 16,   /* that share one unpacking of the weights */
     Q_MAX = 32639, /* 127 * 256 + 127: hi and lo byte of an activation both fit int8 */
     MAX_THREADS = 64,
+    AHEAD = 8192,  /* bytes that weights are fetched ahead: the hardware stops at the ends of pages */
 };
 
 typedef struct {

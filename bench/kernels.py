@@ -1,0 +1,177 @@
+"""Bytes of weights per second of the native products, against the memory bandwidth measured in the same run.
+
+All weights lie in one buffer of 8 times the last-level cache that every call goes on reading where the one before it
+stopped, so that they are cold. The kernels of a shape take turns; a figure is the 10th percentile of their calls, and
+so is the bandwidth's, because other work on the machine only ever adds time.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from bench.memory.run import machine
+from bench.memory.speed import last_level
+from efedllm.engine.exact.products import native_library
+from efedllm.kernels.matrix import Scratch, TiledLinear, TiledLinears, TiledMatrix
+from efedllm.kernels.native import Library, Variant
+
+SHAPES = ((2048, 2048), (256, 2048), (5632, 2048), (2048, 5632))
+"""Rows and columns of the matrices of a model of 1.1 billion parameters."""
+
+TOKENS = (1, 2, 3, 4)
+GROUP = 64
+_COLD = 8  # times the last-level cache
+_READ = 4 << 20
+# As int8, nibbles, bfloat16 and float32 alike an ordinary number.
+_BYTE = 0x3C
+
+
+@dataclass(frozen=True)
+class Rate:
+    """`us`: 10th percentile of a call; `gbps`: bytes of weights over it; `of_bandwidth`: of a plain read's."""
+
+    rows: int
+    columns: int
+    tokens: int
+    kernel: str
+    us: float
+    gbps: float
+    of_bandwidth: float
+
+
+class ColdWeights:
+    """A buffer that is handed out piece by piece, round and round."""
+
+    def __init__(self) -> None:
+        self.cache = last_level()
+        self._buffer = torch.full((_COLD * self.cache,), _BYTE, dtype=torch.uint8)
+        self._at = 0
+
+    @property
+    def nbytes(self) -> int:
+        return len(self._buffer)
+
+    def take(self, size: int) -> Tensor:
+        """uint8 [size], not read for as long as the buffer is long."""
+        if self._at + size > len(self._buffer):
+            self._at = 0
+        piece = self._buffer[self._at : self._at + size]
+        self._at += -(-size // 64) * 64
+        return piece
+
+
+_ONES = torch.ones(4096)
+_READS: dict[str, Callable[[Tensor], object]] = {
+    "sum of int64": lambda piece: piece.view(torch.int64).sum(),
+    "sum of float32": lambda piece: piece.view(torch.float32).sum(),
+    "float32 matrix by vector": lambda piece: piece.view(torch.float32).view(-1, 4096) @ _ONES,
+}
+"""Plain reads; the bandwidth is that of the fastest."""
+
+
+def run(turns: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Raises ModelError "no-native-kernels" without them."""
+    library = native_library()
+    torch.set_num_threads(1)
+    say("filling the buffer")
+    weights = ColdWeights()
+    reads: dict[str, list[float]] = {name: [] for name in _READS}
+    found: list[tuple[tuple[int, int], int, str, int, list[float]]] = []
+    for shape in SHAPES:
+        say(f"{shape[0]} x {shape[1]}")
+        for tokens in TOKENS:
+            kernels = dict(_kernels(library, *shape, tokens, weights))
+            taken: dict[str, list[float]] = {name: [] for name in kernels}
+            for _ in range(turns):
+                for name, read in _READS.items():
+                    reads[name].append(_timed(partial(read, weights.take(_READ))))
+                for name, (_, call) in kernels.items():
+                    taken[name].append(_timed(call))
+            found += [(shape, tokens, name, kernels[name][0], times) for name, times in taken.items()]
+    bandwidth = max(_READ / tenth(times) for times in reads.values())
+    rates = [
+        Rate(*shape, tokens, name, round(tenth(times) * 1e6, 1), round(size / tenth(times) / 1e9, 2),
+             round(size / tenth(times) / bandwidth, 3))
+        for shape, tokens, name, size, times in found
+    ]  # fmt: skip
+    return {
+        "machine": machine(),
+        "threads": 1,
+        "turns": turns,
+        "last_level_cache_bytes": weights.cache,
+        "cold_buffer_bytes": weights.nbytes,
+        "bandwidth_gbps": round(bandwidth / 1e9, 2),
+        "variants": [v.name.lower() for v in library.variants],
+        "least_of_bandwidth": _least(rates, library),
+        "rates": [asdict(rate) for rate in rates],
+    }
+
+
+def _least(rates: list[Rate], library: Library) -> dict[str, float]:
+    """The worst rate of the fastest variant over M = 1..4, for matrices of at least 4 MB, and of torch."""
+    best = library.variants[0].name.lower()
+    large = [r for r in rates if r.rows * r.columns >= 4 << 20]
+    names = [f"{kind} {form} {best}" for kind in ("exact", "float") for form in ("int8", "int4")]
+    return {n: min(r.of_bandwidth for r in large if r.kernel == n) for n in [*names, "torch float32", "torch bfloat16"]}
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def tenth(times: list[float]) -> float:
+    """The 10th percentile."""
+    return statistics.quantiles(times, n=10)[0]
+
+
+def _kernels(
+    library: Library, rows: int, columns: int, tokens: int, weights: ColdWeights
+) -> Iterator[tuple[str, tuple[int, Callable[[], object]]]]:
+    """Name, bytes of weights and one call of every kernel."""
+    x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(0))
+    wide = x.double()
+    for form, bits in (("int8", 8), ("int4", 4)):
+        for variant in library.variants:
+            cold = _Cold(library, rows, columns, bits, variant, weights)
+            yield f"exact {form} {variant.name.lower()}", (cold.nbytes, lambda c=cold: c.next().exact(wide))  # type: ignore[misc]
+            yield f"float {form} {variant.name.lower()}", (cold.nbytes, lambda c=cold: c.next().floats(x))  # type: ignore[misc]
+    for dtype in (torch.float32, torch.bfloat16):
+        size = rows * columns * dtype.itemsize
+        inputs = x.to(dtype)
+
+        def call(size: int = size, dtype: torch.dtype = dtype, inputs: Tensor = inputs) -> Tensor:
+            return linear(inputs, weights.take(size).view(dtype).view(rows, columns))
+
+        yield f"torch {str(dtype).removeprefix('torch.')}", (size, call)
+
+
+class _Cold:
+    """One map whose weights are elsewhere in the buffer at every call; multipliers and scales stay where they are."""
+
+    def __init__(
+        self, library: Library, rows: int, columns: int, bits: int, variant: Variant, weights: ColdWeights
+    ) -> None:
+        shape = (rows, columns * bits // 8)
+        values = torch.zeros(shape, dtype=torch.int8 if bits == 8 else torch.uint8)
+        mult = None if bits == 8 else torch.ones(rows, columns // GROUP, dtype=torch.int8)
+        group = None if bits == 8 else GROUP
+        matrix = TiledMatrix(library, values, columns, bits=bits, group=group, mult=mult, scale=torch.ones(rows))
+        self.nbytes = sum(t.nbytes for t in matrix.held)
+        self._size = matrix.tiles.nbytes
+        self._weights = weights
+        self._maps = TiledLinears(library, [TiledLinear(matrix, None, None)], scratch=Scratch(), variant=variant)
+
+    def next(self) -> TiledLinears:
+        self._maps.point_base_at(self._weights.take(self._size))
+        return self._maps
