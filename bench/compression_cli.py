@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,8 +36,8 @@ def compression(
     def say(text: str) -> None:
         console.print(f"[dim]·[/dim] {text}")
 
-    def keep(result: dict[str, Any]) -> None:
-        save(out, curves=result)
+    def keep(part: str, result: dict[str, Any]) -> None:
+        save(out, **{part: result})
 
     def wanted(part: str) -> bool:
         return only == part or (only is None and not (quick and part == "healed"))
@@ -45,9 +46,10 @@ def compression(
     chosen = curves.cases(quick) if wanted("curves") else []
     chosen += curves.healed_cases(steps) if wanted("healed") else []
     if chosen:
-        curves.run(model, chosen, earlier, say, keep)
+        curves.run(model, chosen, earlier, say, partial(keep, "curves"))
     if wanted("matrix"):
-        save(out, matrix=matrix.run(quick, say))
+        before = {} if fresh else load(out).get("matrix", {})
+        matrix.run(quick, before, say, partial(keep, "matrix"))
     if wanted("ray"):
         save(out, ray=matrix.ray_speed_up(model, 2, say))
     result = load(out)

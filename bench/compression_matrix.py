@@ -25,16 +25,24 @@ MODEL_70B = tuple([(8192, 8192)] * 2 + [(1024, 8192)] * 2 + [(28672, 8192)] * 2 
 LAYERS_70B = 80
 # GPTQ of both sides takes longest and says least about a matrix that is one of seven.
 _LARGEST_INT4 = 4096 * 4096
+_TOKENS = 512
 
 Say = Callable[[str], None]
 
 
-def run(quick: bool, say: Say) -> dict[str, Any]:
-    """Seconds of wall and of processor time for each method and size, with torch's threads."""
-    rows = []
+def run(quick: bool, earlier: dict[str, Any], say: Say, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Seconds of wall and of processor time for each method and size, with torch's threads. Sizes that `earlier` has
+    for as many threads are not measured again; `keep` is called with the result so far after each."""
+    threads = torch.get_num_threads()
+    rows: list[dict[str, Any]] = list(earlier.get("rows", [])) if earlier.get("threads") == threads else []
+    known = {(row["method"], row["rows"], row["cols"]) for row in rows}
+    result = _result(threads, rows)
     for shape in QUICK if quick else SIZES:
+        methods = {name: one for name, one in _methods(*shape).items() if (name, *shape) not in known}
+        if not methods:
+            continue
         weight, gram, outputs = _problem(*shape)
-        for name, method in _methods(*shape).items():
+        for name, method in methods.items():
             wall, processor = time.perf_counter(), time.process_time()
             method(weight, gram, outputs)
             row = {
@@ -46,7 +54,14 @@ def run(quick: bool, say: Say) -> dict[str, Any]:
             }
             say(f"{shape[0]} x {shape[1]} {name}: {row['seconds']} s, {row['cpu_seconds']} s of processor time")
             rows.append(row)
-    return {"threads": torch.get_num_threads(), "rows": rows, "extrapolated_70b": _extrapolated(rows)}
+            result = _result(threads, rows)
+            keep(result)
+    return result
+
+
+def _result(threads: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    ordered = sorted(rows, key=lambda row: (row["rows"] * row["cols"], row["rows"], row["method"]))
+    return {"threads": threads, "rows": ordered, "extrapolated_70b": _extrapolated(ordered)}
 
 
 def _problem(rows: int, cols: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,8 +69,8 @@ def _problem(rows: int, cols: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(rows + cols)
 
     def moment(size: int) -> Tensor:
-        x = torch.randn(2 * size, size, generator=generator) * torch.logspace(0, -2, size)
-        return ((x.T @ x) / (2 * size)).double()
+        x = torch.randn(_TOKENS, size, generator=generator) * torch.logspace(0, -2, size)
+        return ((x.T @ x) / _TOKENS).double() + 1e-4 * torch.eye(size, dtype=torch.float64)
 
     return torch.randn(rows, cols, generator=generator), moment(cols), moment(rows)
 
