@@ -25,7 +25,7 @@ from tests.verifier.served_node import Job
 from verifier.audit import Auditor, _Scope
 from verifier.leaf import Leaf, Registration, check_leaf, parse_batch
 from verifier.linkage import Party
-from verifier.statistic import Outcome
+from verifier.statistic import UNCALIBRATED, Outcome
 
 ESCROW = (1337, "0x" + "22" * 20)
 EPOCH, SEQ, HIDDEN, LAYERS = 9, 4, 4, 8
@@ -84,6 +84,17 @@ def test_an_honest_leaf_has_no_fault(hop: int) -> None:
 
 def test_the_profile_is_the_registered_one() -> None:
     assert fault_of(a_job(), 0, profile=1) == "wrong-shard"
+
+
+def test_a_float_hop_has_no_taps_to_commit_to() -> None:
+    job = a_job()
+    signed = replace(job.commit(0), aux_root=keccak(b"taps"))
+    item = job.leaf_json(0, bytes(32))
+    item["commit"] = signed.to_json()
+    item["signature"] = "0x" + SIGNERS[0].sign(signed.digest(DOMAIN)).hex()
+    fault = check_leaf(read(item), EPOCH, registration(0), DOMAIN, ESCROW)
+    assert fault is not None
+    assert fault.code == "wrong-aux"
 
 
 def test_an_exact_hop_that_rounded_its_rows_is_a_fault() -> None:
@@ -253,7 +264,7 @@ async def test_more_positions_than_the_model_has_are_refused_before_anything_is_
     executor: Any = SimpleNamespace(max_positions=64)
     batch = BatchInfo(NODES[0], EPOCH, SEQ, ZERO32, 1, 1)
     parties = {node: Party("", frozenset()) for node in session().nodes}
-    scope = _Scope(batch, registration(0), executor, {}, parties, {session().session_id(*ESCROW): True})
+    scope = _Scope(batch, registration(0), executor, UNCALIBRATED, {}, parties, {session().session_id(*ESCROW): True})
     nothing: Any = None
     source: Any = NoSource()
     result, fetched = await Auditor(nothing, source, nothing, Path(), NODES[0])._recompute(leaf, scope)
