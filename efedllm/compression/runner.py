@@ -3,6 +3,7 @@ so that files and plans are the same."""
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -49,7 +50,9 @@ class OnRay:
         self._threads = torch.get_num_threads()
         self._started = not ray.is_initialized()
         if self._started:
-            ray.init(log_to_driver=False, include_dashboard=False)
+            # A dashboard is a setting of a cluster of our own.
+            own: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+            ray.init(log_to_driver=False, **own)
         cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
         self._limit = max(1, cpus // self._threads) + 1
 
