@@ -57,7 +57,7 @@ def _speed(axes: Any, result: dict[str, Any]) -> None:
     high = max(row["bytes"] for row in result["forms"])
     rate = result["bandwidth_gb_per_s"] * 1e9
     left.plot([low / 1e6, high / 1e6], [rate / low, rate / high], color="grey", lw=0.8, label="bandwidth")
-    left.legend(fontsize=5)
+    left.legend(fontsize=5, loc="lower left")
     names = [f"{row['form']}, {row['profile']}, {row['nodes']}" for row in result["forms"]]
     right.barh(names, [100 * row["of_limit"] for row in result["forms"]])
     right.set(xlabel="% of the measured bandwidth")
