@@ -119,7 +119,7 @@ def compare(y: Array, y_ref: Array, x: Array, dtype: WireDtype, limits: Limits =
     position = int(np.argmax(stats))
     worst = float(stats[position])
     mismatch, mismatch_outcome = (
-        chunk_mismatch(y, y_ref) if limits.bits and dtype is WireDtype.BF16 else (0.0, Outcome.PASS)
+        chunk_mismatch(y, y_ref, limits) if limits.bits and dtype is WireDtype.BF16 else (0.0, Outcome.PASS)
     )
     return HopStatistic(worst, position, mismatch, limits.capped(max(grade(worst), mismatch_outcome)))
 
@@ -174,11 +174,14 @@ def bf16_half_step(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return half
 
 
-def chunk_mismatch(y: Array, y_ref: Array) -> tuple[float, Outcome]:
+def chunk_mismatch(y: Array, y_ref: Array, limits: Limits = UNCALIBRATED) -> tuple[float, Outcome]:
     """Share of elements of the rounded recomputation whose bf16 bits differ from the committed ones.
 
-    Worst chunk of CHUNK positions (a shorter tail joins the chunk before it), and its outcome.
+    Worst chunk of CHUNK positions (a shorter tail joins the chunk before it), and its outcome. The bounds grow with
+    the limit beyond TAU, for which they were measured: twice the deviation moves twice as many elements over a rounding
+    boundary.
     """
+    slack = max(1.0, limits.tau / TAU)
     rounded = decode(encode(y_ref.astype(np.float32), WireDtype.BF16), WireDtype.BF16, y_ref.shape[1])
     differs = np.count_nonzero(rounded != y, axis=1)
     starts = np.arange(0, max(len(differs) - CHUNK, 0) + 1, CHUNK)
@@ -186,9 +189,9 @@ def chunk_mismatch(y: Array, y_ref: Array) -> tuple[float, Outcome]:
     elements = np.diff(np.append(starts, len(differs))) * y.shape[1]
     shares = counts / elements
     outcome = Outcome.PASS
-    if np.any((shares > MISMATCH_FAIL) & (counts > MISMATCH_FLOOR)):
+    if np.any((shares > slack * MISMATCH_FAIL) & (counts > MISMATCH_FLOOR)):
         outcome = Outcome.FAIL
-    if np.any((shares > MISMATCH_SEVERE) & (counts > MISMATCH_FLOOR)):
+    if np.any((shares > slack * MISMATCH_SEVERE) & (counts > MISMATCH_FLOOR)):
         outcome = Outcome.SEVERE
     return float(shares.max()), outcome
 

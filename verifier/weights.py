@@ -62,6 +62,7 @@ class EngineHouse:
         self._engines: OrderedDict[tuple[bytes, int, int], Executor] = OrderedDict()
         self._limits: dict[bytes, Limits] = {}
         self._locks: dict[tuple[bytes, int, int], asyncio.Lock] = {}
+        self._fetching: dict[bytes, asyncio.Lock] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
 
     def close(self) -> None:
@@ -101,7 +102,7 @@ class EngineHouse:
             self._engines.move_to_end(key)
         check_constants(engine, model)
         golden = self._home / "golden" / f"{model.manifest_hash.hex()}-{lo}-{hi}.npy"
-        await self.run(self_test, engine, golden)
+        await self.run(self_test, engine, golden, self.limits(model))
         return engine
 
     def limits(self, model: ModelInfo) -> Limits:
@@ -127,7 +128,9 @@ class EngineHouse:
                 continue
             return Path(source)
         directory = self._home / "models" / registered.hex()
-        await fetch_published([*self._sources, *mirrors], directory, root, lo, hi, expected_hash=registered)
+        # Ranges of one model share files: fetched twice at once they would spoil each other's.
+        async with self._fetching.setdefault(registered, asyncio.Lock()):
+            await fetch_published([*self._sources, *mirrors], directory, root, lo, hi, expected_hash=registered)
         return directory
 
 
@@ -150,11 +153,11 @@ def golden_input(executor: Executor) -> NDArray[Any]:
     return ((words >> 8).astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)).reshape(count, executor.hidden)
 
 
-def self_test(executor: Executor, golden: Path) -> None:
+def self_test(executor: Executor, golden: Path, limits: Limits = UNCALIBRATED) -> None:
     """Prefill and decode of the golden input agree with each other and with the vector stored at the first load.
 
-    Bit for bit with an exact engine, else within a tolerance. Raises BackendError otherwise: then this backend must not
-    accuse anyone.
+    Bit for bit with an exact engine, else within half of what a node may deviate by `limits`. Raises BackendError
+    otherwise: then this backend must not accuse anyone.
     """
     given = golden_input(executor)
     exact = constants_of(executor) is not None
@@ -162,7 +165,7 @@ def self_test(executor: Executor, golden: Path) -> None:
     ours = executor.step([StepItem(executor.new_sequence(), given)])[0]
     if not golden.exists():
         if not executor.whole_texts:
-            _agree(_decoded(executor, given), ours, residual, "decode and prefill differ", exact)
+            _agree(_decoded(executor, given), ours, residual, "decode and prefill differ", exact, limits)
         golden.parent.mkdir(parents=True, exist_ok=True)
         temporary = golden.with_suffix(".tmp.npy")
         np.save(temporary, ours)
@@ -174,7 +177,7 @@ def self_test(executor: Executor, golden: Path) -> None:
         raise BackendError(f"the golden vector {golden.name} cannot be read: delete it") from error
     if stored.shape != ours.shape:
         raise BackendError(f"the golden vector {golden.name} has another shape: delete it")
-    _agree(ours, stored, residual, "the backend drifted since the golden vector was stored", exact)
+    _agree(ours, stored, residual, "the backend drifted since the golden vector was stored", exact, limits)
 
 
 def _decoded(executor: Executor, given: NDArray[Any]) -> NDArray[Any]:
@@ -186,11 +189,13 @@ def _decoded(executor: Executor, given: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate(parts)
 
 
-def _agree(left: NDArray[Any], right: NDArray[Any], residual: NDArray[Any], what: str, exact: bool) -> None:
+def _agree(
+    left: NDArray[Any], right: NDArray[Any], residual: NDArray[Any], what: str, exact: bool, limits: Limits
+) -> None:
     if exact:
         if left.tobytes() != right.tobytes():
             raise BackendError(f"{what}, in an exact model")
         return
-    statistic = compare(left, right, residual, WireDtype.F32)
+    statistic = compare(left, right, residual, WireDtype.F32, limits)
     if not statistic.worst <= SELF_LIMIT:
         raise BackendError(f"{what}: statistic {statistic.worst:.3g}")

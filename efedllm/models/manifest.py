@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import threading
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -278,8 +280,14 @@ class Manifest(_Strict):
         return hashlib.sha256(self.canonical_json()).digest()
 
     def save(self, directory: Path) -> Path:
+        """Write `directory/manifest.json`: whoever reads it meanwhile finds the old one or the new one, whole."""
         path = directory / MANIFEST_NAME
-        path.write_bytes(self.canonical_json())
+        temporary = directory / f".{MANIFEST_NAME}.{os.getpid()}-{threading.get_ident()}"
+        try:
+            temporary.write_bytes(self.canonical_json())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
         return path
 
     @property

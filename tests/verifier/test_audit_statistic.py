@@ -282,6 +282,20 @@ def test_a_few_elements_of_a_tiny_chunk_do_not_count() -> None:
     assert outcome is Outcome.PASS
 
 
+def test_a_wide_limit_is_wide_on_a_bf16_wire_too() -> None:
+    """Honest rows of a model whose own limit is 1e-3 move more bits than those of one whose limit is TAU."""
+    rng = np.random.default_rng(5)
+    x = rows(64, 256)
+    ours = x + rng.standard_normal(x.shape).astype(np.float32)
+    wide = Limits(tau=3e-3)
+    # An eighth of the limit, as calibration leaves it.
+    honest = as_wire(ours + np.float32(wide.tau / 8) * rng.standard_normal(x.shape).astype(np.float32))
+    assert compare(honest, ours, x, BF16).outcome is Outcome.SEVERE
+    assert compare(honest, ours, x, BF16, wide).outcome is Outcome.PASS
+    cheat = as_wire(ours * np.float32(1.1))
+    assert compare(cheat, ours, x, BF16, wide).outcome is Outcome.SEVERE
+
+
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 63, 64, 65, 100])
 def test_every_position_is_in_one_chunk(n: int) -> None:
     ours = rows(n, 256)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from efedllm.chain.types import ModelInfo
 from efedllm.engine.protocol import Executor
 from efedllm.errors import ModelError
 from efedllm.models.manifest import Manifest
+from efedllm.models.tolerance import Tolerance
 from tests.verifier.audit_lab import as_bfloat16, load, noisy, tamper
-from verifier.statistic import BackendError
+from verifier.statistic import BackendError, Limits
 from verifier.weights import EngineHouse, golden_input, self_test
 
 
@@ -60,6 +62,18 @@ async def test_two_audits_at_once_load_the_weights_once(published: Path, tmp_pat
         house.close()
     assert first is second
     assert loads == [3]
+
+
+async def test_two_ranges_of_one_model_are_fetched_at_once(published: Path, tmp_path: Path) -> None:
+    """Both want the tokenizer: neither may take the other's half-written file for a spoilt one, and abstain."""
+    house = EngineHouse(tmp_path / "home", [], 1 << 30)
+    try:
+        engines = await asyncio.gather(
+            *(house.executor(model_of(published), lo, lo + 1, [str(published)]) for lo in (3, 4, 5))
+        )
+    finally:
+        house.close()
+    assert [engine.lo for engine in engines] == [3, 4, 5]
 
 
 async def test_the_least_recently_used_engine_goes_first(published: Path, tmp_path: Path) -> None:
@@ -153,3 +167,46 @@ def test_small_noise_is_already_too_much_for_a_verifier(published: Path, tmp_pat
     self_test(load(published, 3, 6), golden)
     with pytest.raises(BackendError, match="drifted"):
         self_test(tamper(load(published, 3, 6), noisy(1e-4)), golden)
+
+
+def widened(published: Path, target: Path) -> Path:
+    """The model with a tolerance of 1e-3, as calibrating one whose honest spread is large gives."""
+    shutil.copytree(published, target)
+    tolerance = Tolerance(
+        tau=1e-3,
+        rounding=5e-7,
+        honest_max=1e-4,
+        honest_count=1,
+        log_mean=-10.0,
+        log_sd=0.1,
+        attack_min=1e-2,
+        weakest_attack="rank 90 %",
+        settings=("avx2", "avx512"),
+        evidence="0a" * 32,
+        slashable=True,
+        compute="float32",
+    )
+    Manifest.load(target).model_copy(update={"tolerance": tolerance}).save(target)
+    return target
+
+
+async def test_a_verifier_tests_itself_by_the_models_own_limits(published: Path, tmp_path: Path) -> None:
+    """Stricter than its audits it would abstain from a model whose honest machines stray far; laxer, accuse them."""
+    wide = widened(published, tmp_path / "wide")
+    for deviation in (0.0, 1e-5):
+        changed = partial(_noisy_load, deviation)
+        house = EngineHouse(tmp_path / "home", [str(wide)], 1 << 30, changed)
+        try:
+            await house.executor(model_of(wide), 3, 6)
+        finally:
+            house.close()
+    engine, golden = load(published, 3, 6), tmp_path / "golden.npy"
+    self_test(engine, golden)
+    slightly = tamper(load(published, 3, 6), noisy(3e-7))
+    self_test(slightly, golden)
+    with pytest.raises(BackendError, match="drifted"):
+        self_test(slightly, golden, Limits(tau=1e-7, rounding=0.0))
+
+
+def _noisy_load(deviation: float, directory: Path, lo: int, hi: int) -> Executor:
+    return tamper(load(directory, lo, hi), noisy(deviation)) if deviation else load(directory, lo, hi)
