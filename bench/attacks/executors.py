@@ -163,6 +163,14 @@ class ChosenTokens(Wrapped):
         return np.stack([np.asarray(self._rule(row), np.float32) for row in self.inner.logits(hidden)])
 
 
+class Bfloat16(Wrapped):
+    """Multiplies in bfloat16, as cheaper hardware does: half of the bytes, a third of the digits."""
+
+    def step(self, batch: SequenceOf[StepItem]) -> list[Float32]:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.run(batch)
+
+
 class OtherCache(Wrapped):
     """Keeps its keys and values in a cache of its own kind."""
 

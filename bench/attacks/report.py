@@ -25,7 +25,7 @@ def table(result: dict[str, Any]) -> Table:
     """One line per strategy: detections in both profiles, what it saves, areas under the curves."""
     found = Table(title="Cheats of a node: detected / audits")
     for column in ("#", "cheat", "exact", "float", "95 % from", "jobs at 5 %", "time saved", "AUC", "AUC TOPLOC"):
-        found.add_column(column, justify="left" if column == "cheat" else "right")
+        found.add_column(column, justify="left" if column == "cheat" else "right", no_wrap=column == "cheat")
     exact = {item["name"]: item for item in result.get("exact", {}).get("attacks", ())}
     inexact = {item["name"]: item for item in result.get("float", {}).get("attacks", ())}
     for name, item in {**inexact, **exact}.items():

@@ -59,7 +59,7 @@ class AttackBench:
 
     @property
     def drawn(self) -> int:
-        return 24 if self.quick else 48
+        return 24 if self.quick else 36
 
     @property
     def texts(self) -> int:
@@ -136,7 +136,7 @@ def _profile(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str, A
 
 def _strategies(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str, Any], Curves]:
     """Every strategy of a node and every lie, on real jobs."""
-    drawn = lab.generate(prompts(2, 24), options.drawn)
+    drawn = lab.generate(prompts(4, 24), options.drawn)
     plain, tallies = run_all(lab, ATTACKS, lab.jobs, drawn, say)
     messages = [
         {
@@ -161,6 +161,7 @@ def _strategies(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str
         "attacks": [_attack(item, lab.profile, tallies[item.name], plain) for item in ATTACKS if item.name in tallies],
         "messages": messages,
         "aimed": aimed,
+        "int8_beside_honest_bf16": _beside(tallies["bf16_compute"], tallies["precision_int8"]),
     }
     return report, _curves(plain, tallies)
 
@@ -242,6 +243,12 @@ def _aucs(tally: Tally, plain: Tally, *, worst: bool) -> dict[str, dict[str, flo
         attack = _worst(tally.scores[name]) if worst else tally.joined(name)
         found[name] = {"auc": round(auc(honest, attack), 4), "beyond_honest": round(beyond_honest(honest, attack), 4)}
     return found
+
+
+def _beside(honest: Tally, attack: Tally) -> dict[str, float]:
+    """Whether the statistic tells an attack from nodes that are honest in a coarser arithmetic, per position."""
+    plain, found = honest.joined("statistic"), attack.joined("statistic")
+    return {"auc": round(auc(plain, found), 4), "beyond_honest": round(beyond_honest(plain, found), 4)}
 
 
 def _curves(plain: Tally, tallies: dict[str, Tally]) -> Curves:

@@ -140,6 +140,10 @@ def _window(shop: Shop, e: Executor) -> Executor:
     return shop.load(e.lo, e.hi, out)
 
 
+def _bf16(shop: Shop, e: Executor) -> Executor:
+    return ex.Bfloat16(shop.falsified("unchanged", lambda matrix: matrix, e))
+
+
 def _stale_job(shop: Shop, e: Executor) -> Executor:
     return ex.Remembered(e, shop.stale[e.lo, e.hi])
 
@@ -174,6 +178,7 @@ ATTACKS: tuple[Attack, ...] = (
     _weights(2, "precision_int8", "weights as int8 rows", wt.precision("int8")),
     _weights(2, "precision_int6", "weights in 6 bits", wt.precision("int6")),
     _weights(2, "precision_int4", "weights in 4 bits", wt.precision("int4")),
+    Attack(2, "bf16_compute", "products in bfloat16, undeclared", _bf16),
     _integers(2, "integers_7bit", "int8 weights without their last bit, exact engine", wt.integer_bits(7)),
     _integers(2, "integers_4bit", "int8 weights with 4 of their bits, exact engine", wt.integer_bits(4)),
     _weights(3, "rank_98", "98 % of the rank of every matrix", wt.rank(0.98)),
