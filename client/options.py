@@ -62,7 +62,7 @@ class Sampling:
 
 
 def sampling_of(options: GenerateOptions, eos: int | None, *, exact: bool = False) -> Sampling:
-    """The sampling of a job; `exact`: of an exact model, whose rows are not rounded. Raises ConfigError "bad-option"."""
+    """The sampling of a job; `exact`: of an exact model, which is not rounded. Raises ConfigError "bad-option"."""
     if options.max_tokens < 1:
         raise _bad("--max-tokens must be at least 1.")
     if not 0.0 <= options.temperature <= MAX_TEMPERATURE:
