@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
@@ -25,6 +26,10 @@ _CHUNK = 1 << 20
 _ATTEMPTS = 3
 _TIMEOUT = aiohttp.ClientTimeout(total=None, connect=10, sock_read=30)
 _MAX_MANIFEST = 64 << 20
+_PATIENCE = 30.0
+"""Seconds an answer may take to begin, a manifest to arrive, and a file before its speed counts."""
+_LEAST_SPEED = 16 << 10
+"""Bytes per second: a source that sends less is left. Each of its bytes would keep the connection alive."""
 
 
 class WeightSource:
@@ -205,7 +210,7 @@ async def _append(
         else (_read_local(Path(location) / info.name, have), have)
     )
     out = await asyncio.to_thread(partial.open, "ab" if start else "wb")
-    written = start
+    written, begun = start, time.monotonic()
     try:
         async for chunk in stream:
             await asyncio.to_thread(out.write, chunk[: info.size + 1 - written])
@@ -213,6 +218,9 @@ async def _append(
             if written > info.size:
                 raise _corrupt(info.name, location)
             report(written)
+            late = time.monotonic() - begun - _PATIENCE
+            if late > 0 and written - start < late * _LEAST_SPEED:
+                raise _unreachable(location, f"{info.name} comes at less than {_LEAST_SPEED} bytes a second")
     except (aiohttp.ClientError, TimeoutError) as error:
         raise _unreachable(location, error) from error
     finally:
@@ -227,7 +235,8 @@ async def _open_http(
     """Body of a file from byte `start` on, and where it really starts: 0 when the server ignores ranges."""
     headers = {"Range": f"bytes={start}-"} if start else {}
     try:
-        response = await session.get(_url(base, name), headers=headers)
+        async with asyncio.timeout(_PATIENCE):
+            response = await session.get(_url(base, name), headers=headers)
     except (aiohttp.ClientError, TimeoutError) as error:
         raise _unreachable(base, error) from error
     if response.status not in (200, 206):
@@ -260,7 +269,7 @@ async def _read_manifest(session: aiohttp.ClientSession, location: str) -> bytes
     if not _is_url(location):
         return await asyncio.to_thread(lambda: Manifest.load(Path(location)).canonical_json())
     try:
-        async with session.get(_url(location, MANIFEST_NAME)) as response:
+        async with asyncio.timeout(_PATIENCE), session.get(_url(location, MANIFEST_NAME)) as response:
             if response.status != 200:
                 raise _http_failure(location, MANIFEST_NAME, response.status)
             data = b""

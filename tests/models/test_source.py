@@ -29,12 +29,22 @@ class Mirror:
     cut_after: dict[str, int] = field(default_factory=dict)  # bytes sent before the connection drops, once per file
     spoiled: set[str] = field(default_factory=set)
     missing: set[str] = field(default_factory=set)
+    dripping: set[str] = field(default_factory=set)  # one byte after the other, for ever
     extra: int = 0
     delivered: asyncio.Event = field(default_factory=asyncio.Event)  # set by a test once the bytes before a cut arrived
     served: list[tuple[str, int]] = field(default_factory=list)  # (file, first byte asked for)
 
-    async def manifest(self, _: web.Request) -> web.FileResponse:
+    async def manifest(self, request: web.Request) -> web.StreamResponse:
+        if "manifest.json" in self.dripping:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            await self.drip(response)
         return web.FileResponse(self.directory / "manifest.json")
+
+    async def drip(self, response: web.StreamResponse) -> None:
+        while True:
+            await response.write(b" ")
+            await asyncio.sleep(0.01)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
@@ -52,6 +62,8 @@ class Mirror:
         response = web.StreamResponse(status=206 if start else 200)
         response.content_length = len(data) - start
         await response.prepare(request)
+        if name in self.dripping:
+            await self.drip(response)
         cut = self.cut_after.pop(name, None)
         if cut is None:
             await response.write(bytes(data[start:]))
@@ -209,6 +221,19 @@ async def test_a_file_that_does_not_end_is_cut_off(mirror: MakeMirror, manifest:
         await fetch_published([server.url], tmp_path, manifest.root, 0, 1)
     assert caught.value.code == "corrupt-weights"
     assert not _glob(tmp_path, "*.part")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", BIG])
+async def test_a_source_that_drips_is_left_for_the_next(
+    mirror: MakeMirror, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Every byte keeps the connection alive: without a least speed it could hold us for ever."""
+    monkeypatch.setattr("efedllm.models.source._PATIENCE", 1.0)
+    slow, good = await mirror(), await mirror()
+    slow.dripping.add(name)
+    async with asyncio.timeout(60):
+        await fetch_published([slow.url, good.url], tmp_path, manifest.root, 0, 1)
+    assert open_published(tmp_path, manifest.root, 0, 1) == manifest
 
 
 async def test_a_missing_file_is_named(mirror: MakeMirror, manifest: Manifest, tmp_path: Path) -> None:
