@@ -58,7 +58,7 @@ def decode(
     print(
         f"{result['form']}: {saved:.1%} of the matrices' 16-bit bytes saved; bandwidth {result['bandwidth_gbps']} GB/s"
     )
-    table = Table(title="Decoding, one thread, median token")
+    table = Table(title="Decoding, one thread, median token, processor time")
     for column in ("", "tokens/s", "ms/token", "x bf16", "MB/token", "of bandwidth (best tenth)"):
         table.add_column(column, justify="right")
     for row in result["decoded"]:

@@ -1,0 +1,59 @@
+"""The library is built where there is a compiler; everything goes on without it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from efedllm.kernels.native import Variant, load_library
+from tests.model_fixtures import ROOT
+
+
+def build(folder: Path, compiler: str | None) -> Path:
+    """Runs the build on a copy of the sources; where the library is if there is one."""
+    (folder / "efedllm").mkdir()
+    shutil.copy(ROOT / "setup.py", folder)
+    sources = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "efedllm" / "kernels", folder / "efedllm" / "kernels", ignore=sources)
+    environment = os.environ | ({} if compiler is None else {"CC": compiler})
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder / "efedllm" / "kernels" / "libproducts.so"
+
+
+def test_without_a_compiler_the_installation_succeeds_without_the_library(tmp_path: Path) -> None:
+    assert not build(tmp_path, "/nonexistent/cc").exists()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_with_a_compiler_a_library_that_loads_is_built(tmp_path: Path) -> None:
+    library = load_library(build(tmp_path, None))
+    assert library.variants[-1] is Variant.PLAIN
+
+
+@pytest.mark.parametrize(
+    ("switch", "said"), [("0", "None switched off"), ("plain", "PLAIN"), ("avx1024", "bad-option")]
+)
+def test_a_switch_turns_it_off_or_names_an_instruction_set(switch: str, said: str) -> None:
+    code = (
+        "from efedllm.errors import EfedError\n"
+        "from efedllm.kernels.native import library\n"
+        "try:\n"
+        "    found = library()\n"
+        "    print(found and found.variants[0].name)\n"
+        "except EfedError as error:\n"
+        "    print(error.code)\n"
+    )
+    if switch != "0" and not (ROOT / "efedllm" / "kernels" / "libproducts.so").exists():
+        pytest.skip("no native kernels in this installation")
+    environment = os.environ | {"EFEDLLM_NATIVE": switch}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for word in said.split(" ", 1):
+        assert word in done.stdout + done.stderr
