@@ -29,7 +29,7 @@ from efedllm.errors import ConfigError, ModelError
 from efedllm.models.manifest import Manifest
 from efedllm.models.tensorfile import TensorFile
 from efedllm.models.tokenizer import open_tokenizer
-from efedllm.models.tolerance import ATTACK_MARGIN, Tolerance
+from efedllm.models.tolerance import ATTACK_MARGIN, LEAST_TAU, Tolerance
 from verifier.statistic import ROUNDING
 
 Rows = npt.NDArray[np.float32]
@@ -105,8 +105,10 @@ def calibrate(options: CalibrateOptions, say: Say) -> tuple[Manifest, dict[str, 
     if not cheats:
         raise ConfigError("unsupported-model", "No cheat changes this model's weights.", "Use the default limits.")
     logs = np.concatenate(honest.logs)
+    if not len(logs):
+        raise ConfigError("bad-options", "All machines gave the same bits: nothing was measured.", "Compare more.")
     mean, sd = float(logs.mean()), float(logs.std())
-    tau = max(HONEST_MARGIN * honest.beyond, math.exp(mean + SIGMAS * sd))
+    tau = max(HONEST_MARGIN * honest.beyond, math.exp(mean + SIGMAS * sd), LEAST_TAU)
     weakest = min(cheats, key=lambda name: cheats[name])
     report = {
         "weights_root": manifest.weights_root,
@@ -147,13 +149,17 @@ def _check(manifest: Manifest, options: CalibrateOptions) -> None:
     if manifest.profile != "float":
         raise ConfigError("not-float", "This is an exact model: its outputs have no tolerance.", "Nothing is to do.")
     if options.tokens < sum(_LENGTHS) or not options.texts:
-        raise ConfigError("bad-options", f"Calibration needs a text and {sum(_LENGTHS)} tokens of it.", "Give --text.")
+        raise _too_short()
     if any(tensor.form == "packed" for tensor in manifest.tensors):
         raise ConfigError(
             "unsupported-model",
             "Packed matrices are measured in the exact profile only.",
             "Publish with --profile exact, or dense or low-rank matrices.",
         )
+
+
+def _too_short() -> ConfigError:
+    return ConfigError("bad-options", f"Calibration needs a text and {sum(_LENGTHS)} tokens of it.", "Give --text.")
 
 
 def hop_ranges(layers: int) -> list[tuple[int, int]]:
@@ -173,6 +179,8 @@ def collect(
         raise ModelError("no-tokenizer", f"{options.directory} has no tokenizer.json.", "Add the model's tokenizer.")
     text = "\n".join(path.read_text("utf-8", errors="replace") for path in options.texts)
     ids = np.array(open_tokenizer(tokenizer).encode(text).ids[: options.tokens], np.int32)
+    if len(ids) < sum(_LENGTHS):
+        raise _too_short()
     say(f"{len(ids):,} tokens, {len(engines)} ranges of layers")
     longest = min(_LENGTHS[-1], engines[0].max_positions)
     windows: list[npt.NDArray[np.int32]] = []

@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 
 from efedllm.commitments.canonical import WireDtype, decode, encode
 from efedllm.errors import ProtocolError
-from efedllm.models.tolerance import Tolerance
+from efedllm.models.tolerance import LEAST_ROUNDING, Tolerance
 
 TAU = 3e-5
-ROUNDING = 8 * 2.0**-24
+ROUNDING = LEAST_ROUNDING
 FAIL_AT = 1.0
 SEVERE_AT = 10.0
 

@@ -14,6 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 ATTACK_MARGIN = 3.0
 """The weakest attack must be this many times above the limit before anybody loses stake by it."""
 
+LEAST_TAU = 4e-6
+"""Honest float32 machines were seen to stray by up to 3.3e-6: a publisher must not be able to name a limit that they
+exceed, and have whoever serves its model slashed."""
+
+LEAST_ROUNDING = 8 * 2.0**-24
+"""What float32 rounding of a large residual alone may cost, relative to the row."""
+
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -33,8 +40,8 @@ class Tolerance(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    tau: _Positive
-    rounding: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    tau: Annotated[float, Field(ge=LEAST_TAU, allow_inf_nan=False)]
+    rounding: Annotated[float, Field(ge=LEAST_ROUNDING, allow_inf_nan=False)]
     honest_max: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
     honest_count: Annotated[int, Field(gt=0, lt=1 << 53)]
     log_mean: _Finite

@@ -95,3 +95,14 @@ def test_what_has_no_tolerance_is_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as few:
         calibrate(CalibrateOptions(plain, (), 300, FLEET), print)
     assert few.value.code in ("bad-options", "not-float")
+
+
+def test_a_text_that_is_too_short_is_refused(source: Path, tmp_path: Path) -> None:
+    """However many tokens are asked for."""
+    out, short = tmp_path / "model", tmp_path / "short.txt"
+    compress(CompressOptions(str(source), out))
+    short.write_text("a few words")
+    with pytest.raises(ConfigError) as caught:
+        calibrate(CalibrateOptions(out, (short,), 4096, FLEET), print)
+    assert caught.value.code == "bad-options"
+    assert Manifest.load(out).tolerance is None

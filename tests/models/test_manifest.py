@@ -207,6 +207,9 @@ TOLERANCE: dict[str, Any] = {
     ("change", "profile"),
     [
         ({"tau": 3.2e-6}, "float"),
+        # Limits that honest machines exceed: a trap for whoever serves the model.
+        ({"tau": 3.9e-6, "honest_max": 0.0}, "float"),
+        ({"rounding": 0.0}, "float"),
         ({"attack_min": 8e-5}, "float"),
         ({"slashable": False}, "float"),
         ({"compute": "float16"}, "float"),
