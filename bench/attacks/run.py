@@ -148,8 +148,9 @@ def _strategies(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str
         }
         for item in MESSAGE_ATTACKS
     ]
-    aimed = None
+    aimed = beside = None
     if lab.profile == "float":
+        beside = _beside(tallies["bf16_compute"], tallies["precision_int8"])
         say("perturbations aimed inside the tolerance")
         aimed = {
             "one_hop": _flips(adversarial.one_hop(lab, lab.jobs[:3])),
@@ -161,7 +162,7 @@ def _strategies(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str
         "attacks": [_attack(item, lab.profile, tallies[item.name], plain) for item in ATTACKS if item.name in tallies],
         "messages": messages,
         "aimed": aimed,
-        "int8_beside_honest_bf16": _beside(tallies["bf16_compute"], tallies["precision_int8"]),
+        "int8_beside_honest_bf16": beside,
     }
     return report, _curves(plain, tallies)
 
