@@ -41,7 +41,7 @@ from node.scheduler import BatchLimits
 from node.session import Desk
 from node.store import Store
 from node.traces import IN, Traces
-from node.weights import check_profile, prepare
+from node.weights import check_registered, prepare
 
 if TYPE_CHECKING:
     from efedllm.engine.tiers import TierReport
@@ -105,7 +105,7 @@ class NodeApp:
         )
         self.tiers = _tiers(executor)
         self.compute = compute_of(executor)
-        check_profile(executor, offer_terms.model)
+        check_registered(executor, offer_terms.model)
         if self._wrap is not None:
             executor = self._wrap(executor)
         facts = self._facts(executor, offer_terms, manifest)

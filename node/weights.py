@@ -45,10 +45,18 @@ async def prepare(
     return target, await fetch_published(urls, target, root, lo, hi, progress, registered)
 
 
-def check_profile(executor: Executor, model: ModelInfo) -> None:
+def check_registered(executor: Executor, model: ModelInfo) -> None:
     """Raises ModelError "wrong-constants" unless the engine computes in the model's registered profile, with its
-    constants: verifiers would find every answer wrong, or none.
+    constants, and "wrong-shape" unless it has the registered shape: verifiers would find every answer wrong, or none.
     """
+    shape, registered = (executor.layers, executor.hidden), (model.layers, model.hidden)
+    if shape != registered:
+        raise ModelError(
+            "wrong-shape",
+            f"The model has {shape[0]} layers of width {shape[1]}, its registration says {registered[0]} of width "
+            f"{registered[1]}.",
+            "Serve another model: this one was registered wrongly.",
+        )
     ours = constants_of(executor) or bytes(32)
     if ours != model.constants_hash:
         raise ModelError(

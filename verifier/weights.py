@@ -83,7 +83,7 @@ class EngineHouse:
         """A self-tested executor of layers [lo, hi). `mirrors`: where else to fetch from, tried after our sources.
 
         Raises ModelError when the weights or the registered manifest cannot be had, BackendError when the self-test
-        fails or an exact model names other constants than our arithmetic has.
+        fails, the registered shape is not the manifest's, or an exact model names other constants than ours.
         """
         # Not by the weights: the manifest says how they are computed and what is tolerated.
         key = (model.manifest_hash, lo, hi)
@@ -100,7 +100,7 @@ class EngineHouse:
                 self._engines[key] = engine
                 self._evict(key)
             self._engines.move_to_end(key)
-        check_constants(engine, model)
+        check_registered(engine, model)
         golden = self._home / "golden" / f"{model.manifest_hash.hex()}-{lo}-{hi}.npy"
         await self.run(self_test, engine, golden, self.limits(model))
         return engine
@@ -134,8 +134,10 @@ class EngineHouse:
         return directory
 
 
-def check_constants(executor: Executor, model: ModelInfo) -> None:
-    """Raises BackendError unless the executor computes in the model's registered profile, with its constants."""
+def check_registered(executor: Executor, model: ModelInfo) -> None:
+    """Raises BackendError unless the executor has the model's registered shape, profile and constants."""
+    if (executor.layers, executor.hidden) != (model.layers, model.hidden):
+        raise BackendError("the model was registered with another shape than its manifest has")
     ours = constants_of(executor) or bytes(32)
     if ours != model.constants_hash:
         raise BackendError(f"our constants are 0x{ours.hex()}, the registered ones 0x{model.constants_hash.hex()}")

@@ -203,10 +203,13 @@ async def test_forged_constants_are_no_ground_to_accuse_anyone(exact_model: Path
         model = model_of(exact_model)
         engine = await house.executor(model, 3, 4)
         assert isinstance(engine, ExactShardEngine)
-        # Registered a second time, by somebody who names constants that nobody has: also when the engine is there.
+        # Registered a second time, by somebody who names constants or a width that nobody has: also when the engine is
+        # there.
         for forged in (bytes([7]) * 32, bytes(32)):
             with pytest.raises(BackendError, match="constants"):
                 await house.executor(replace(model, constants_hash=forged), 3, 4)
+        with pytest.raises(BackendError, match="shape"):
+            await house.executor(replace(model, hidden=model.hidden + 1), 3, 4)
         assert await house.executor(model, 3, 4) is engine
     finally:
         house.close()
