@@ -99,9 +99,9 @@ def larger(work: Path, turns: int, *, hidden: int, positions: int) -> list[Cost]
     Decoding against hashing both boundaries and one prefill; comparing bytes is part of hashing them.
     """
     found = []
-    source = _random_checkpoint(work / "random", hidden)
+    source = _random_checkpoint(work / f"random-{hidden}", hidden)
     for profile in ("exact", "float"):
-        engine = _published(source, work / f"random-{profile}", profile)
+        engine = _published(source, work / f"random-{hidden}-{profile}", profile)
         generator = np.random.default_rng(5)
         x = generator.standard_normal((positions, hidden)).astype(np.float32)
         rows = prefilled(engine, x)
@@ -182,6 +182,8 @@ def report(lab: Lab, job: Job, work: Path, *, quick: bool, say: Progress) -> dic
         "target_load": TARGET_LOAD,
     }
     if lab.profile == "exact":
-        say("cost of an audit of a larger random model")
-        result["larger"] = [asdict(c) for c in larger(work, 3, hidden=512 if quick else 1024, positions=192)]
+        say("cost of an audit of larger random models")
+        widths = (512,) if quick else (1024, 2048)
+        found = [cost for width in widths for cost in larger(work, 2, hidden=width, positions=192)]
+        result["larger"] = [asdict(cost) for cost in found]
     return result
