@@ -20,6 +20,7 @@ from efedllm.commitments.taps import chosen_taps, tap_digest
 from efedllm.engine.protocol import Executor
 from efedllm.engine.taps import TAP_BYTES
 from efedllm.errors import ModelError, ProtocolError
+from efedllm.models.source import is_url
 from verifier.attest import NodeVerdict, write_report
 from verifier.fetch import NodeReader, UnavailableError, base_url
 from verifier.leaf import Fault, Leaf, Registration, check_leaf, parse_batch
@@ -261,7 +262,7 @@ class Auditor:
     async def _executor(self, model: ModelInfo, lo: int, hi: int, known: Mapping[str, str]) -> Executor:
         # Nodes of other models fall out by their manifest.
         mirrors = [f"{base}/v1/model" for base in map(base_url, known.values()) if base is not None]
-        if model.uri.startswith(("http://", "https://")):
+        if is_url(model.uri):
             mirrors.append(model.uri)
         try:
             return await self._house.executor(model, lo, hi, mirrors)
@@ -320,7 +321,9 @@ class Auditor:
         except UnavailableError as error:
             return HopResult(None, Fault("withheld", str(error))), 0
         try:
-            result = await self._house.run(partial(rerun, scope.executor, leaf, spec, inputs, outputs, scope.limits))
+            result = await self._house.run(
+                partial(rerun, scope.executor, leaf, spec, inputs, outputs, limits=scope.limits)
+            )
         except BackendError as error:
             raise AbstainError(str(error)) from error
         fault = result.fault

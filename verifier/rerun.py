@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efedllm.commitments.canonical import WireDtype, as_dtype, decode
-from efedllm.commitments.messages import HALF_PROFILE, HopCommit, JobSpec, ids_hash
+from efedllm.commitments.messages import EXACT_PROFILE, HALF_PROFILE, HopCommit, JobSpec, ids_hash
 from efedllm.commitments.taps import TapTree
 from efedllm.engine.protocol import Executor, Float32, StepItem, constants_of
 from efedllm.engine.taps import TAP_BYTES, TapExecutor
 from efedllm.errors import ModelError, ProtocolError
 from efedllm.exact_sampling import sample_exact
-from efedllm.models.manifest import PROFILE_CODES
 from efedllm.sampling import SamplingSpec, is_consistent
 from verifier.leaf import Fault, Leaf
 from verifier.statistic import (
@@ -54,7 +53,7 @@ class HopResult:
 
 
 def rerun(
-    executor: Executor, leaf: Leaf, spec: JobSpec, inputs: bytes, outputs: bytes, limits: Limits = UNCALIBRATED
+    executor: Executor, leaf: Leaf, spec: JobSpec, inputs: bytes, outputs: bytes, *, limits: Limits = UNCALIBRATED
 ) -> HopResult:
     """Check one hop against the published weights in `executor` (of exactly the hop's layer range).
 
@@ -64,7 +63,7 @@ def rerun(
     """
     commit = leaf.commit
     dtype = as_dtype(commit.wire_dtype)
-    exact = commit.profile == PROFILE_CODES["exact"]
+    exact = commit.profile == EXACT_PROFILE
     if commit.profile == HALF_PROFILE:
         limits = HALF_LIMITS
     if exact != (constants_of(executor) is not None):
