@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.attacks import weights
 from efedllm.commitments.canonical import WireDtype, decode, encode
 from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.messages import PPM, JobSpec, ids_hash
 from efedllm.engine.encoder import EncoderEngine
 from efedllm.engine.protocol import StepItem
 from tests.model_fixtures import bundled_model, checkpoint, published
-from tests.verifier.audit_lab import Trace, hop_commit, noisy
+from tests.verifier.audit_lab import Trace, hop_commit
 from verifier.leaf import Leaf
 from verifier.rerun import HopResult, rerun
 from verifier.statistic import Outcome
@@ -62,14 +63,9 @@ def test_an_honest_text_passes_at_every_hop(encoder: Path) -> None:
         assert result.statistic.worst == 0.0
 
 
-def test_falsified_weights_are_severe(encoder: Path) -> None:
-    engines = load(encoder)
-    change = noisy(1e-2)
-    for module in (module for layer in engines[1]._modules.layers for module in layer.modules()):
-        for name, matrix in list(module.named_buffers(recurse=False)):
-            if matrix.dim() == 2:
-                module._buffers[name] = change(matrix)
-    trace = encoded(engines)
+def test_falsified_weights_are_severe(encoder: Path, tmp_path: Path) -> None:
+    forged = weights.falsify(encoder, tmp_path / "forged", weights.noise(1e-2), *RANGES[1])
+    trace = encoded([EncoderEngine.load(encoder, *RANGES[0]), EncoderEngine.load(forged, *RANGES[1])])
     assert audit(encoder, 0, trace).outcome is Outcome.PASS
     assert audit(encoder, 1, trace).outcome is Outcome.SEVERE
 
