@@ -17,7 +17,7 @@ from client.session import PaidSession, SessionRequest
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.messages import PPM, JobSpec, ids_hash
-from efedllm.errors import EfedError
+from efedllm.errors import ConfigError, EfedError
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,10 @@ EmbedEvent = Embedded | Switched
 
 
 class Embedding(RoutedWork):
-    """Texts, as token ids, on their way through one encoder, in order. `events` runs once."""
+    """Texts, as token ids, on their way through one encoder, in order. `events` runs once.
+
+    Raises ConfigError "empty-prompt" for a text without tokens.
+    """
 
     def __init__(
         self,
@@ -63,6 +66,9 @@ class Embedding(RoutedWork):
     ) -> None:
         super().__init__(place, wishes or RouteWishes(), retry or RetryPolicy(), candidates)
         self._texts = [list(text) for text in texts]
+        if not all(self._texts):
+            # Before a session is opened for a job that no node would take.
+            raise ConfigError("empty-prompt", "A text has no tokens.", "Leave it out.")
         self._normalize = normalize
         self._deposit = (wishes or RouteWishes()).deposit
         self._done = 0

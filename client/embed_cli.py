@@ -85,10 +85,14 @@ def embed(
 
 
 def collect(texts: list[str], file: Path | None) -> list[str]:
-    """The texts of a command line. Raises ConfigError "empty-prompt" when there are none, OSError for the file."""
+    """The texts of a command line. Raises ConfigError "empty-prompt" when there are none, "bad-option" for a file that
+    cannot be read."""
     from efedllm.errors import ConfigError
 
-    lines = file.read_text("utf-8").splitlines() if file is not None else []
+    try:
+        lines = file.read_text("utf-8").splitlines() if file is not None else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("bad-option", f"{file} cannot be read as text: {error}.", "Give a UTF-8 file.") from error
     for text in texts:
         lines += sys.stdin.read().splitlines() if text == "-" else [text]
     wanted = [line for line in lines if line.strip()]
