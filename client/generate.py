@@ -14,9 +14,8 @@ from client.routing import Candidate, Route
 from client.session import SessionRequest
 from client.text import IncrementalDecoder
 from client.tokenizer import Text
+from efedllm.commitments.messages import EXACT_PROFILE
 from efedllm.errors import EfedError
-
-EXACT_PROFILE = 1
 
 __all__ = ["Event", "Finished", "Generation", "JobOutcome", "Piece", "Started", "Switched"]
 

@@ -14,7 +14,7 @@ from efedllm.chain.types import ModelInfo
 from efedllm.errors import ConfigError, ModelError
 from efedllm.models.certificate import Certificate
 from efedllm.models.manifest import Manifest
-from efedllm.models.source import WeightSource
+from efedllm.models.source import WeightSource, is_url
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def card_json(card: ModelCard) -> dict[str, Any]:
 
 async def fetch_card(model: ModelInfo, endpoints: Sequence[str]) -> ModelCard:
     """The model's manifest, from its own location or its nodes, checked against the chain."""
-    locations = [model.uri] if model.uri.startswith(("http://", "https://")) else []
+    locations = [model.uri] if is_url(model.uri) else []
     locations += [endpoint.rstrip("/") + "/v1/model" for endpoint in endpoints]
     if not locations:
         return ModelCard(model, None, "nobody serves its manifest")

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from efedllm.chain.types import ModelInfo
 from efedllm.errors import ConfigError, ModelError
 from efedllm.models.manifest import ENCODERS
-from efedllm.models.source import WeightSource
+from efedllm.models.source import WeightSource, is_url
 from efedllm.models.tokenizer import open_tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -70,7 +70,7 @@ async def load_text(model: ModelInfo, endpoints: Sequence[str], models_dir: Path
     """
     directory = models_dir / model.manifest_hash.hex()
     locations: list[str | Path] = [directory] if await asyncio.to_thread((directory / "manifest.json").exists) else []
-    if model.uri.startswith(("http://", "https://")) or await asyncio.to_thread(_is_directory, model.uri):
+    if is_url(model.uri) or await asyncio.to_thread(_is_directory, model.uri):
         locations.append(model.uri)
     locations += [endpoint.rstrip("/") + "/v1/model" for endpoint in endpoints]
     source = WeightSource(locations)

@@ -9,13 +9,12 @@ from efedllm.chain.types import ChainTime, NodeInfo
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.eip712 import Domain
 from efedllm.commitments.hashing import ZERO32
-from efedllm.commitments.messages import HopCommit, RouteHop, SignedCommit, ids_hash
+from efedllm.commitments.messages import EXACT_PROFILE, HopCommit, RouteHop, SignedCommit, ids_hash
 from efedllm.commitments.signing import check
 from efedllm.errors import ProtocolError
 from efedllm.wire.messages import ActMsg, OpenJobMsg
 
 ACTIVE = 1
-EXACT = 1
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class NodeFacts:
 
     @property
     def exact(self) -> bool:
-        return self.profile == EXACT
+        return self.profile == EXACT_PROFILE
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ def check_previous(signed: SignedCommit, own: OwnHop, prev: RouteHop, domain: Do
         own.tokens,
         own.model_id,
         own.in_root,
-        own.profile == EXACT,
+        own.profile == EXACT_PROFILE,
     )
     got = (
         commit.job_id,
@@ -203,7 +202,7 @@ def check_previous(signed: SignedCommit, own: OwnHop, prev: RouteHop, domain: Do
         commit.model_id,
         commit.out_root,
         # Neighbours may compute a float model in different dtypes.
-        commit.profile == EXACT,
+        commit.profile == EXACT_PROFILE,
     )
     names = ("job", "hop", "lo", "hi", "wire dtype", "positions", "model", "output root", "profile")
     wrong = [name for name, a, b in zip(names, wanted, got, strict=True) if a != b]

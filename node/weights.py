@@ -11,12 +11,7 @@ from efedllm.engine.protocol import Executor, constants_of
 from efedllm.errors import ModelError
 from efedllm.logs import get_logger
 from efedllm.models.manifest import Manifest
-from efedllm.models.source import FetchProgress, fetch_published, open_published
-
-
-def is_url(location: str) -> bool:
-    """Whether a --model location is fetched over HTTP."""
-    return location.startswith(("http://", "https://"))
+from efedllm.models.source import FetchProgress, fetch_published, is_url, open_published
 
 
 async def prepare(

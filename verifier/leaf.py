@@ -14,12 +14,10 @@ from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.eip712 import Domain, parse_hex
 from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.leaves import batch_root, hop_leaf
-from efedllm.commitments.messages import HopCommit, JobSpec, SessionKey, ids_hash
+from efedllm.commitments.messages import EXACT_PROFILE, HopCommit, JobSpec, SessionKey, ids_hash
 from efedllm.commitments.signing import check, recover
 from efedllm.errors import ProtocolError
 from verifier.statistic import Outcome
-
-_EXACT = 1
 
 
 @dataclass(frozen=True)
@@ -137,12 +135,13 @@ def check_leaf(
     if signer not in registration.signers:
         return Fault("commit-signature", f"the commit is signed by {signer}")
     served = (registration.model_id, registration.lo, registration.hi, registration.shard_root)
-    exact = registration.profile == _EXACT
-    if (commit.model_id, commit.lo, commit.hi, commit.shard_root) != served or (commit.profile == _EXACT) != exact:
+    exact = commit.profile == EXACT_PROFILE
+    shown = (commit.model_id, commit.lo, commit.hi, commit.shard_root)
+    if shown != served or exact != (registration.profile == EXACT_PROFILE):
         return Fault("wrong-shard", f"layers {commit.lo}:{commit.hi} are not the registered shard")
-    if commit.profile == _EXACT and commit.wire_dtype != WireDtype.F32:
+    if exact and commit.wire_dtype != WireDtype.F32:
         return Fault("wrong-wire", "the rows of an exact model were rounded on the wire")
-    if commit.profile != _EXACT and commit.aux_root != ZERO32:
+    if not exact and commit.aux_root != ZERO32:
         return Fault("wrong-aux", "a float model has no taps to commit to")
     if not epoch - 1 <= commit.epoch <= epoch:
         return Fault("wrong-epoch", f"a commit of epoch {commit.epoch} in the batch of epoch {epoch}")

@@ -19,7 +19,7 @@ from efedllm.commitments.hashing import keccak
 from efedllm.engine.protocol import Executor, StepItem, constants_of
 from efedllm.errors import ModelError
 from efedllm.models.manifest import Manifest
-from efedllm.models.source import fetch_published, open_published
+from efedllm.models.source import fetch_published, is_url, open_published
 from verifier.statistic import UNCALIBRATED, BackendError, Limits, compare
 
 T = TypeVar("T")
@@ -120,7 +120,7 @@ class EngineHouse:
         """A directory with verified files for [lo, hi): one of our own where it fits, else the fetched cache."""
         root, registered = model.weights_root, model.manifest_hash
         for source in self._sources:
-            if source.startswith(("http://", "https://")):
+            if is_url(source):
                 continue
             try:
                 await asyncio.to_thread(open_published, Path(source), root, lo, hi, registered)

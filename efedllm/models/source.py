@@ -206,7 +206,7 @@ async def _append(
     """Append what `location` has from byte `have` on; at most one byte more than `info.size` is kept."""
     stream, start = (
         await _open_http(session, location, info.name, have)
-        if _is_url(location)
+        if is_url(location)
         else (_read_local(Path(location) / info.name, have), have)
     )
     out = await asyncio.to_thread(partial.open, "ab" if start else "wb")
@@ -225,7 +225,7 @@ async def _append(
         raise _unreachable(location, error) from error
     finally:
         await asyncio.to_thread(out.close)
-    if written < info.size and _is_url(location):
+    if written < info.size and is_url(location):
         raise _unreachable(location, f"{info.name} ended after {written} of {info.size} bytes")
 
 
@@ -266,7 +266,7 @@ async def _read_local(path: Path, start: int) -> AsyncIterator[bytes]:
 
 
 async def _read_manifest(session: aiohttp.ClientSession, location: str) -> bytes:
-    if not _is_url(location):
+    if not is_url(location):
         return await asyncio.to_thread(lambda: Manifest.load(Path(location)).canonical_json())
     try:
         async with asyncio.timeout(_PATIENCE), session.get(_url(location, MANIFEST_NAME)) as response:
@@ -282,7 +282,8 @@ async def _read_manifest(session: aiohttp.ClientSession, location: str) -> bytes
         raise _unreachable(location, error) from error
 
 
-def _is_url(location: str) -> bool:
+def is_url(location: str) -> bool:
+    """Whether a location is fetched over HTTP; else it is a directory."""
     return location.startswith(("http://", "https://"))
 
 
