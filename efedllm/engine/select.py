@@ -11,7 +11,7 @@ from efedllm.engine.protocol import Executor
 from efedllm.engine.shard import ShardEngine
 from efedllm.engine.tiers import TierReport
 from efedllm.errors import ModelError
-from efedllm.models.families import FAMILIES
+from efedllm.models.families import FAMILIES, read_config
 from efedllm.models.manifest import Manifest
 
 
@@ -21,10 +21,11 @@ def load_executor(
     """Layers [lo, hi) of the published model in `directory`, on the calling thread, which must be the one to use them.
 
     `ram`: bytes for weights, caches and activations; None holds everything in memory. `half`: compute in bfloat16.
-    Raises ModelError like `ShardEngine.load`, "ram-exceeded" for an encoder that is larger than `ram`, as it is always
-    held whole, and "no-bfloat16" where `half` cannot be.
+    Raises ModelError like `ShardEngine.load`, "bad-manifest" when config.json describes another model, "ram-exceeded"
+    for an encoder that is larger than `ram`, as it is always held whole, and "no-bfloat16" where `half` cannot be.
     """
     manifest = Manifest.load(directory)
+    _check_config(directory, manifest)
     if half:
         return _half(directory, manifest, lo, hi, threads, ram)
     if manifest.profile == "exact":
@@ -40,6 +41,18 @@ def load_executor(
             )
         return encoder
     return ShardEngine.load(directory, lo, hi, threads=threads, ram=ram)
+
+
+def _check_config(directory: Path, manifest: Manifest) -> None:
+    """Before anything is built by it: a published config.json may name any number of layers."""
+    config = read_config(directory)
+    said = (manifest.layers, manifest.hidden, manifest.vocab)
+    if said != (config.num_hidden_layers, config.hidden_size, config.vocab_size):
+        raise ModelError(
+            "bad-manifest",
+            f"The manifest and config.json of {directory.name} describe different models.",
+            "Fetch the model again from its publisher.",
+        )
 
 
 def _half(directory: Path, manifest: Manifest, lo: int, hi: int, threads: int, ram: int | None) -> Executor:

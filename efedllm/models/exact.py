@@ -14,6 +14,9 @@ EXACT_ROPES = ("default", "linear", "llama3")
 MAX_POSITIONS = 1 << 18
 """Longest sequence: 2^20 * 2^15 * 2^18 = 2^53 bounds the sums over positions of exact attention."""
 
+MAX_HEAD_DIM = 1024
+"""Numbers of a head: its tables of angles are made in decimals of 60 digits, one frequency after the other."""
+
 _POSITIONS = "transformer.wpe.weight"
 """Only looked up, so of any dtype."""
 
@@ -59,6 +62,8 @@ def _llama_obstacle(config: Any) -> str | None:
         return f"{config.hidden_act} activations"
     if not config.rms_norm_eps > 0:
         return "norms without epsilon"
+    if int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads) > MAX_HEAD_DIM:
+        return f"heads of more than {MAX_HEAD_DIM} numbers"
     rope = config.rope_parameters
     whole = float(rope.get("partial_rotary_factor") or 1.0) == 1.0
     if rope.get("rope_type", "default") not in EXACT_ROPES or not whole:
