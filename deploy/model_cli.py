@@ -156,6 +156,7 @@ def publish_command(
         home=home, rpc_url=rpc, deployment=deployment, keystore=keystore, password_file=password_file
     )
     logs.setup(settings.log_level, settings.log_format)
+    _advise(directory)
     published: Published | None = run(_publish(settings, directory, uri))
     if published is None:
         raise typer.Exit(130)
@@ -165,6 +166,17 @@ def publish_command(
     state = f"registered, {published.gas:,} gas, {published.tx}" if published.tx else "registered already"
     console.print(f"{state}; files at {published.uri or '(no address: nodes need --model)'}")
     print("0x" + published.model_id.hex())
+
+
+def _advise(directory: Path) -> None:
+    """Says what a publisher may have forgotten; on stderr."""
+    from efedllm.models.manifest import Manifest
+
+    manifest = Manifest.load(directory)
+    if manifest.certificate is None:
+        console.print("note: no certificate, so that clients cannot ask for its quality: `efedllm model evaluate`")
+    if manifest.profile == "float" and manifest.tolerance is None:
+        console.print("note: no limits of its own, audited by wide ones: `efedllm model calibrate`, then publish")
 
 
 async def _publish(settings: Settings, directory: Path, uri: str) -> Published:

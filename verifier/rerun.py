@@ -19,8 +19,8 @@ from efedllm.sampling import SamplingSpec, is_consistent
 from verifier.leaf import Fault, Leaf
 from verifier.statistic import (
     HALF_LIMITS,
+    MEASURED,
     SEVERE_AT,
-    UNCALIBRATED,
     BackendError,
     HopStatistic,
     Limits,
@@ -53,7 +53,7 @@ class HopResult:
 
 
 def rerun(
-    executor: Executor, leaf: Leaf, spec: JobSpec, inputs: bytes, outputs: bytes, *, limits: Limits = UNCALIBRATED
+    executor: Executor, leaf: Leaf, spec: JobSpec, inputs: bytes, outputs: bytes, *, limits: Limits = MEASURED
 ) -> HopResult:
     """Check one hop against the published weights in `executor` (of exactly the hop's layer range).
 
@@ -163,7 +163,7 @@ def check_tokens(
     emitted: tuple[int, ...],
     *,
     exact: bool = False,
-    limits: Limits = UNCALIBRATED,
+    limits: Limits = MEASURED,
 ) -> Fault | None:
     """Every emitted token was sampled from the logits of the committed hidden rows [n, hidden]: of a float model, could
     have been.

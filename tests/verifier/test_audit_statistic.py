@@ -313,6 +313,11 @@ def test_two_torch_threads_really_run(published: Path) -> None:
     assert torch.get_num_threads() == 2
 
 
+def test_a_model_without_limits_of_its_own_is_measured_more_generously() -> None:
+    assert Limits.of(None).tau == 10 * Limits().tau
+    assert Limits.of(None).slashable
+
+
 def test_a_models_own_limits_count_and_an_unslashable_one_never_slashes() -> None:
     x, y = np.zeros((2, 4), np.float32), np.ones((2, 4), np.float32)
     off = y * np.float32(1 + 1e-3)
