@@ -1,7 +1,8 @@
-"""The committee: draws, tallies, judgements of verifiers and slashes, equal to Draw, TallyWord and StakeVault."""
+"""The committee: draws, tallies, judgements of verifiers, slashes; equal to Draw, TallyWord, TapWord and StakeVault."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,16 +15,25 @@ from verifier.sampling import Verdict
 
 T = TypeVar("T")
 
-OK, NO_REVEAL, DEVIATED = 0, 1, 2
+OK, NO_REVEAL, DEVIATED, TAP_DIFFERS = 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a member revealed about one node. `tap`: fingerprint of its tap digest, a uint32; 0 claims nothing."""
+
+    verdict: Verdict
+    tap: int = 0
 
 
 @dataclass(frozen=True)
 class Final:
-    """The verdict of a quorum about one node and epoch, in units."""
+    """What a quorum says about one node and epoch, in units. `tap`: the agreed fingerprint, 0 = none."""
 
     passed: int
     failed: int
     severe: bool
+    tap: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,25 +98,43 @@ def outcome(revealed: Sequence[Verdict]) -> tuple[int, int, int]:
     )
 
 
-def final(revealed: Sequence[Verdict], drawn: int) -> Final | None:
-    """The final verdict, or None without a quorum."""
+def fingerprint(digest: bytes) -> int:
+    """`TapWord.fingerprint`: the lower 32 bits of a tap digest of 32 bytes."""
+    return int.from_bytes(digest[-4:])
+
+
+def agreed(revealed: Sequence[Said], drawn: int) -> int:
+    """`TapWord.agreed`: the fingerprint other than 0 that a quorum of those drawn revealed with a pass; 0 = none."""
+    shown = Counter(said.tap for said in revealed if said.tap and not said.verdict.failed)
+    # A quorum is more than half, so that at most one fingerprint has it.
+    return next((tap for tap, votes in shown.items() if votes >= quorum(drawn)), 0)
+
+
+def final(revealed: Sequence[Said], drawn: int) -> Final | None:
+    """The final verdict and fingerprint, or None without a quorum."""
     if not revealed or len(revealed) < quorum(drawn):
         return None
-    passed, failed, severe = outcome(revealed)
-    return Final(passed, failed, severe >= quorum(drawn))
+    passed, failed, severe = outcome([said.verdict for said in revealed])
+    return Final(passed, failed, severe >= quorum(drawn), agreed(revealed, drawn))
 
 
-def judge(own: Mapping[str, Verdict], finals: Mapping[str, Final | None], deviation_bps: int) -> Judgement:
-    """`judgeVerifier` of one that revealed `own`: one opposite verdict costs all points of the epoch and stake once."""
-    points = 0
-    for node, verdict in own.items():
+def judge(own: Mapping[str, Said], finals: Mapping[str, Final | None], deviation_bps: int) -> Judgement:
+    """`judgeVerifier` of one that revealed `own`: however often it deviates, all points of the epoch and stake once.
+
+    A verdict opposite to the final one deviates, and so does a pass without the agreed fingerprint of a node that
+    passed; the first is what the event names when there are both.
+    """
+    points, found = 0, OK
+    for node, said in own.items():
         decided = finals[node]
         if decided is None:
             continue
-        if (verdict.failed != 0) != (decided.failed != 0):
+        if (said.verdict.failed != 0) != (decided.failed != 0):
             return Judgement(DEVIATED, 0, deviation_bps)
+        if not said.verdict.failed and decided.tap not in (0, said.tap):
+            found = TAP_DIFFERS
         points += decided.passed + decided.failed
-    return Judgement(OK, points, 0)
+    return Judgement(OK, points, 0) if found == OK else Judgement(found, 0, deviation_bps)
 
 
 def slash(stake: Stake, bps: int) -> tuple[Stake, int]:

@@ -1,15 +1,14 @@
 """The verifier's dilemma: what strategies of verifiers earn in the attestation game.
 
-Verdicts, quorums, points and slashes are those of the contract (committee.py, compared with it on random histories).
-Tap digests and canaries follow the design: among the revealers of a node the digest that a quorum shows is final, and
-another digest is a deviation; a canary is opened before the tally, slashes who passed it, pays who failed it, and is
-taken out of the verdicts. Money is in fees of one hop-job. numpy's PCG64 with a fixed seed draws everything.
+Verdicts, quorums, tap digests, points and slashes are those of the contract (committee.py, compared with it on random
+histories; `settle` is compared on the very reports of this game). Canaries are no rule of the contract: see `Canaries`.
+Money is in fees of one hop-job. numpy's PCG64 with a fixed seed draws everything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,13 +22,28 @@ LAZY_PASS = "lazy pass"
 LAZY_FAIL = "lazy fail"
 COPY = "copy"  # waits for the others' reveals: too late to commit, so it commits a blind value it cannot open
 ABSENT = "absent"
-TAP_GUESS = "tap guess"  # passes without computing and guesses the digest
-HALF = "half a hop"  # runs half of the layers: sees nothing wrong, and cannot know the tap at the end
+TAP_GUESS = "tap guess"  # passes without computing and makes up a digest
+HALF = "half a hop"  # runs half of the layers: sees nothing wrong, and cannot know the taps at the end
 FALSE_ACCUSER = "false accuser"  # computes, then fails one node in ten whatever it did
 COLLUDE = "collude"  # all of them pass everything with one agreed digest
 ACCUSED = 10
-TRUE_DIGEST = "true"
+TRUE_TAP, AGREED_TAP, MADE_UP_TAP = 1, 2, 3  # fingerprints; MADE_UP_TAP + i is verifier i's own
 STRATEGIES = (HONEST, LAZY_PASS, LAZY_FAIL, COPY, ABSENT, TAP_GUESS, HALF, FALSE_ACCUSER)
+
+
+@dataclass(frozen=True)
+class Canaries:
+    """A rule that is NOT built: jobs planted to fail, of which only their issuer knows until the reveals are over.
+
+    An opened canary slashes who passed it, pays who failed it, and is taken out of the verdicts and of the digests.
+    The contracts cannot do the last: a tally has one verdict a node and none a leaf, so that forgiving a canary's
+    units could forgive a real cheat of that epoch; an epoch of which the canary is the only leaf could be voided,
+    but such an epoch tells everybody that it is one.
+    """
+
+    share: float  # q: of all audits
+    slash_bps: int = 500
+    jackpot: float = 0.25  # J, fees, for each verifier that fails a canary
 
 
 @dataclass(frozen=True)
@@ -44,11 +58,9 @@ class Game:
     jobs: int = 24  # of a node in an epoch
     audit_cost: float = 0.05  # fees
     failing: float = 0.0  # probability that a node cheats in an epoch, and is seen by whoever computes
-    taps: bool = False
-    tap_guess: float = 2.0**-32  # 32 coordinates with a bit of uncertainty each; really far more
-    canary_share: float = 0.0  # q: of all audits
-    canary_slash_bps: int = 500
-    jackpot: float = 0.25  # J, fees, for each verifier that fails a canary
+    taps: bool = True  # nodes serve an exact model; float models have no taps
+    tap_guess: float = 2.0**-32  # chance of a made-up fingerprint: the contract keeps 32 bits
+    canaries: Canaries | None = None  # not built
     seed: int = 1
 
     @property
@@ -76,15 +88,7 @@ class Payoff:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What one verifier says about one node, and with which digest (None = a digest of its own that nobody shares)."""
-
-    verdict: Verdict
-    digest: str | None
-
-
-@dataclass(frozen=True)
-class _Node:
+class Found:
     """What an audit of a node finds in one epoch."""
 
     audits: int
@@ -129,12 +133,20 @@ def needed_share(game: Game, margin: float = 1.2) -> float:
     return margin * game.audit_rate * game.rule.committee_size * game.audit_cost
 
 
-def deterring_canaries(game: Game) -> float:
+def least_jobs(game: Game) -> int | None:
+    """Jobs of a node in an epoch, up to 1,000, from which honest work is paid at least its cost; None if never.
+
+    The more jobs, the more trust, the smaller the share of them that is audited.
+    """
+    return next((jobs for jobs in range(1, 1_001) if replace(game, jobs=jobs).reward >= game.audit_cost), None)
+
+
+def deterring_canaries(game: Game, canaries: Canaries) -> float:
     """Share q of the audits that must be canaries for passing unseen to earn less than honest work, without taps.
 
     From r + q J - c > (1 - q) r - q S: q = c / (r + J + S), S being what a passed canary costs.
     """
-    return game.audit_cost / (game.reward + game.jackpot + game.seat_stake * game.canary_slash_bps / BPS)
+    return game.audit_cost / (game.reward + canaries.jackpot + game.seat_stake * canaries.slash_bps / BPS)
 
 
 def deterring_failures(game: Game) -> float:
@@ -155,38 +167,95 @@ def play(game: Game, strategies: Sequence[str], epochs: int) -> dict[str, Payoff
     return {name: _payoff(name, strategies, accounts, epochs) for name in dict.fromkeys(strategies)}
 
 
+def settle(
+    rule: Rule,
+    drawn: Sequence[Collection[int]],
+    said: Sequence[Mapping[int, com.Said]],
+    verifiers: int,
+    silent: Collection[int] = (),
+) -> list[com.Judgement | None]:
+    """What the contract finds about every verifier, None where it has nothing to judge.
+
+    drawn[i], said[i]: the committee of node i and what its members revealed. `silent`: committed, revealed nothing.
+    """
+    finals = {str(i): com.final(list(said[i].values()), len(members)) for i, members in enumerate(drawn)}
+    judgements: list[com.Judgement | None] = []
+    for member in range(verifiers):
+        own = {str(i): reports[member] for i, reports in enumerate(said) if member in reports}
+        missed = any(member in members and finals[str(i)] is not None for i, members in enumerate(drawn))
+        if own:
+            judgements.append(com.judge(own, finals, rule.deviation_bps))
+        elif missed or member in silent:
+            judgements.append(com.Judgement(com.NO_REVEAL, 0, rule.no_reveal_bps))
+        else:
+            judgements.append(None)
+    return judgements
+
+
+def report(
+    game: Game, strategy: str, member: int, node: Found, index: int, rng: np.random.Generator
+) -> com.Said | None:
+    """What verifier `member` reveals about node number `index`; None if nothing."""
+    units = min(FULL_UNITS * node.audits, PASSED_CAP)
+    passing = Verdict(units, 0, False)
+    failing = Verdict(0, min(units, FAILED_CAP), True)
+    seen = Verdict(max(units - FULL_UNITS, 0), FULL_UNITS, True) if node.canary else node.truth
+    if strategy == TAP_GUESS:
+        tap = TRUE_TAP if rng.random() < game.tap_guess else MADE_UP_TAP + member
+        return com.Said(passing, tap if game.taps else 0)
+    if strategy == FALSE_ACCUSER and index % ACCUSED == 0:
+        return com.Said(failing)
+    # Who met a failure attests no digest.
+    honest = com.Said(seen, TRUE_TAP if game.taps and not seen.failed else 0)
+    reports = {
+        HONEST: honest,
+        FALSE_ACCUSER: honest,
+        LAZY_PASS: com.Said(passing),
+        HALF: com.Said(passing),
+        LAZY_FAIL: com.Said(failing),
+        COLLUDE: com.Said(passing, AGREED_TAP if game.taps else 0),
+    }
+    return reports.get(strategy)
+
+
 def _epoch(game: Game, strategies: Sequence[str], accounts: Sequence[_Account], rng: np.random.Generator) -> None:
     rule, v = game.rule, len(strategies)
     nodes = [_node(game, rng) for _ in range(game.nodes)]
     size = min(rule.committee_size, v)
     drawn = [rng.choice(v, size, replace=False).tolist() for _ in nodes]
-    reports: list[dict[int, Report]] = [{} for _ in nodes]
+    said: list[dict[int, com.Said]] = [{} for _ in nodes]
+    silent = set()
     for i, node in enumerate(nodes):
         if node.audits == 0:
             continue
         for member in drawn[i]:
             accounts[member].audits += node.audits
             accounts[member].cost += node.audits * game.audit_cost * _work(strategies[member])
-            report = _report(game, strategies[member], node, i, rng)
-            if report is not None:
-                reports[i][member] = report
-    _open_canaries(game, nodes, reports, accounts)
-    finals = {str(i): com.final([r.verdict for r in reports[i].values()], size) for i in range(len(nodes))}
-    digests = [_final_digest(reports[i], size) if game.taps else None for i in range(len(nodes))]
-    points = [_judge(game, member, reports, finals, digests, drawn, accounts[member]) for member in range(v)]
+            revealed = report(game, strategies[member], member, node, i, rng)
+            if revealed is not None:
+                said[i][member] = revealed
+            elif strategies[member] == COPY:
+                silent.add(member)
+    if game.canaries is not None:
+        _open_canaries(game.canaries, game.seat_stake, nodes, said, accounts)
+    judgements = settle(rule, drawn, said, v, silent)
     pool = game.nodes * game.jobs * game.phi_bps / BPS * game.verifiers_bps / BPS
-    whole = sum(points)
-    for account, earned in zip(accounts, points, strict=True):
-        account.reward += pool * earned / whole if whole else 0.0
+    whole = sum(judgement.points for judgement in judgements if judgement is not None)
+    for account, judgement in zip(accounts, judgements, strict=True):
+        if judgement is not None:
+            account.reward += pool * judgement.points / whole if whole else 0.0
+            account.slashed += game.seat_stake * judgement.slash_bps / BPS
+            account.slashes += judgement.slash_bps > 0
 
 
-def _node(game: Game, rng: np.random.Generator) -> _Node:
+def _node(game: Game, rng: np.random.Generator) -> Found:
     audits = int(rng.binomial(game.jobs, game.audit_rate))
     bad = audits > 0 and bool(rng.random() < game.failing)
-    canary = audits > 0 and not bad and bool(rng.random() < game.canary_share * audits)
+    share = game.canaries.share if game.canaries is not None else 0.0
+    canary = audits > 0 and not bad and bool(rng.random() < share * audits)
     failed = FULL_UNITS * audits if bad else 0
     passed = 0 if bad else FULL_UNITS * audits
-    return _Node(audits, Verdict(min(passed, PASSED_CAP), min(failed, FAILED_CAP), bad), canary)
+    return Found(audits, Verdict(min(passed, PASSED_CAP), min(failed, FAILED_CAP), bad), canary)
 
 
 def _work(strategy: str) -> float:
@@ -194,76 +263,25 @@ def _work(strategy: str) -> float:
     return {HONEST: 1.0, FALSE_ACCUSER: 1.0, HALF: 0.5}.get(strategy, 0.0)
 
 
-def _report(game: Game, strategy: str, node: _Node, index: int, rng: np.random.Generator) -> Report | None:
-    units = min(FULL_UNITS * node.audits, PASSED_CAP)
-    passing = Verdict(units, 0, False)
-    failing = Verdict(0, min(units, FAILED_CAP), True)
-    seen = Verdict(max(units - FULL_UNITS, 0), FULL_UNITS, True) if node.canary else node.truth
-    if strategy == TAP_GUESS:
-        return Report(passing, TRUE_DIGEST if rng.random() < game.tap_guess else None)
-    if strategy == FALSE_ACCUSER and index % ACCUSED == 0:
-        return Report(failing, TRUE_DIGEST)
-    reports = {
-        HONEST: Report(seen, TRUE_DIGEST),
-        FALSE_ACCUSER: Report(seen, TRUE_DIGEST),
-        LAZY_PASS: Report(passing, None),
-        HALF: Report(passing, None),
-        LAZY_FAIL: Report(failing, None),
-        COLLUDE: Report(passing, "agreed"),
-    }
-    return reports.get(strategy)
-
-
 def _open_canaries(
-    game: Game, nodes: Sequence[_Node], reports: list[dict[int, Report]], accounts: Sequence[_Account]
+    canaries: Canaries,
+    seat_stake: float,
+    nodes: Sequence[Found],
+    said: Sequence[dict[int, com.Said]],
+    accounts: Sequence[_Account],
 ) -> None:
-    """Pay and slash by the opened canaries, then take them out of the verdicts."""
-    for node, said in zip(nodes, reports, strict=True):
+    """Pay and slash by the opened canaries, then take them out of the verdicts and of the digests."""
+    for node, reports in zip(nodes, said, strict=True):
         if not node.canary:
             continue
-        for member, report in said.items():
-            if report.verdict.failed:
-                accounts[member].jackpots += game.jackpot
+        for member, item in reports.items():
+            if item.verdict.failed:
+                accounts[member].jackpots += canaries.jackpot
             else:
-                accounts[member].slashed += game.seat_stake * game.canary_slash_bps / BPS
+                accounts[member].slashed += seat_stake * canaries.slash_bps / BPS
                 accounts[member].slashes += 1
-            failed = max(report.verdict.failed - FULL_UNITS, 0)
-            cleared = Verdict(report.verdict.passed, failed, report.verdict.severe and failed > 0)
-            said[member] = Report(cleared, report.digest)
-
-
-def _final_digest(said: Mapping[int, Report], size: int) -> str | None:
-    """The digest that a quorum shows, or None."""
-    shown = [report.digest for report in said.values() if report.digest is not None]
-    return next((d for d in sorted(set(shown)) if shown.count(d) >= com.quorum(size)), None)
-
-
-def _judge(
-    game: Game,
-    member: int,
-    reports: Sequence[Mapping[int, Report]],
-    finals: Mapping[str, com.Final | None],
-    digests: Sequence[str | None],
-    drawn: Sequence[Sequence[int]],
-    account: _Account,
-) -> int:
-    """Points of one verifier for the epoch; slashes go to its account."""
-    own = {str(i): said[member].verdict for i, said in enumerate(reports) if member in said}
-    if own:
-        judgement = com.judge(own, finals, game.rule.deviation_bps)
-        wrong = any(
-            digest is not None and member in said and said[member].digest != digest
-            for said, digest in zip(reports, digests, strict=True)
-        )
-        bps, points = judgement.slash_bps, judgement.points
-        if wrong:
-            bps, points = game.rule.deviation_bps, 0
-    else:
-        missed = any(member in drawn[i] and finals[str(i)] is not None for i in range(len(drawn)))
-        bps, points = (game.rule.no_reveal_bps if missed else 0), 0
-    account.slashed += game.seat_stake * bps / BPS
-    account.slashes += bps > 0
-    return points
+            failed = max(item.verdict.failed - FULL_UNITS, 0)
+            reports[member] = com.Said(Verdict(item.verdict.passed, failed, item.verdict.severe and failed > 0))
 
 
 def _payoff(name: str, strategies: Sequence[str], accounts: Sequence[_Account], epochs: int) -> Payoff:

@@ -12,6 +12,7 @@ from typing import Any
 import pyrevm
 from eth_utils.address import to_checksum_address
 
+from bench.trust.committee import Said
 from bench.trust.rule import Rule
 from deploy.plan import constructor_args, grants
 from deploy.profile import Profile
@@ -20,7 +21,7 @@ from efedllm.chain.codec import Codec
 from efedllm.commitments.hashing import keccak
 from efedllm.errors import ChainError
 from verifier.attest import Attestation, NodeVerdict, commitment, prepare
-from verifier.sampling import Verdict, pack_verdict
+from verifier.sampling import pack_verdict
 
 CHAIN_ID = 31337
 GENESIS = 1_700_000_000
@@ -115,10 +116,17 @@ class Network:
     def drawn(self, epoch: int, node: str) -> tuple[str, ...]:
         return tuple(to_checksum_address(m) for m in self.call(self.home_of("drawn"), "drawn", epoch, node))
 
-    def attestation(self, epoch: int, verifier: str, verdicts: Mapping[str, Verdict]) -> Attestation:
-        """What a verifier reveals later; the salt follows from its name and the epoch."""
+    def attestation(self, epoch: int, verifier: str, said: Mapping[str, Said]) -> Attestation:
+        """What a verifier reveals later; the salt follows from its name and the epoch.
+
+        Digests of two verifiers share nothing but their lower 32 bits, the fingerprint, so that whatever the
+        contract compares besides would show.
+        """
         salt = keccak(verifier.encode() + epoch.to_bytes(8))
-        items = [NodeVerdict(node, pack_verdict(verdict), keccak(node.encode())) for node, verdict in verdicts.items()]
+        items = [
+            NodeVerdict(node, pack_verdict(item.verdict), keccak(node.encode()), salt[:28] + item.tap.to_bytes(4))
+            for node, item in said.items()
+        ]
         return prepare(epoch, items, salt)
 
     def commit(self, verifier: str, attestation: Attestation) -> None:
@@ -141,8 +149,15 @@ class Network:
     def finalize(self, epoch: int, nodes: Sequence[str]) -> None:
         self.send(self._admin, "VerifierCommittee", "finalize", epoch, list(nodes))
 
-    def judge(self, epoch: int, verifier: str, nodes: Sequence[str]) -> None:
+    def judge(self, epoch: int, verifier: str, nodes: Sequence[str]) -> int:
+        """The outcome that VerifierJudged names."""
         self.send(self._admin, "VerifierCommittee", "judgeVerifier", epoch, verifier, list(nodes))
+        topic = "0x" + keccak(b"VerifierJudged(uint64,address,uint8,uint256,uint256)").hex()
+        result = self._evm.result
+        for log in result.logs if result is not None else ():
+            if log.topics[0] == topic:
+                return int.from_bytes(log.data[1][:32])
+        raise ChainError("no-event", f"judgeVerifier of {verifier} emitted no VerifierJudged.")
 
     # --------------------------------------------------------------------------------------------------------- views
 
@@ -158,6 +173,10 @@ class Network:
 
     def audit_rate(self, node: str) -> int:
         return int(self.call(self.home_of("auditRate"), "auditRate", node))
+
+    def agreed_tap(self, epoch: int, node: str) -> int:
+        """The final fingerprint about a node, 0 = none."""
+        return int(self.call("VerifierCommittee", "tallyOf", epoch, node).tap)
 
     def stake_of(self, who: str) -> tuple[int, int]:
         """Active and unbonding stake, wei."""

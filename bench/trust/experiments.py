@@ -180,7 +180,7 @@ def memory_sweep(setting: Setting, say: Say) -> list[Row]:
     """Prior mass and decay: how fast trust comes, how little a trusted node is audited, what it can do with that."""
     rows = []
     for shift in (5, 6, 7):
-        for prior in (2_000_000, 5_000_000, 20_000_000, 50_000_000, 100_000_000):
+        for prior in (2_000_000, 3_000_000, 5_000_000, 20_000_000, 100_000_000):
             say(f"prior mass {prior / 1e6:g} audits, decay 1/{2**shift} an epoch")
             here = replace(setting, rule=replace(setting.rule, prior_mass=prior, decay_shift=shift))
             honest = simulate(here, Sometimes(0.0))

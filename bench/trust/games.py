@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from bench.trust import dilemma as d
 from bench.trust.experiments import Row, Say
@@ -13,15 +12,17 @@ from deploy.profile import Profile
 PROFILES = ("local", "testnet", "production")
 MARGIN = 1.2
 SEATS = 56
-CANARY_SHARE = 0.05
+CANARIES = d.Canaries(0.05)
 HOP_LAYERS = 4  # of the node whose stake and fee set the scale
 
+TAPS = "taps"  # the contract's rule where a model is exact
 RULES: dict[str, Row] = {
-    "verdicts only": {},
-    "verdicts, 0.1 % of nodes fail": {"failing": 0.001},
-    "canaries": {"canary_share": CANARY_SHARE},
-    "taps": {"taps": True},
-    "taps and canaries": {"taps": True, "canary_share": CANARY_SHARE},
+    TAPS: {},
+    "taps, 0.1 % of nodes fail": {"failing": 0.001},
+    "no taps (float models)": {"taps": False},
+    "no taps, 0.1 % of nodes fail": {"taps": False, "failing": 0.001},
+    "not built: canaries, no taps": {"taps": False, "canaries": CANARIES},
+    "not built: canaries and taps": {"canaries": CANARIES},
 }
 
 
@@ -58,23 +59,37 @@ def payoffs(economy: Economy, epochs: int, say: Say) -> list[Row]:
     return rows
 
 
-def break_even(economy: Economy) -> list[Row]:
-    """What must be true of a profile for honest verifiers to earn: the dearest audit it pays, the share it needs."""
+def break_even(
+    economy: Economy, former: Mapping[str, Mapping[str, Mapping[str, int]]], epochs: int, say: Say
+) -> list[Row]:
+    """What must be true of a profile for honest verifiers to earn: the dearest audit it pays, the share it needs.
+
+    `honest_alone` is played: everybody honest, so that nothing comes from others' forfeits. `former`: values of the
+    profiles, by profile and section, to compare the shipped ones with.
+    """
+    shipped = [(name, "shipped", Profile.load(name)) for name in PROFILES]
     rows = []
-    for name in PROFILES:
-        profile = Profile.load(name)
+    for name, parameters, profile in [*shipped, *((n, "former", edited_profile(n, v)) for n, v in former.items())]:
         for jobs in (24, 100):
+            say(f"verifiers: {name}, {parameters} parameters, {jobs} jobs, all honest")
             played = game(profile, economy, jobs=jobs)
+            alone = d.play(played, [d.HONEST] * SEATS, epochs)[d.HONEST]
             rows.append(
                 {
                     "profile": name,
+                    "parameters": parameters,
+                    "changes": former[name] if parameters == "former" else {},
                     "jobs": jobs,
+                    "audit_rate": round(played.audit_rate, 4),
+                    "honest_alone": round(alone.per_audit, 4),
+                    "honest_earn_from_jobs": d.least_jobs(played),
+                    "nodes_emission_of_income": round(_emission_of_income(profile), 4),
                     "reward_per_audit": round(played.reward, 5),
                     "dearest_audit_of_hop_cost": round(played.reward / economy.cost, 4),
                     "paid_share": round(played.phi_bps * played.verifiers_bps / 1e8, 4),
                     "needed_share": round(d.needed_share(played, MARGIN), 4),
                     "audit_load_of_compute": round(_load(played, economy), 4),
-                    "deterring_canary_share": round(d.deterring_canaries(played), 8),
+                    "deterring_canary_share": round(d.deterring_canaries(played, CANARIES), 8),
                     "deterring_failing_share": round(d.deterring_failures(played), 8),
                 }
             )
@@ -86,6 +101,13 @@ def _load(played: d.Game, economy: Economy) -> float:
     return played.audit_rate * played.rule.committee_size * played.audit_cost / economy.cost
 
 
+def _emission_of_income(profile: Profile) -> float:
+    """Emission's share of what nodes get when e0 does not bind and everybody weighs in fully; the rest is fees."""
+    fees = 1 - profile.escrow.fee_bps / 1e4
+    emission = profile.rewards.phi_bps * profile.rewards.servers_bps / 1e8
+    return emission / (fees + emission)
+
+
 def edited_profile(name: str, sections: Mapping[str, Mapping[str, int]]) -> Profile:
     """A shipped profile with some values of some sections replaced."""
     profile = Profile.load(name)
@@ -93,61 +115,27 @@ def edited_profile(name: str, sections: Mapping[str, Mapping[str, int]]) -> Prof
     return profile.model_copy(update=parts)
 
 
-def proposed(
-    economy: Economy, changes: Mapping[str, Mapping[str, Mapping[str, int]]], epochs: int, say: Say
-) -> list[Row]:
-    """`payoffs` under taps and canaries with sections of the profiles changed."""
-    rows = []
-    for name, sections in changes.items():
-        edited = edited_profile(name, sections)
-        for jobs in (24, 100):
-            say(f"verifiers: {name} with {sections}, {jobs} jobs")
-            played = game(edited, economy, jobs=jobs, taps=True, canary_share=CANARY_SHARE)
-            deviants = d.STRATEGIES[1:]
-            out = d.play(played, [d.HONEST] * (SEATS - len(deviants)) + list(deviants), epochs)
-            alone = replace(played, canary_share=0.0)
-            rows.append(
-                {
-                    "profile": name,
-                    "changes": sections,
-                    "jobs": jobs,
-                    "audit_rate": round(played.audit_rate, 4),
-                    "audit_load_of_compute": round(_load(played, economy), 4),
-                    "paid_share": round(played.phi_bps * played.verifiers_bps / 1e8, 4),
-                    "needed_share": round(d.needed_share(played, MARGIN), 4),
-                    "reward_per_audit": round(played.reward, 5),
-                    "cost_per_audit": played.audit_cost,
-                    # All honest and no canary: nothing comes from others' forfeits or from jackpots.
-                    "honest_alone": round(
-                        d.play(alone, [d.HONEST] * SEATS, max(epochs // 4, 1))[d.HONEST].per_audit, 4
-                    ),
-                    "utility_per_audit": {key: round(value.per_audit, 4) for key, value in out.items()},
-                }
-            )
-    return rows
-
-
 def crowds(economy: Economy, profile: Profile, epochs: int, say: Say) -> list[Row]:
     """Utility of honest and of lazy or colluding verifiers by their share, where one node in a hundred cheats."""
     rows = []
     for kind, changes in (
+        (d.LAZY_PASS, {"taps": False}),
         (d.LAZY_PASS, {}),
-        (d.LAZY_PASS, {"taps": True}),
-        (d.LAZY_PASS, {"taps": True, "canary_share": CANARY_SHARE}),
+        (d.LAZY_PASS, {"canaries": CANARIES}),
+        (d.COLLUDE, {"taps": False}),
         (d.COLLUDE, {}),
-        (d.COLLUDE, {"taps": True}),
-        (d.COLLUDE, {"taps": True, "canary_share": CANARY_SHARE}),
+        (d.COLLUDE, {"canaries": CANARIES}),
     ):
         for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
-            say(f"crowd: {share:.0%} {kind}, {changes or 'verdicts only'}")
+            say(f"crowd: {share:.0%} {kind}, {changes or TAPS}")
             count = round(share * SEATS)
             played = game(profile, economy, failing=0.01, **changes)
             out = d.play(played, [d.HONEST] * (SEATS - count) + [kind] * count, epochs)
             rows.append(
                 {
                     "kind": kind,
-                    "taps": bool(changes.get("taps")),
-                    "canaries": "canary_share" in changes,
+                    "taps": played.taps,
+                    "canaries_not_built": played.canaries is not None,
                     "share": share,
                     "honest": round(out[d.HONEST].per_audit, 4),
                     "deviant": round(out[kind].per_audit, 4),

@@ -51,7 +51,7 @@ class Epoch:
 
     number: int
     drawn: Mapping[str, tuple[str, ...]]  # node -> committee
-    revealed: Mapping[str, Mapping[str, Verdict]]  # verifier -> node -> verdict
+    revealed: Mapping[str, Mapping[str, com.Said]]  # verifier -> node -> verdict and tap
     silent: frozenset[str]
 
 
@@ -70,6 +70,8 @@ class Seen:
     gray: int = 0
     repeat_slashes: int = 0
     deviated: int = 0
+    tap_agreed: int = 0
+    tap_differs: int = 0
     missed: int = 0
     values_compared: int = 0
 
@@ -179,17 +181,19 @@ class Comparison:
         for node in self._nodes:
             self._same(f"committee of {node}", self._net.drawn(e, node), drawn[node])
         epoch = self._events(e, drawn)
-        self._in_contract(epoch)
+        outcomes = self._in_contract(epoch)
         before = self.world
         self.world = close(before, rule, epoch, self._nodes, self._clock)
         self._compare(e + 1)
+        self._compare_judgements(epoch, outcomes)
         self._count(epoch, before)
 
     def _events(self, e: int, drawn: Mapping[str, tuple[str, ...]]) -> Epoch:
         """Verdicts of everybody: each node has a truth that most members report, and some members do not."""
         random = self._random
         truths = {node: self._truth() for node in self._nodes}
-        revealed: dict[str, dict[str, Verdict]] = {}
+        taps = {node: self._tap() for node in self._nodes}
+        revealed: dict[str, dict[str, com.Said]] = {}
         silent = set()
         quiet = random.one_in(8)
         for verifier in self._verifiers:
@@ -202,7 +206,7 @@ class Comparison:
                 truth = truths[node]
                 if truth is None or random.one_in(25):
                     continue
-                own[node] = self._noisy(truth)
+                own[node] = self._said(truth, taps[node])
             if not own:
                 continue
             if action == 1:
@@ -228,6 +232,22 @@ class Comparison:
         failed = random.below(FAILED_CAP + 1) if random.one_in(2) else truth.failed
         return Verdict(random.below(PASSED_CAP + 1), failed, failed != 0 and random.one_in(2))
 
+    def _tap(self) -> int:
+        """What the computation of a node shows; 0 where its model is a float one."""
+        random = self._random
+        return 0 if random.one_in(6) else 1 + random.below(2**32 - 1)
+
+    def _said(self, truth: Verdict, tap: int) -> com.Said:
+        """Mostly the truth: its tap beside a pass and none beside a failure."""
+        random = self._random
+        verdict = self._noisy(truth)
+        honest = 0 if verdict.failed else tap
+        odd = random.below(40)
+        if odd == 0:
+            return com.Said(verdict, random.below(2**32))
+        # Nothing claimed, and a tap beside a failure, which must not count.
+        return com.Said(verdict, 0 if odd == 1 else tap if odd == 2 else honest)
+
     def _maybe_unbond(self) -> None:
         random = self._random
         if not random.one_in(6):
@@ -240,8 +260,10 @@ class Comparison:
             moved = com.Stake(stake.active - amount, stake.unbonding + amount)
             self.world = replace(self.world, stakes={**self.world.stakes, who: moved})
 
-    def _in_contract(self, epoch: Epoch) -> None:
+    def _in_contract(self, epoch: Epoch) -> dict[str, int]:
+        """The epoch on chain; the outcome that the contract gave every verifier it judged."""
         net, e = self._net, epoch.number
+        outcomes = {}
         attestations = {v: net.attestation(e, v, own) for v, own in epoch.revealed.items()}
         for verifier, attestation in attestations.items():
             net.commit(verifier, attestation)
@@ -255,11 +277,23 @@ class Comparison:
         finals = finals_of(epoch, self._nodes)
         for verifier in sorted({v for members in epoch.drawn.values() for v in members}):
             if verifier in attestations:
-                net.judge(e, verifier, attestations[verifier].nodes)
+                outcomes[verifier] = net.judge(e, verifier, attestations[verifier].nodes)
             elif verifier in epoch.silent:
-                net.judge(e, verifier, [])
+                outcomes[verifier] = net.judge(e, verifier, [])
             elif missed := missed_duties(epoch, verifier, finals):
-                net.judge(e, verifier, missed)
+                outcomes[verifier] = net.judge(e, verifier, missed)
+        return outcomes
+
+    def _compare_judgements(self, epoch: Epoch, outcomes: Mapping[str, int]) -> None:
+        """Final taps, and what each judgement found."""
+        finals = finals_of(epoch, self._nodes)
+        for node, decided in finals.items():
+            tap = self._net.agreed_tap(epoch.number, node)
+            self._same(f"tap of {node}", tap, decided.tap if decided is not None else 0)
+            self.seen.tap_agreed += tap != 0
+        for verifier, outcome in outcomes.items():
+            judgement = judge(epoch, verifier, finals, self._rule)
+            self._same(f"outcome of {verifier}", outcome, None if judgement is None else judgement.outcome)
 
     def _compare(self, current: int) -> None:
         net, state = self._net, self.world.trust
@@ -308,4 +342,5 @@ class Comparison:
             judgement = judge(epoch, verifier, finals, rule)
             if judgement is not None:
                 seen.deviated += judgement.outcome == com.DEVIATED
+                seen.tap_differs += judgement.outcome == com.TAP_DIFFERS
                 seen.missed += judgement.outcome == com.NO_REVEAL

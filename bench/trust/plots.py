@@ -95,8 +95,9 @@ def _routing(axes: Axes, result: dict[str, Any]) -> None:
 def _crowds(axes: Axes, result: dict[str, Any]) -> None:
     for kind in ("lazy pass", "collude"):
         for taps, canaries in ((False, False), (True, False), (True, True)):
-            rows = [r for r in result["crowds"] if (r["kind"], r["taps"], r["canaries"]) == (kind, taps, canaries)]
-            extra = "taps and canaries" if canaries else "taps" if taps else "verdicts only"
+            wanted = (kind, taps, canaries)
+            rows = [r for r in result["crowds"] if (r["kind"], r["taps"], r["canaries_not_built"]) == wanted]
+            extra = "canaries (not built)" if canaries else "taps" if taps else "no taps"
             advantage = [r["deviant"] - r["honest"] for r in rows]
             axes.plot([100 * r["share"] for r in rows], advantage, marker="o", label=f"{kind}, {extra}")
     axes.axhline(0, color="black", linewidth=0.8)

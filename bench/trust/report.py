@@ -78,29 +78,33 @@ def _strategies(rows: list[Row]) -> Table:
 
 
 def _break_even(rows: list[Row]) -> Table:
-    columns = ("jobs an epoch", "reward an audit", "dearest audit", "paid share", "needed share")
+    columns = ("parameters", "jobs", "reward an audit", "honest earn", "dearest audit", "paid share", "needed", "load")
     table = _table(
         "What verifiers are paid: an audit may cost at most so much of the hop it checks", "profile", *columns
     )
     for row in rows:
         table.add_row(
             row["profile"],
+            row["parameters"],
             str(row["jobs"]),
             f"{row['reward_per_audit']:.4f}",
+            f"{row['honest_alone']:+.3f}",
             f"{row['dearest_audit_of_hop_cost']:.1%}",
             f"{row['paid_share']:.2%}",
             f"{row['needed_share']:.2%}",
+            f"{row['audit_load_of_compute']:.1%}",
         )
     return table
 
 
 def _payoffs(rows: list[Row]) -> Table:
-    names = list(rows[0]["utility_per_audit"])
-    table = _table("Utility of verifiers per audit, fees; 24 jobs an epoch", "profile and rule", *names)
-    for row in rows:
-        if row["jobs"] == 24:
-            values = (f"{row['utility_per_audit'][name]:.2f}" for name in names)
-            table.add_row(f"{row['profile']}, {row['rule']}", *values)
+    shown = [row for row in rows if row["jobs"] == 24]
+    rules = list(dict.fromkeys(row["rule"] for row in shown))
+    table = _table("Utility of verifiers per audit, fees; 24 jobs an epoch", "profile and strategy", *rules)
+    for profile in dict.fromkeys(row["profile"] for row in shown):
+        by_rule = {row["rule"]: row["utility_per_audit"] for row in shown if row["profile"] == profile}
+        for strategy in by_rule[rules[0]]:
+            table.add_row(f"{profile}, {strategy}", *(f"{by_rule[rule][strategy]:.2f}" for rule in rules))
     return table
 
 

@@ -107,7 +107,7 @@ def test_many_nodes_at_once_are_the_same_as_each_alone() -> None:
 @given(said=st.lists(verdicts, min_size=1, max_size=15), drawn=st.integers(1, 15))
 def test_a_final_verdict_needs_two_thirds_and_severe_implies_failed(said: list[Verdict], drawn: int) -> None:
     said = said[:drawn]
-    final = com.final(said, drawn)
+    final = com.final([com.Said(verdict) for verdict in said], drawn)
     assert (final is not None) == (3 * len(said) >= 2 * drawn)
     if final is not None and final.severe:
         assert final.failed > 0
@@ -130,6 +130,37 @@ def test_a_slash_rounds_against_the_offender_and_takes_no_more_than_there_is(
 def test_one_opposite_verdict_costs_every_point_of_the_epoch() -> None:
     finals = {"a": com.Final(30, 0, False), "b": com.Final(0, 10, True), "c": None}
     honest = {"a": Verdict(40, 0, False), "b": Verdict(0, 20, True), "c": Verdict(9, 9, False)}
-    assert com.judge(honest, finals, 200) == com.Judgement(com.OK, 40, 0)
-    lazy = {name: Verdict(10, 0, False) for name in honest}
+    assert com.judge({n: com.Said(v) for n, v in honest.items()}, finals, 200) == com.Judgement(com.OK, 40, 0)
+    lazy = {name: com.Said(Verdict(10, 0, False)) for name in honest}
     assert com.judge(lazy, finals, 200) == com.Judgement(com.DEVIATED, 0, 200)
+
+
+PASS, FAIL = Verdict(30, 0, False), Verdict(0, 10, True)
+
+
+def test_a_pass_without_the_agreed_tap_costs_the_points_and_the_stake_once() -> None:
+    said = [com.Said(PASS, 7)] * 5 + [com.Said(PASS, 8), com.Said(PASS)]
+    final = com.final(said, 7)
+    assert final == com.Final(30, 0, False, 7)
+    finals = {"a": final, "b": final, "c": None}
+    judged = [com.judge(dict.fromkeys("abc", item), finals, 200) for item in said]
+    assert judged == [com.Judgement(com.OK, 60, 0)] * 5 + [com.Judgement(com.TAP_DIFFERS, 0, 200)] * 2
+    mixed = {"a": com.Said(PASS, 8), "b": com.Said(FAIL)}
+    assert com.judge(mixed, finals, 200) == com.Judgement(com.DEVIATED, 0, 200)
+
+
+def test_who_failed_a_node_is_not_asked_for_its_tap_and_lends_it_no_vote() -> None:
+    final = com.final([com.Said(PASS, 7)] * 4 + [com.Said(FAIL, 7)] * 3, 7)
+    assert final is not None
+    assert final.tap == 0
+    failed = com.final([com.Said(PASS, 7)] * 2 + [com.Said(FAIL)] * 5, 7)
+    assert failed is not None
+    assert com.judge({"a": com.Said(FAIL)}, {"a": failed}, 200) == com.Judgement(com.OK, 10, 0)
+
+
+@given(taps=st.lists(st.integers(0, 3), min_size=1, max_size=15), drawn=st.integers(1, 15))
+def test_zero_is_never_agreed_and_a_tap_needs_two_thirds(taps: list[int], drawn: int) -> None:
+    taps = taps[:drawn]
+    tap = com.agreed([com.Said(PASS, tap) for tap in taps], drawn)
+    ready = [t for t in (1, 2, 3) if 3 * taps.count(t) >= 2 * drawn]
+    assert tap == (ready[0] if ready else 0)

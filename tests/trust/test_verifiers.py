@@ -12,7 +12,7 @@ from bench.trust import capture, games
 from bench.trust import dilemma as d
 from bench.trust.plots import draw_all
 from bench.trust.report import save, tables
-from bench.trust.run import PROPOSED
+from bench.trust.run import FORMER
 from bench.trust.simulate import Economy
 from deploy.profile import Profile
 
@@ -28,39 +28,54 @@ def payoffs(name: str, **changes: object) -> dict[str, d.Payoff]:
 
 def test_without_failures_taps_or_canaries_the_lazy_earn_more_than_the_honest() -> None:
     """The dilemma itself: a verdict alone cannot tell who computed."""
-    out = payoffs("local")
+    out = payoffs("local", taps=False)
     assert out[d.LAZY_PASS].per_audit > out[d.HONEST].per_audit
     assert out[d.LAZY_PASS].slashed == 0
 
 
-@pytest.mark.parametrize("changes", [{"taps": True}, {"taps": True, "canary_share": 0.05}])
+@pytest.mark.parametrize("jobs", [24, 100])
 @pytest.mark.parametrize("name", games.PROFILES)
-def test_with_taps_every_deviant_loses_more_than_the_honest(name: str, changes: dict[str, object]) -> None:
-    out = payoffs(name, **changes)
+def test_at_the_shipped_parameters_honest_verifiers_earn_and_every_deviant_loses(name: str, jobs: int) -> None:
+    """The contract's rules alone: taps, no canaries, no node that cheats."""
+    out = payoffs(name, jobs=jobs)
+    assert out[d.HONEST].per_audit > 0
+    assert out[d.HONEST].slashed == 0
     for strategy in d.STRATEGIES[1:]:
         assert out[strategy].per_audit < 0, strategy
-        assert out[strategy].per_audit < out[d.HONEST].per_audit, strategy
+    # Nothing of it comes from others' forfeits.
+    game = games.game(Profile.load(name), ECONOMY, jobs=jobs)
+    assert d.play(game, [d.HONEST] * games.SEATS, 6)[d.HONEST].per_audit > 0
+    assert game.phi_bps * game.verifiers_bps / 1e8 > d.needed_share(game, games.MARGIN)
+
+
+def test_where_nodes_fail_honest_verifiers_are_still_paid_and_never_slashed() -> None:
+    out = payoffs("production", failing=0.2)
+    assert out[d.HONEST].per_audit > 0
     assert out[d.HONEST].slashed == 0
+    assert out[d.LAZY_PASS].per_audit < -1
 
 
-def test_canaries_alone_make_the_lazy_lose() -> None:
-    out = payoffs("production", canary_share=0.05)
+@pytest.mark.parametrize("taps", [True, False])
+def test_canaries_if_they_were_built_would_make_the_lazy_lose(taps: bool) -> None:
+    out = payoffs("production", taps=taps, canaries=games.CANARIES)
     assert out[d.LAZY_PASS].per_audit < 0
     assert out[d.HONEST].jackpots > 0
+    assert out[d.HONEST].slashed == 0
 
 
 def test_canaries_deter_from_the_share_that_the_formula_gives() -> None:
     """With so small a stake that the share is a few per cent, a game of some hundred epochs shows both sides of it."""
-    game = d.of(Profile.load("production"), 20.0, nodes=30)
-    share = d.deterring_canaries(game)
+    game = d.of(Profile.load("production"), 20.0, nodes=30, taps=False)
+    share = d.deterring_canaries(game, d.Canaries(0.0))
     assert 0.02 < share < 0.1
     for factor, lazy_wins in ((0.3, True), (3.0, False)):
-        out = d.play(replace(game, canary_share=factor * share), [d.HONEST] * 12 + [d.LAZY_PASS], 60)
+        canaries = d.Canaries(factor * share)
+        out = d.play(replace(game, canaries=canaries), [d.HONEST] * 12 + [d.LAZY_PASS], 60)
         assert (out[d.LAZY_PASS].per_audit > out[d.HONEST].per_audit) == lazy_wins
 
 
 def test_failures_of_nodes_deter_from_the_share_that_the_formula_gives() -> None:
-    game = d.of(Profile.load("production"), 100.0, nodes=30)
+    game = d.of(Profile.load("production"), 100.0, nodes=30, taps=False)
     share = d.deterring_failures(game)
     assert 0.02 < share < 0.1
     for factor, lazy_wins in ((0.1, True), (4.0, False)):
@@ -69,7 +84,7 @@ def test_failures_of_nodes_deter_from_the_share_that_the_formula_gives() -> None
 
 
 def test_nobody_is_punished_for_taps_without_a_quorum_of_one_digest() -> None:
-    game = games.game(Profile.load("production"), ECONOMY, taps=True)
+    game = games.game(Profile.load("production"), ECONOMY)
     out = d.play(game, [d.HONEST] * 8 + [d.LAZY_PASS] * 24, 4)
     assert out[d.HONEST].slashed == 0
 
@@ -88,14 +103,29 @@ def test_the_needed_share_is_what_makes_honest_work_pay() -> None:
     assert paid.reward == pytest.approx(game.audit_cost, rel=0.02)
 
 
-@pytest.mark.parametrize("name", sorted(PROPOSED))
-def test_the_proposed_parameters_make_honest_verifiers_earn_without_others_forfeits(name: str) -> None:
-    changed = games.edited_profile(name, PROPOSED[name])
-    for jobs in (24, 100):
-        before = games.game(Profile.load(name), ECONOMY, jobs=jobs)
-        after = games.game(changed, ECONOMY, jobs=jobs)
-        assert before.reward < before.audit_cost < after.reward
-        assert changed.rewards.phi_bps <= max(changed.escrow.fee_bps, Profile.load(name).rewards.phi_bps)
+@pytest.mark.parametrize("name", sorted(FORMER))
+def test_with_most_of_the_emission_for_nodes_honest_verifiers_would_lose(name: str) -> None:
+    """The game can say no: the parameters that the results compare the shipped ones with."""
+    game = games.game(games.edited_profile(name, FORMER[name]), ECONOMY)
+    assert d.play(game, [d.HONEST] * games.SEATS, 6)[d.HONEST].per_audit < 0
+    assert game.phi_bps * game.verifiers_bps / 1e8 < d.needed_share(game, 1.0)
+
+
+def test_all_audits_of_the_production_network_cost_under_three_per_cent_of_its_compute() -> None:
+    rows = games.break_even(ECONOMY, {}, 2, lambda _: None)
+    loads = {(row["profile"], row["jobs"]): row["audit_load_of_compute"] for row in rows}
+    assert loads["production", 100] < loads["production", 24] <= 0.03
+
+
+@pytest.mark.parametrize("name", games.PROFILES)
+def test_honest_work_pays_from_the_number_of_jobs_that_the_formula_gives(name: str) -> None:
+    game = games.game(Profile.load(name), ECONOMY)
+    least = d.least_jobs(game)
+    assert least is not None
+    assert least < 24
+    for jobs, pays in ((least, True), (least - 1, False)):
+        if jobs:
+            assert (replace(game, jobs=jobs).reward >= game.audit_cost) == pays
 
 
 def test_capture_rates_follow_the_hypergeometric_formula() -> None:
