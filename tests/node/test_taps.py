@@ -109,9 +109,14 @@ async def test_a_job_of_an_exact_model_commits_to_its_taps_and_opens_them_in_tim
     assert {batch.node for batch in await lab.chain.batches(epoch)} == {app.address for app in lab.apps}
     for fraction in (0.02, 0.32):
         await clock.skip_to(epoch + 1, fraction)
+        await lab.apps[0].desk.shop.clock.refresh()
         assert (await get(lab.apps[0], job, "0"))[1]["error"]["code"] == "taps-closed"
 
     await clock.skip_to(epoch + 1, 0.36)
+    # An answer to a stranger asks nothing of the chain: the node's own clock says when.
+    assert (await get(lab.apps[0], job, "0"))[1]["error"]["code"] == "taps-closed"
+    for app in lab.apps:
+        await app.desk.shop.clock.refresh()
     for hop, app in enumerate(lab.apps):
         signed = outcome.commits[hop]
         assert signed is not None
