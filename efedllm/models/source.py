@@ -33,7 +33,8 @@ _LEAST_SPEED = 16 << 10
 
 
 class WeightSource:
-    """Fetches from the first location that answers with the right bytes, in the order given."""
+    """Fetches from the first location that answers with the right bytes, in the order given; who did not answer
+    comes last."""
 
     def __init__(self, locations: Sequence[str | Path]) -> None:
         if not locations:
@@ -109,12 +110,16 @@ class WeightSource:
         self, session: aiohttp.ClientSession, info: FileInfo, dest: Path, report: Callable[[int], None]
     ) -> None:
         failures: list[ModelError] = []
-        for location in self._locations:
+        for location in tuple(self._locations):
             try:
                 await _from_location(session, location, info, dest, report)
                 return
             except ModelError as error:
                 failures.append(error)
+                if error.code == "source-unreachable":
+                    # The next file asks it last: a source that stalls costs its patience once, not for every file.
+                    self._locations.remove(location)
+                    self._locations.append(location)
         # Wrong bytes are worth more attention than a mirror that is down.
         raise next((f for f in failures if f.code == "corrupt-weights"), failures[-1])
 

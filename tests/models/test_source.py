@@ -234,6 +234,10 @@ async def test_a_source_that_drips_is_left_for_the_next(
     async with asyncio.timeout(60):
         await fetch_published([slow.url, good.url], tmp_path, manifest.root, 0, 1)
     assert open_published(tmp_path, manifest.root, 0, 1) == manifest
+    if name == BIG:
+        # And asked for nothing more.
+        assert slow.served[-1][0] == BIG
+        assert "layer-0000.safetensors" in dict(good.served)
 
 
 async def test_a_missing_file_is_named(mirror: MakeMirror, manifest: Manifest, tmp_path: Path) -> None:
