@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The binary itself: npm's launcher always exits 0, whatever forge found.
 FORGE = $(firstword $(wildcard node_modules/@foundry-rs/forge-*/bin/forge))
+TEST_WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 
@@ -57,11 +58,12 @@ format: setup
 	$(BIN)/ruff format .
 	$(FORGE) fmt
 
+# Files of tests stay together: what a module starts, it starts once.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 
 test-fast: setup
-	$(BIN)/pytest -m "not network"
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -m "not network"
 
 clean:
 	rm -rf build out cache cache_hardhat .mypy_cache .ruff_cache .pytest_cache .hypothesis
