@@ -20,7 +20,7 @@ from efedllm.engine.protocol import Executor, StepItem, constants_of
 from efedllm.errors import ModelError
 from efedllm.models.manifest import Manifest
 from efedllm.models.source import fetch_published, is_url, open_published
-from verifier.statistic import UNCALIBRATED, BackendError, Limits, compare
+from verifier.statistic import MEASURED, UNCALIBRATED, BackendError, Limits, compare
 
 T = TypeVar("T")
 Loader = Callable[[Path, int, int], Executor]
@@ -155,7 +155,7 @@ def golden_input(executor: Executor) -> NDArray[Any]:
     return ((words >> 8).astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)).reshape(count, executor.hidden)
 
 
-def self_test(executor: Executor, golden: Path, limits: Limits = UNCALIBRATED) -> None:
+def self_test(executor: Executor, golden: Path, limits: Limits = MEASURED) -> None:
     """Prefill and decode of the golden input agree with each other and with the vector stored at the first load.
 
     Bit for bit with an exact engine, else within half of what a node may deviate by `limits`. Raises BackendError
