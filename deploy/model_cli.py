@@ -156,10 +156,10 @@ def publish_command(
         home=home, rpc_url=rpc, deployment=deployment, keystore=keystore, password_file=password_file
     )
     logs.setup(settings.log_level, settings.log_format)
-    _advise(directory)
     published: Published | None = run(_publish(settings, directory, uri))
     if published is None:
         raise typer.Exit(130)
+    _advise(directory)
     if as_json:
         print_json({**vars(published), "already": not published.tx})
         return

@@ -7,6 +7,7 @@ judge it. Nothing here knows what a cheat did.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -33,9 +34,11 @@ from efedllm.engine.taps import TAP_BYTES, TapExecutor
 from efedllm.errors import EfedError
 from efedllm.exact_sampling import sample_exact
 from efedllm.models.manifest import PROFILE_CODES, Manifest
+from efedllm.models.tolerance import Tolerance
 from efedllm.sampling import SamplingSpec, sample
 from verifier.leaf import JobTerms, Leaf, Registration, check_leaf
 from verifier.rerun import HopResult, rerun
+from verifier.statistic import ROUNDING, TAU
 
 BUNDLED = Path(__file__).resolve().parents[2] / "models" / "pylib-7m"
 RANGES = ((0, 3), (3, 6), (6, 8))
@@ -55,6 +58,22 @@ Rows = npt.NDArray[np.float32]
 
 
 Tensors = dict[str, Any]
+
+LIMITS = Tolerance(
+    tau=TAU,
+    rounding=ROUNDING,
+    honest_max=3.4e-6,
+    honest_count=114_941,
+    log_mean=-14.7,
+    log_sd=0.30,
+    attack_min=1e-4,
+    weakest_attack="noise of 1e-4 of the update",
+    settings=("float32 prefill, one thread", "decode, AVX2, eager, two threads, fused factors"),
+    evidence=hashlib.sha256(b"verification design, table 3.3").hexdigest(),
+    slashable=True,
+    compute="float32",
+)
+"""The limits that every float attack is judged by, on the network as in the lab: those of the design's measurement."""
 
 
 def publish(
@@ -79,6 +98,8 @@ def publish(
     if profile == "exact" and manifest.profile != "exact":
         constants = ExactShardEngine.load(out, 0, 1).constants_hash
         manifest.with_profile("exact", constants).save(out)
+    if profile == "float":
+        manifest.model_copy(update={"tolerance": LIMITS}).save(out)
     return out
 
 

@@ -62,7 +62,11 @@ POINTERS: tuple[Pointer, ...] = (
         *(16, "a batch for another epoch"),
         "tests/contracts/CommitmentLog.t.sol::test_RevertWhen_minedInAnotherEpochThanTheRootNames",
     ),
-    Pointer(17, "in the game, with taps", "tests/trust/test_verifiers.py::test_with_taps_every_deviant_loses"),
+    Pointer(
+        17,
+        "in the game, with taps",
+        "tests/trust/test_verifiers.py::test_at_the_shipped_parameters_honest_verifiers_earn_and_every_deviant_loses",
+    ),
     Pointer(17, "on a chain: PASS without computing", "tests/contracts/Judgement.t.sol::test_lazyPass_isSlashed"),
     Pointer(17, "a made-up digest", "tests/verifier/test_tap_epochs.py::test_a_lazy_verifier_loses_points_and_stake"),
     Pointer(17, "a copied commitment", "tests/verifier/test_tap_epochs.py::test_a_copied_commitment_cannot_be_opened"),
