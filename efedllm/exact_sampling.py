@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from efedllm.commitments.hashing import as_uint, keccak
 from efedllm.errors import ProtocolError
-from efedllm.sampling import PPM, SamplingSpec
+from efedllm.sampling import PPM, SamplingSpec, groups
 
 LOG2_E = np.float64(float.fromhex("0x1.71547652b82fep+0"))
 EXP2_COEFFICIENTS = tuple(
@@ -33,6 +33,8 @@ WEIGHT_BITS = 30
 
 _LOWEST_EXPONENT = np.float32(-120.0)
 _DRAW_BITS = 64
+# Where top-p reaches its share within so many tokens, the others need not be put in order.
+_HEAD = 256
 
 Logits = npt.NDArray[np.float32]
 Weights = npt.NDArray[np.int64]
@@ -52,8 +54,10 @@ def exp2(z: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def token_weights(logits: Logits, temperature_milli: int) -> Weights:
-    """Integers in proportion to the probabilities at the temperature; the highest logit has 2^30, the unlikely 0."""
-    distance = logits.astype(np.float64) - np.float64(logits.max())
+    """Integers in proportion to the probabilities at the temperature, for one row or each of several [..., V]: the
+    highest logit of a row has 2^30, the unlikely 0.
+    """
+    distance = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True).astype(np.float64)
     z = distance * np.float64(1000.0) / np.float64(temperature_milli) * LOG2_E
     # Beyond the range of float32 the weight is 0 long since.
     bounded: Logits = np.maximum(z, np.float64(_LOWEST_EXPONENT)).astype(np.float32)
@@ -70,29 +74,90 @@ def sample_exact(logits: Logits, spec: SamplingSpec, position: int) -> int:
 
     Raises ProtocolError "nonfinite" or "bad-shape".
     """
-    if logits.ndim != 1 or logits.size == 0 or logits.dtype != np.float32:
-        raise ProtocolError("bad-shape", "Logits must be one float32 row over the vocabulary.")
-    if not np.isfinite(logits).all():
-        raise ProtocolError("nonfinite", "The logits hold NaN or infinity.")
+    _check(logits, 1)
     if spec.greedy:
         return int(np.argmax(logits))
-    weights = token_weights(logits, spec.temperature_milli)
+    return _sampled(logits, spec, position)
+
+
+def sample_exact_rows(logits: Logits, spec: SamplingSpec, first: int) -> npt.NDArray[np.intp]:
+    """`sample_exact` of every row of canonical float32 logits [n, V] at absolute positions first, first + 1, ...: [n].
+
+    The steps are element-wise or of integers, so that rows computed together give the same numbers as alone. Raises
+    ProtocolError "nonfinite" or "bad-shape".
+    """
+    _check(logits, 2)
+    if spec.greedy:
+        return np.asarray(np.argmax(logits, axis=1), dtype=np.intp)
+    if 0 < spec.top_k < logits.shape[1]:
+        return np.array([_sampled(row, spec, first + i) for i, row in enumerate(logits)], dtype=np.intp)
+    out = np.zeros(len(logits), dtype=np.intp)
+    for group in groups(len(logits), logits.shape[1]):
+        rows = logits[group]
+        weights = token_weights(rows, spec.temperature_milli)
+        positions = range(first + group.start, first + group.start + len(rows))
+        if spec.top_p_ppm < PPM:
+            out[group] = [_drawn(row, w, spec, at) for row, w, at in zip(rows, weights, positions, strict=True)]
+            continue
+        sums = np.cumsum(weights, axis=1)
+        targets = [_target(spec, at, int(total)) for at, total in zip(positions, sums[:, -1], strict=True)]
+        out[group] = np.count_nonzero(sums <= np.array(targets)[:, None], axis=1)
+    return out
+
+
+def _sampled(logits: Logits, spec: SamplingSpec, position: int) -> int:
+    if 0 < spec.top_k < logits.size:
+        # All that tie with the last one that top-k keeps, so that the lower ids can be taken of them. They hold the
+        # highest, which sets the scale of the weights: what is left is sampled like a row of its own.
+        lowest = np.partition(logits, logits.size - spec.top_k)[logits.size - spec.top_k]
+        ids = np.flatnonzero(logits >= lowest)
+        if ids.size < logits.size:
+            return int(ids[_sampled(logits[ids], spec, position)])
+    return _drawn(logits, token_weights(logits, spec.temperature_milli), spec, position)
+
+
+def _check(logits: Logits, ndim: int) -> None:
+    if logits.ndim != ndim or logits.shape[-1] == 0 or logits.dtype != np.float32:
+        raise ProtocolError("bad-shape", f"Logits must be float32 of {ndim} dimensions, the last over the vocabulary.")
+    if not np.isfinite(logits).all():
+        raise ProtocolError("nonfinite", "The logits hold NaN or infinity.")
+
+
+def _drawn(logits: Logits, weights: Weights, spec: SamplingSpec, position: int) -> int:
     ids = _kept(logits, weights, spec)
     sums = np.cumsum(weights[ids])
-    target = (draw(spec.seed, position) * int(sums[-1])) >> _DRAW_BITS
-    return int(ids[np.searchsorted(sums, target, side="right")])
+    return int(ids[np.searchsorted(sums, _target(spec, position, int(sums[-1])), side="right")])
+
+
+def _target(spec: SamplingSpec, position: int, total: int) -> int:
+    return (draw(spec.seed, position) * total) >> _DRAW_BITS
 
 
 def _kept(logits: Logits, weights: Weights, spec: SamplingSpec) -> npt.NDArray[np.intp]:
     """Ids that top-k and top-p leave, ascending."""
     top_k = spec.top_k if 0 < spec.top_k < logits.size else logits.size
-    if top_k == logits.size and spec.top_p_ppm == PPM:
-        return np.arange(logits.size)
-    # Stable: equal logits stand in the order of their ids.
-    order = np.argsort(-logits, kind="stable")[:top_k]
-    if spec.top_p_ppm < PPM:
-        sums = np.cumsum(weights[order])
+    if spec.top_p_ppm == PPM:
+        return np.arange(logits.size) if top_k == logits.size else np.sort(_ordered(logits)[:top_k])
+    if top_k == logits.size:
         # ahead * 10^6 < ppm * total, without leaving int64.
-        limit = -(-spec.top_p_ppm * int(sums[-1]) // PPM)
-        order = order[(sums - weights[order]) < limit]
-    return np.sort(order)
+        limit = -(-spec.top_p_ppm * int(weights.sum()) // PPM)
+        order = _leading(logits, weights, limit)
+    else:
+        order = _ordered(logits)[:top_k]
+        limit = -(-spec.top_p_ppm * int(weights[order].sum()) // PPM)
+    ahead = np.cumsum(weights[order]) - weights[order]
+    return np.sort(order[ahead < limit])
+
+
+def _ordered(logits: Logits) -> npt.NDArray[np.intp]:
+    """Ids in order of falling logits. Stable: equal logits stand in the order of their ids."""
+    return np.argsort(-logits, kind="stable")
+
+
+def _leading(logits: Logits, weights: Weights, limit: int) -> npt.NDArray[np.intp]:
+    """The start of `_ordered` whose weights reach `limit`, or more: whatever follows has as much ahead of it."""
+    if logits.size > _HEAD:
+        ids = np.flatnonzero(logits >= np.partition(logits, logits.size - _HEAD)[logits.size - _HEAD])
+        if int(weights[ids].sum()) >= limit:
+            return ids[_ordered(logits[ids])]
+    return _ordered(logits)

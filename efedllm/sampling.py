@@ -7,6 +7,7 @@ holds the same logits gets the same token.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 PPM = 1_000_000
 # Float64 sums over a vocabulary differ by about 1e-13 between machines; far below any probability that matters.
 _SLACK = 1e-9
+# Logits worked on at once where many rows are given: temporaries stay in the processor's cache.
+_GROUP = 1 << 16
 Logits = npt.NDArray[Any]
 Weights = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -61,18 +64,24 @@ def uniform(seed: bytes, position: int) -> float:
     return min(int.from_bytes(word, "big") / 2.0**64, 1.0 - 2.0**-53)
 
 
-def _checked(logits: Logits) -> Logits:
-    if logits.ndim != 1 or logits.size == 0:
-        raise ProtocolError("bad-shape", "Logits must be one row over the vocabulary.")
+def groups(rows: int, vocab: int) -> Iterator[slice]:
+    """Slices that cover `rows` in order, each of at most 65536 logits or one row."""
+    step = max(1, _GROUP // vocab)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def _checked(logits: Logits, ndim: int = 1) -> Logits:
+    if logits.ndim != ndim or logits.shape[-1] == 0:
+        raise ProtocolError("bad-shape", f"Logits must have {ndim} dimensions, the last over the vocabulary.")
     if not np.isfinite(logits).all():
         raise ProtocolError("nonfinite", "The logits hold NaN or infinity.")
     return logits
 
 
 def _scaled(logits: Logits, spec: SamplingSpec) -> Weights:
-    """Logits over temperature, shifted so that the highest is 0."""
+    """Logits [..., V] over temperature, shifted so that the highest of each row is 0."""
     values = logits.astype(np.float64) * (1000.0 / spec.temperature_milli)
-    return np.asarray(values - values.max(), dtype=np.float64)
+    return np.asarray(values - values.max(axis=-1, keepdims=True), dtype=np.float64)
 
 
 def _top_k(scaled: Weights, k: int) -> Mask:
@@ -129,8 +138,7 @@ def is_consistent(logits: Logits, spec: SamplingSpec, position: int, token: int,
     needlessly. Raises ProtocolError "nonfinite" or "bad-shape", ValueError for a negative tolerance.
     """
     _checked(logits)
-    if not (math.isfinite(tolerance) and tolerance >= 0):
-        raise ValueError("tolerance must be a finite number of at least 0")
+    _check_tolerance(tolerance)
     if not 0 <= token < logits.size:
         return False
     if spec.greedy:
@@ -141,14 +149,22 @@ def is_consistent(logits: Logits, spec: SamplingSpec, position: int, token: int,
     sure, possible = _kept_under(scaled, spec, shift)
     if not possible[token]:
         return False
-    weights: Weights = np.exp(scaled)
+    return _in_reach(np.exp(scaled), sure, possible, token, shift, uniform(spec.seed, position))
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise ValueError("tolerance must be a finite number of at least 0")
+
+
+def _in_reach(weights: Weights, sure: Mask, possible: Mask, token: int, shift: float, u: float) -> bool:
+    """Whether the draw `u` can fall on `token`, an index into `weights`, if every scaled logit may move by `shift`."""
     # e**shift on one side and e**-shift on the other, divided by their larger factor so that nothing overflows.
     low = math.exp(-2.0 * shift)
     below = float(weights[:token][sure[:token]].sum()) * low
     from_token = float(weights[token:][possible[token:]].sum())
     upto_token = float(weights[: token + 1][possible[: token + 1]].sum())
     above = float(weights[token + 1 :][sure[token + 1 :]].sum()) * low
-    u = uniform(spec.seed, position)
     lowest_start = below / (below + from_token) if below + from_token > 0.0 else 0.0
     highest_end = upto_token / (upto_token + above) if upto_token + above > 0.0 else 1.0
     return lowest_start <= u + _SLACK and u <= highest_end + _SLACK
@@ -161,7 +177,7 @@ def _kept_under(scaled: Weights, spec: SamplingSpec, shift: float) -> tuple[Mask
     n = scaled.size
     sure = np.ones(n, dtype=np.bool_)
     possible = np.ones(n, dtype=np.bool_)
-    reach = 2.0 * shift + 1e-12 * (1.0 + abs(float(scaled.min())))
+    reach = _reach(shift, float(scaled.min()))
     ascending = np.sort(scaled)
     if 0 < spec.top_k < n:
         # May rank before j: at least x_j - reach, j itself not counted. Must rank before j: above x_j + reach.
@@ -184,6 +200,11 @@ def _kept_under(scaled: Weights, spec: SamplingSpec, shift: float) -> tuple[Mask
     return sure, possible
 
 
+def _reach(shift: float, lowest: float) -> float:
+    """How far two scores may come towards each other, with room for rounding."""
+    return 2.0 * shift + 1e-12 * (1.0 + abs(lowest))
+
+
 class _Tail:
     """Sums of the weights of masked tokens at or above a score."""
 
@@ -200,3 +221,101 @@ class _Tail:
     def above(self, scores: Weights) -> Weights:
         out: Weights = self._suffix[np.searchsorted(self._scores, scores, side="right")]
         return out
+
+
+def are_consistent(
+    logits: Logits, spec: SamplingSpec, first: int, tokens: Sequence[int], tolerances: Sequence[float]
+) -> Mask:
+    """`is_consistent` of every row of logits [n, V]: its token, its tolerance, absolute positions first, first + 1, ...
+
+    The same sums in the same order, so that no verdict differs; but rows are scaled together, top-k needs no sort, and
+    only tokens that top-k may keep are weighed. Raises what `is_consistent` raises.
+    """
+    _checked(logits, 2)
+    for tolerance in tolerances:
+        _check_tolerance(tolerance)
+    n = logits.shape[1]
+    if not len(logits) == len(tokens) == len(tolerances):
+        raise ProtocolError("bad-shape", "There must be one token and one tolerance for every row of logits.")
+    if spec.greedy:
+        known = np.array([0 <= token < n for token in tokens], dtype=np.bool_)
+        chosen = np.array([token if 0 <= token < n else 0 for token in tokens], dtype=np.intp)
+        given = logits[np.arange(len(logits)), chosen].astype(np.float64)
+        highest = logits.max(axis=1).astype(np.float64)
+        return np.asarray(known & (given >= highest - 2.0 * np.asarray(tolerances)), dtype=np.bool_)
+    out = np.zeros(len(logits), dtype=np.bool_)
+    for group in groups(len(logits), n):
+        scaled = _scaled(logits[group], spec)
+        cuts = _cuts(scaled, spec.top_k)
+        for values, cut, low, row in zip(
+            scaled, cuts, scaled.min(axis=1), range(group.start, group.start + len(scaled)), strict=True
+        ):
+            shift = tolerances[row] * 1000.0 / spec.temperature_milli
+            reach = _reach(shift, float(low))
+            out[row] = _judged(values, cut, spec, first + row, tokens[row], shift, reach)
+    return out
+
+
+def _cuts(scaled: Weights, top_k: int) -> Weights | list[None]:
+    """The highest score that top-k leaves out of each row of [n, V] and the lowest that it keeps: [n, 2]."""
+    out = scaled.shape[1] - top_k - 1
+    if top_k == 0 or out < 0:
+        return [None] * len(scaled)
+    # One pivot, which is faster than two: what is kept stands behind the highest that is not.
+    parted = np.partition(scaled, out, axis=1)
+    return np.stack((parted[:, out], parted[:, out + 1 :].min(axis=1)), axis=1)
+
+
+def _judged(
+    scaled: Weights, cut: Weights | None, spec: SamplingSpec, position: int, token: int, shift: float, reach: float
+) -> bool:
+    """`is_consistent` of one row that is scaled, `cut` as `_cuts` has it."""
+    if not 0 <= token < scaled.size:
+        return False
+    ids, weights, sure, possible = _candidates(scaled, cut, spec, shift, reach)
+    place = int(np.searchsorted(ids, token))
+    if place == ids.size or ids[place] != token or not possible[place]:
+        return False
+    return _in_reach(weights, sure, possible, place, shift, uniform(spec.seed, position))
+
+
+def _candidates(
+    scaled: Weights, cut: Weights | None, spec: SamplingSpec, shift: float, reach: float
+) -> tuple[npt.NDArray[np.intp], Weights, Mask, Mask]:
+    """Ids that top-k may keep, ascending, with their weights and what `_kept_under` says of them, not of others."""
+    ids = np.arange(scaled.size)
+    sure = np.ones(scaled.size, dtype=np.bool_)
+    if cut is not None:
+        ids = np.flatnonzero(cut[1] <= scaled + reach)
+        scaled = scaled[ids]
+        sure = cut[0] < scaled - reach
+    possible = np.ones(scaled.size, dtype=np.bool_)
+    weights: Weights = np.exp(scaled)
+    if spec.top_p_ppm < PPM:
+        sure, possible = _top_p_under(scaled, weights, sure, spec.top_p_ppm / PPM, shift, reach)
+    return ids, weights, sure, possible
+
+
+def _top_p_under(
+    scaled: Weights, weights: Weights, sure: Mask, share: float, shift: float, reach: float
+) -> tuple[Mask, Mask]:
+    """The top-p half of `_kept_under` for tokens that top-k may all keep, and keeps whatever happens where `sure`.
+
+    One sort: the sure ones are the highest, so that sums over them are those over all, up to where they begin. Equal
+    scores have equal weights, so that their order changes no sum.
+    """
+    order = np.argsort(scaled)
+    scores, heavy = scaled[order], weights[order]
+    suffix = np.concatenate((np.cumsum(heavy[::-1])[::-1], [0.0]))
+    begin = len(scores) - int(np.count_nonzero(sure))
+    near = np.searchsorted(scores, scores - reach, side="left")
+    beyond = np.searchsorted(scores, scores + reach, side="right")
+    low = math.exp(-2.0 * shift)
+    ahead_max = np.maximum(suffix[near] - heavy, 0.0)
+    rest_min = (np.maximum(suffix[begin] - suffix[np.maximum(near, begin)], 0.0) + heavy) * low
+    ahead_min = suffix[np.maximum(beyond, begin)] * low
+    rest_max = np.maximum(suffix[0] - suffix[beyond], 0.0)
+    kept_sure, kept_possible = np.empty_like(sure), np.empty_like(sure)
+    kept_sure[order] = ahead_max < (share - _SLACK) * (ahead_max + rest_min)
+    kept_possible[order] = ahead_min <= (share + _SLACK) * (ahead_min + rest_max)
+    return sure & kept_sure, kept_possible

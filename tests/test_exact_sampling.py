@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from efedllm import exact_sampling
 from efedllm.commitments.hashing import keccak
 from efedllm.errors import ProtocolError
-from efedllm.exact_sampling import WEIGHT_BITS, sample_exact, token_weights
+from efedllm.exact_sampling import WEIGHT_BITS, sample_exact, sample_exact_rows, token_weights
 from efedllm.sampling import SamplingSpec, sample
 
 Row = npt.NDArray[np.float32]
@@ -69,13 +69,14 @@ def reference_weight(logit: Fraction, highest: Fraction, temperature: int) -> in
     return round(value * 2**30)
 
 
-def reference(logits: Row, spec: SamplingSpec, position: int) -> int:
-    """docs/exact.md, Sampling, in rational numbers."""
-    exact = [Fraction(*float(x).as_integer_ratio()) for x in logits]
-    order = sorted(range(len(exact)), key=lambda i: (-exact[i], i))
+def reference(logits: Row, spec: SamplingSpec, position: int, weights: list[int] | None = None) -> int:
+    """docs/exact.md, Sampling, in rational numbers. `weights`: those of the specification where they are known."""
+    order = sorted(range(len(logits)), key=lambda i: (-float(logits[i]), i))
     if spec.temperature_milli == 0:
         return order[0]
-    weights = [reference_weight(x, exact[order[0]], spec.temperature_milli) for x in exact]
+    if weights is None:
+        exact = [Fraction(*float(x).as_integer_ratio()) for x in logits]
+        weights = [reference_weight(x, exact[order[0]], spec.temperature_milli) for x in exact]
     if spec.top_k:
         order = order[: spec.top_k]
     total, ahead, kept = sum(weights[i] for i in order), 0, []
@@ -135,6 +136,27 @@ def test_memory_layout_does_not_matter(logits: Row, spec: SamplingSpec, position
     assert sample_exact(wide[pad:, 1], spec, position) == sample_exact(logits, spec, position)
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(rows, min_size=1, max_size=4), specs, st.integers(0, 2**20))
+def test_rows_together_give_the_tokens_of_rows_alone(several: list[Row], spec: SamplingSpec, first: int) -> None:
+    vocab = min(len(row) for row in several)
+    logits = np.stack([row[:vocab] for row in several])
+    alone = [sample_exact(row, spec, first + i) for i, row in enumerate(logits)]
+    assert sample_exact_rows(logits, spec, first).tolist() == alone
+
+
+@pytest.mark.parametrize("top_p_ppm", [1, 500_000, 950_000, 999_999, OFF])
+@pytest.mark.parametrize("top_k", [0, 50, 2999])
+@pytest.mark.parametrize("spread", [0.5, 4.0])
+def test_large_vocabularies_are_sampled_by_the_definition(spread: float, top_k: int, top_p_ppm: int) -> None:
+    """Rows in several groups, equal logits at every cut, shares that few tokens reach and that only most of them do."""
+    spec = SamplingSpec(900, top_k, top_p_ppm, keccak(b"large"))
+    logits = np.round(np.random.default_rng(2).normal(0, spread, (30, 3000)), 1).astype(np.float32)
+    wanted = [reference(row, spec, 5 + i, token_weights(row, 900).tolist()) for i, row in enumerate(logits)]
+    assert sample_exact_rows(logits, spec, 5).tolist() == wanted
+    assert [sample_exact(row, spec, 5 + i) for i, row in enumerate(logits)] == wanted
+
+
 def test_a_draw_follows_the_distribution() -> None:
     logits = np.array([1.0, 0.0, 2.0, -1.0], dtype=np.float32)
     spec = SamplingSpec(1000, 0, OFF, keccak(b"distribution"))
@@ -174,6 +196,7 @@ GOLDEN = {
 def test_the_tokens_stay_the_same(sampling: tuple[int, int, int], tokens: list[int]) -> None:
     spec = SamplingSpec(*sampling, keccak(b"golden"))
     assert [sample_exact(golden_logits(4096), spec, position) for position in range(8)] == tokens
+    assert sample_exact_rows(np.stack([golden_logits(4096)] * 8), spec, 0).tolist() == tokens
 
 
 def test_its_constants_are_those_of_the_engine() -> None:
@@ -198,3 +221,7 @@ def test_unusable_logits_are_refused() -> None:
         assert caught.value.code == code
         with pytest.raises(ProtocolError):
             sample_exact(row, dataclasses.replace(spec, temperature_milli=0), 0)
+        with pytest.raises(ProtocolError) as caught:
+            sample_exact_rows(row[None], spec, 0)
+        assert caught.value.code == code
+    assert sample_exact_rows(np.zeros((0, 4), np.float32), spec, 0).tolist() == []

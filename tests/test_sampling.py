@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from efedllm import sampling
 from efedllm.commitments.hashing import keccak
 from efedllm.errors import ProtocolError
-from efedllm.sampling import SamplingSpec, is_consistent, sample, uniform
+from efedllm.sampling import SamplingSpec, are_consistent, is_consistent, sample, uniform
 
 SEED = keccak(b"seed")
 PLAIN = SamplingSpec(1000, 0, 1_000_000, SEED)
@@ -221,3 +222,94 @@ def test_a_huge_tolerance_does_not_overflow_and_accepts_all() -> None:
     assert all(is_consistent(logits, s, 3, t, 1e6) for s in (PLAIN, GREEDY) for t in range(3))
     with pytest.raises(ValueError, match="tolerance"):
         is_consistent(logits, PLAIN, 0, 0, -1.0)
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> np.ndarray:
+    """Rows [n, V] with wide, equal and almost equal logits."""
+    vocab = draw(st.integers(1, 40))
+    steps = st.sampled_from([0.0, 1e-5, 2e-5, 3e-3, 1.5, 4.0])
+    values = draw(st.sampled_from([st.floats(-20, 20, width=32), steps]))
+    row = st.lists(values, min_size=vocab, max_size=vocab)
+    return np.array(draw(st.lists(row, min_size=1, max_size=4)), dtype=np.float32)
+
+
+@settings(max_examples=300, deadline=None)
+@given(matrices(), specs, st.integers(0, 2**20), st.data())
+def test_rows_together_are_judged_as_alone(
+    logits: np.ndarray, spec: SamplingSpec, first: int, data: st.DataObject
+) -> None:
+    n = len(logits)
+    tokens = data.draw(st.lists(st.integers(-1, logits.shape[1]), min_size=n, max_size=n))
+    tolerances = data.draw(st.lists(st.sampled_from([0.0, 1e-5, 1e-3, 0.05, 50.0]), min_size=n, max_size=n))
+    alone = [is_consistent(*given) for given in judged(logits, spec, first, tokens, tolerances)]
+    assert are_consistent(logits, spec, first, tokens, tolerances).tolist() == alone
+
+
+def judged(
+    logits: np.ndarray, spec: SamplingSpec, first: int, tokens: list[int], tolerances: list[float]
+) -> list[tuple[np.ndarray, SamplingSpec, int, int, float]]:
+    rows = zip(logits, tokens, tolerances, strict=True)
+    return [(row, spec, first + i, token, tolerance) for i, (row, token, tolerance) in enumerate(rows)]
+
+
+@pytest.mark.parametrize("top_p_ppm", [1_000_000, 900_000])
+@pytest.mark.parametrize("top_k", [0, 1, 40, 2999, 3000])
+def test_many_rows_of_a_large_vocabulary_are_judged_as_alone(top_k: int, top_p_ppm: int) -> None:
+    """Several groups of rows; the tokens that were sampled, neighbours of them, and tokens about the cut of top-k."""
+    spec = SamplingSpec(900, top_k, top_p_ppm, SEED)
+    rng = np.random.default_rng(8)
+    logits = np.round(rng.normal(0, 3, (48, 3000)), 4).astype(np.float32)
+    ranked = np.argsort(-logits, axis=1)
+    about = [int(row[min(max(top_k - 1 + i % 2, 0), 2999)]) for i, row in enumerate(ranked)]
+    chosen = [sample(row, spec, 9 + i) for i, row in enumerate(logits)]
+    # Far below an honest tolerance, at one, and so wide that much is possible.
+    tolerances = [(1e-9, 3e-4, 0.3)[i % 3] for i in range(48)]
+    verdicts: list[bool] = []
+    for tokens in (chosen, [(token + 1) % 3000 for token in chosen], about):
+        alone = [is_consistent(*given) for given in judged(logits, spec, 9, tokens, tolerances)]
+        assert are_consistent(logits, spec, 9, tokens, tolerances).tolist() == alone
+        verdicts += alone
+    assert all(verdicts[:48])
+    assert not all(verdicts)
+
+
+@settings(max_examples=150, deadline=None)
+@given(matrices(), specs.filter(lambda spec: not spec.greedy), st.sampled_from([0.0, 1e-5, 1e-3, 0.05]))
+def test_rows_together_are_filtered_as_alone(logits: np.ndarray, spec: SamplingSpec, shift: float) -> None:
+    compare_masks(sampling._scaled(logits, spec), spec, shift)
+
+
+@pytest.mark.parametrize("shift", [0.01, 0.1, 0.4])
+def test_tokens_about_both_cuts_are_filtered_as_alone(shift: float) -> None:
+    """Many tokens may or may not be kept, by top-k and by top-p."""
+    rng = np.random.default_rng(4)
+    for top_k in (3, 10, 40, 120):
+        for top_p_ppm in (100_000, 500_000, 800_000, 950_000, 990_000):
+            spec = SamplingSpec(1000, top_k, top_p_ppm, SEED)
+            compare_masks(sampling._scaled(rng.normal(0, 1, (6, 150)), spec), spec, shift)
+
+
+def compare_masks(scaled: np.ndarray, spec: SamplingSpec, shift: float) -> None:
+    """What the filters keep for sure and what perhaps, token by token."""
+    for row, cut in zip(scaled, sampling._cuts(scaled, spec.top_k), strict=True):
+        reach = sampling._reach(shift, float(row.min()))
+        ids, weights, sure, possible = sampling._candidates(row, cut, spec, shift, reach)
+        wanted_sure, wanted_possible = sampling._kept_under(row, spec, shift)
+        assert (weights == np.exp(row)[ids]).all()
+        assert ids[sure].tolist() == np.flatnonzero(wanted_sure).tolist()
+        assert ids[possible].tolist() == np.flatnonzero(wanted_possible).tolist()
+
+
+def test_rows_together_are_refused_like_one() -> None:
+    good = np.zeros((2, 3), np.float32)
+    for spec in (PLAIN, GREEDY):
+        for bad, code in ((f32(1, 2), "bad-shape"), (good[:, :0], "bad-shape"), (good + np.inf, "nonfinite")):
+            with pytest.raises(ProtocolError) as caught:
+                are_consistent(bad, spec, 0, [0, 0], [0.1, 0.1])
+            assert caught.value.code == code
+        with pytest.raises(ProtocolError):
+            are_consistent(good, spec, 0, [0], [0.1, 0.1])
+        with pytest.raises(ValueError, match="tolerance"):
+            are_consistent(good, spec, 0, [0, 0], [0.1, math.nan])
+        assert are_consistent(good[:0], spec, 0, [], []).tolist() == []

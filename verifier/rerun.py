@@ -14,8 +14,8 @@ from efedllm.commitments.taps import TapTree
 from efedllm.engine.protocol import Executor, Float32, StepItem, constants_of
 from efedllm.engine.taps import TAP_BYTES, TapExecutor
 from efedllm.errors import ModelError, ProtocolError
-from efedllm.exact_sampling import sample_exact
-from efedllm.sampling import SamplingSpec, is_consistent
+from efedllm.exact_sampling import sample_exact_rows
+from efedllm.sampling import SamplingSpec, are_consistent, is_consistent
 from verifier.leaf import Fault, Leaf
 from verifier.statistic import (
     HALF_LIMITS,
@@ -181,19 +181,21 @@ def check_tokens(
             raise BackendError(str(error)) from error
         if not np.isfinite(rows).all():
             return _not_finite(executor, "logits")
-        for offset, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            # The token after row r stands at absolute position r + 1.
-            position = spec.prompt_tokens + start + offset
-            if exact:
-                ours = sample_exact(row, sampling, position)
+        # The token after row r stands at absolute position r + 1.
+        position = spec.prompt_tokens + start
+        if exact:
+            for offset, (token, ours) in enumerate(
+                zip(tokens, sample_exact_rows(rows, sampling, position), strict=True)
+            ):
                 if token != ours:
-                    return Fault("wrong-token", f"token {token} at position {position} is not {ours}", Outcome.SEVERE)
-                continue
-            tolerance = logit_tolerance(row, limits)
-            if is_consistent(row, sampling, position, token, tolerance):
-                continue
-            if not is_consistent(row, sampling, position, token, SEVERE_AT * tolerance):
-                outcome = limits.capped(Outcome.SEVERE)
-                return Fault("wrong-token", f"token {token} at position {position} was not sampled", outcome)
-            worst = worst or Fault("wrong-token", f"token {token} at position {position} is doubtful")
+                    detail = f"token {token} at position {position + offset} is not {ours}"
+                    return Fault("wrong-token", detail, Outcome.SEVERE)
+            continue
+        tolerances = [logit_tolerance(row, limits) for row in rows]
+        for offset in np.flatnonzero(~are_consistent(rows, sampling, position, tokens, tolerances)).tolist():
+            where = f"token {tokens[offset]} at position {position + offset}"
+            wide = SEVERE_AT * tolerances[offset]
+            if not is_consistent(rows[offset], sampling, position + offset, tokens[offset], wide):
+                return Fault("wrong-token", f"{where} was not sampled", limits.capped(Outcome.SEVERE))
+            worst = worst or Fault("wrong-token", f"{where} is doubtful")
     return worst

@@ -110,6 +110,34 @@ def test_a_near_tie_is_accepted_and_the_doubtful_zone_is_not_severe() -> None:
     assert outcomes == {1e-5: None, 5e-4: Outcome.FAIL, 0.5: Outcome.SEVERE}
 
 
+@pytest.mark.parametrize(
+    ("gaps", "position", "outcome"),
+    [
+        ({}, 0, None),
+        ({70: 5e-4, 90: 5e-4}, 71, Outcome.FAIL),
+        ({3: 5e-4, 100: 0.5, 120: 0.5}, 101, Outcome.SEVERE),
+    ],
+)
+def test_the_gravest_token_of_a_long_job_is_reported(
+    gaps: dict[int, float], position: int, outcome: Outcome | None
+) -> None:
+    """`gaps`: how far the logit of the emitted token lies below the highest, by row. More rows than one block."""
+
+    class Given:
+        def logits(self, hidden: Bits) -> Bits:
+            rows = np.zeros((len(hidden), 64), dtype=np.float32)
+            rows[:, 5], rows[:, 9] = 4.0, 4.0 - hidden[:, 0]
+            return rows
+
+    hidden = np.zeros((130, 256), dtype=np.float32)
+    for row, gap in gaps.items():
+        hidden[row, 0] = gap
+    spec = job_spec(PROMPT[:1], 130, WireDtype.F32, GREEDY)
+    fault = check_tokens(Given(), hidden, spec, (9,) * 130)  # type: ignore[arg-type]
+    assert (None if fault is None else fault.outcome) == outcome
+    assert fault is None or f"position {position} " in fault.detail
+
+
 def test_another_prompt_than_the_signed_one_is_caught(engines: list[ShardEngine]) -> None:
     other = (*PROMPT[:5], (PROMPT[5] + 1) % 4096, *PROMPT[6:])
     trace = decode_route(engines, other, NEW, WireDtype.F32, WARM)
