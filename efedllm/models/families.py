@@ -152,8 +152,10 @@ def build_skeleton(config: Any, attention: str) -> Skeleton:
     """The model on the meta device, its attention dispatched to the registered function named `attention`."""
     family = FAMILIES[config.model_type]
     kind = AutoModel if family.is_encoder else AutoModelForCausalLM
+    # A dtype of its own: with the config's, transformers changes the process's default for a moment, and two threads
+    # that do so at once can leave it changed.
     with torch.device("meta"):
-        model = kind.from_config(config, attn_implementation=attention)
+        model = kind.from_config(config, attn_implementation=attention, dtype=torch.float32)
     model.eval()
     return Skeleton(model.config, family, model)
 

@@ -49,7 +49,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
         torch.manual_seed(0)
         plain = tmp_path_factory.mktemp("deep") / "plain"
         # Several files, as large models have.
-        LlamaForCausalLM(config).save_pretrained(plain, max_shard_size="20MB")
+        LlamaForCausalLM(config).float().save_pretrained(plain, max_shard_size="20MB")
         return with_words(plain, plain.parent / "worded").parent
 
     return make

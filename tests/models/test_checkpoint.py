@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from transformers import AutoModelForCausalLM
 from efedllm.compression import CompressOptions, compress
 from efedllm.errors import ModelError
 from efedllm.models.checkpoint import Checkpoint, resolve
-from efedllm.models.families import read_config
+from efedllm.models.families import build_skeleton, read_config
 from efedllm.models.manifest import Manifest
+from tests.model_fixtures import family_config
 
 
 def test_a_sharded_checkpoint_is_the_same_model(
@@ -103,3 +105,21 @@ def test_what_is_neither_a_directory_nor_a_hub_name_is_refused(tmp_path: Path) -
     with pytest.raises(ModelError) as caught:
         read_config(tmp_path)
     assert caught.value.code == "no-model"
+
+
+def test_skeletons_built_side_by_side_leave_the_default_dtype_alone(tmp_path: Path) -> None:
+    """A bfloat16 checkpoint's config must not reach the arrays that other threads make meanwhile."""
+    config = family_config("llama")
+    config.dtype = torch.bfloat16
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path)
+    seen: set[torch.dtype] = set()
+
+    def build(_: int) -> None:
+        build_skeleton(read_config(tmp_path), "sdpa")
+        seen.add(torch.zeros(1).dtype)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(build, range(24)))
+    assert seen == {torch.float32}
+    assert torch.get_default_dtype() is torch.float32
