@@ -114,3 +114,13 @@ async def test_cancelled_requests_leave_the_others_alone(ganache: str) -> None:
     rpc = Rpc(ganache, budget=3.0)
     assert await rpc.integer("eth_chainId") == 1337
     await rpc.close()
+
+
+async def test_a_chain_that_stood_still_is_not_moved_too_far(deployed: LiveNetwork, chain: Chain) -> None:
+    """Time that passed since the last block counts: here two minutes of it, as after a slow test."""
+    clock = deployed.clock(chain)
+    start = await clock.skip_to((await chain.now()).epoch + 2, 0.1)
+    await chain.rpc.request("evm_increaseTime", [deployed.deployment.epoch_length])
+    later = await clock.skip_to(start.epoch + 4, 0.5)
+    assert later.epoch == start.epoch + 4
+    assert 0.5 <= later.fraction < 0.6

@@ -65,9 +65,9 @@ def test_the_peak_does_not_grow_with_the_layers(deep: Callable[[int], Path], tmp
         subprocess.run(program, check=True, capture_output=True, env=os.environ | ALLOCATOR)
         peaks[layers] = Report.model_validate_json((out / REPORT_NAME).read_text()).peak_memory
         weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
-    # Loaded whole, the deep model would need twelve layers more, 38 MB.
+    # Loaded whole, the deep model would need twelve layers more, 38 MB. What the libraries take differs by up to 27 MB.
     assert weights > 45e6
-    assert peaks[DEEP] < peaks[SHALLOW] + 15e6
+    assert peaks[DEEP] < peaks[SHALLOW] + 32e6
 
 
 @pytest.mark.parametrize("in_file", [False, True])
