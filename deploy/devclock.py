@@ -56,11 +56,6 @@ class DevClock:
             now = await self.now()
             if now.timestamp >= timestamp:
                 return now
-            # The chain's clock has run on since its last block, however long ago: only a new one shows where it is.
-            await self._mine_past(now.block)
-            now = await self.now()
-            if now.timestamp >= timestamp:
-                return now
             await self._rpc.request("evm_increaseTime", [timestamp - now.timestamp])
             await self._mine_past(now.block)
         now = await self.now()
