@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from efedllm.commitments.hashing import keccak
+from efedllm.commitments.canary import sample_ppm
 
 FULL_UNITS = 10  # one audit of full weight; the contract's unit is a tenth of it
 FEE_REF_TOKENS = 16  # positions from which a job weighs a full audit, so that tiny wash jobs earn little trust
@@ -28,7 +28,7 @@ class Verdict:
 
 def is_sampled(seed: bytes, leaf: bytes, rate_ppm: int) -> bool:
     """uint256(K(seed | leaf)) < rate * 2^256, the rate in parts per million; exact integers."""
-    return int.from_bytes(keccak(seed + leaf)) * 1_000_000 < rate_ppm << 256
+    return sample_ppm(seed, leaf) < rate_ppm
 
 
 def leaf_units(tokens: int, fee_ref_tokens: int = FEE_REF_TOKENS) -> int:
