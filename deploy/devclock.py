@@ -52,6 +52,10 @@ class DevClock:
     async def advance_to(self, timestamp: int) -> ChainTime:
         """Mine a block at `timestamp` or a second or two later; does nothing when the chain is there already."""
         await self.check()
+        now = await self.now()
+        if now.timestamp < timestamp:
+            # The clock runs on between blocks: only a fresh one says how far it has to go.
+            await self._mine_past(now.block)
         for _ in range(_TRIES):
             now = await self.now()
             if now.timestamp >= timestamp:

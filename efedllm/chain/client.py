@@ -227,6 +227,11 @@ class Chain(Readers):
         """Number of the latest block."""
         return await self.rpc.integer("eth_blockNumber")
 
+    async def block_hash(self, number: int) -> bytes | None:
+        """Hash of a block; None when the chain has no block of that number."""
+        block = await self.rpc.request("eth_getBlockByNumber", [hex(number), False])
+        return None if block is None else bytes.fromhex(block["hash"][2:])
+
     async def events(
         self, contract: str, *names: str, from_block: int | None = None, to_block: int | None = None
     ) -> list[ChainEvent]:

@@ -39,6 +39,10 @@ class Readers:
         """See Chain.block_number."""
         raise NotImplementedError
 
+    async def block_hash(self, number: int) -> bytes | None:
+        """See Chain.block_hash."""
+        raise NotImplementedError
+
     async def now(self) -> ChainTime:
         """See Chain.now."""
         raise NotImplementedError
@@ -51,7 +55,7 @@ class Readers:
             async def fetch(start: int, end: int) -> list[ChainEvent]:
                 return await self.events(contract, from_block=start, to_block=end)
 
-            index = EventIndex(fetch, self.block_number, self.deployment.block)
+            index = EventIndex(fetch, self.block_number, self.block_hash, self.deployment.block)
             self._indexes[contract] = index
         events = await index.events()
         return [event for event in events if not names or event.name in names]

@@ -103,6 +103,15 @@ async def test_time_follows_the_chain_and_not_the_machine(deployed: LiveNetwork,
     assert (await clock.skip_to(start.epoch, 0.0)).timestamp >= now.timestamp
 
 
+async def test_a_chain_that_stood_still_is_not_moved_too_far(deployed: LiveNetwork, chain: Chain) -> None:
+    quiet, jump = 10_000, 40_000  # seconds; the margin below is for machines that pause
+    start = (await chain.now()).timestamp
+    # No block since, but the chain's clock ran on.
+    await chain.rpc.request("evm_increaseTime", [quiet])
+    there = await deployed.clock(chain).advance_to(start + jump)
+    assert start + jump <= there.timestamp < start + jump + quiet / 2
+
+
 async def test_cancelled_requests_leave_the_others_alone(ganache: str) -> None:
     for lap in range(40):
         busy = Rpc(ganache)

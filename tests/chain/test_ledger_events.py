@@ -180,3 +180,24 @@ async def test_follower_survives_an_outage(deployed: LiveNetwork, chain: Chain, 
         assert await follower.poll() is None
         proxy.mode = "pass"
         assert await collecting == [77]
+
+
+async def test_history_forgets_what_a_rolled_back_chain_no_longer_has(deployed: LiveNetwork, chain: Chain) -> None:
+    async def amounts() -> list[int]:
+        return [event.args["value"] for event in await chain.history("EfedToken", "Transfer")]
+
+    other = deployed.account(1).address
+    before = await amounts()
+    snapshot = await chain.rpc.request("evm_snapshot")
+    for amount in range(1, 4):
+        await chain.send("EfedToken", "transfer", other, amount)
+        assert await amounts() == [*before, *range(1, amount + 1)]
+    await deployed.clock(chain).mine(20)
+    assert await amounts() == [*before, 1, 2, 3]
+    await chain.rpc.request("evm_revert", [snapshot])
+    # The new branch is longer than the one that was read when history is asked again.
+    for amount in range(10, 16):
+        await chain.send("EfedToken", "transfer", other, amount)
+    await deployed.clock(chain).mine(40)
+    assert await amounts() == [*before, *range(10, 16)]
+    assert await amounts() == [*before, *range(10, 16)]
