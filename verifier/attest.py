@@ -18,9 +18,9 @@ from efedllm.commitments.hashing import ZERO32, keccak
 
 @dataclass(frozen=True)
 class NodeVerdict:
-    """What we say about one node: packed verdict (uint16), hash of the report behind it, and the tap digest.
+    """What we say about one node: packed verdict (uint16), hash of the report behind it, and a digest.
 
-    tap: zero claims nothing: a failed node, no audited leaf of an exact model.
+    tap: the tap digest, zero without an audited leaf of an exact model; for a node with failed leaves the fault digest.
     """
 
     node: str

@@ -13,8 +13,8 @@ from typing import Any
 from efedllm.chain.client import Chain
 from efedllm.chain.types import BatchInfo, ModelInfo
 from efedllm.commitments.boundary import BoundaryTree
+from efedllm.commitments.canary import fault_digest
 from efedllm.commitments.canonical import WireDtype, as_dtype, itemsize
-from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.messages import HopCommit
 from efedllm.commitments.taps import chosen_taps, tap_digest
 from efedllm.engine.protocol import Executor
@@ -76,15 +76,18 @@ class LeafReport:
         return {**self.__dict__, "outcome": self.outcome.name.lower()}
 
 
-def attested_tap(leaves: Iterable[LeafReport]) -> bytes:
-    """The tap digest of a node's audited leaves; zero when one of them failed, or none is of an exact model.
+def attested_tap(seed: bytes, leaves: Iterable[LeafReport]) -> bytes:
+    """What is attested about a node's audited leaves: the fault digest over those that did not pass; without any, the
+    tap digest, which is zero when none is of an exact model. `seed`: of the epoch.
 
     Who met no failure has read every sampled leaf of every batch, and found the taps under their committed roots: two
-    such verifiers cannot have different digests.
+    such verifiers cannot have different digests. The fault digest says exactly what failed, so that the node can show
+    that all of it was agreed on with its clients (`efedllm.commitments.canary`).
     """
     audited = list(leaves)
-    if any(item.outcome is not Outcome.PASS for item in audited):
-        return ZERO32
+    failed = [item.leaf for item in audited if item.outcome is not Outcome.PASS]
+    if failed:
+        return fault_digest(seed, failed)
     return tap_digest((item.leaf, item.tap) for item in audited if item.tap)
 
 
@@ -160,7 +163,7 @@ class Auditor:
         verdict = tally(
             (item.units, item.outcome is not Outcome.PASS, item.outcome is Outcome.SEVERE) for item in reports
         )
-        packed, tap = pack_verdict(verdict), attested_tap(reports)
+        packed, tap = pack_verdict(verdict), attested_tap(task.seed, reports)
         report = {
             "epoch": task.epoch,
             "node": task.node,

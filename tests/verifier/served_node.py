@@ -120,9 +120,11 @@ class ServedNode:
     def salt(index: int) -> bytes:
         return keccak(b"salt" + bytes([index]))
 
+    def leaves(self, domain: Domain) -> list[bytes]:
+        return [hop_leaf(job.commit(self.hop).digest(domain), self.salt(i)) for i, job in enumerate(self.jobs)]
+
     def batch_root(self, domain: Domain, epoch: int, seq: int) -> bytes:
-        leaves = [hop_leaf(job.commit(self.hop).digest(domain), self.salt(i)) for i, job in enumerate(self.jobs)]
-        return batch_root(self.address, epoch, seq, leaves)
+        return batch_root(self.address, epoch, seq, self.leaves(domain))
 
     async def __aenter__(self) -> Self:
         app = web.Application()

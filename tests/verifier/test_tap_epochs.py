@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from efedllm.chain.reverts import RevertError
+from efedllm.commitments.canary import fault_digest
 from efedllm.commitments.canonical import WireDtype, decode
 from efedllm.commitments.hashing import ZERO32, keccak
 from efedllm.commitments.messages import HopCommit
@@ -229,8 +230,11 @@ async def test_a_node_that_commits_to_other_taps_is_slashed_and_no_verifier_is(
         said = await verdicts(network, epoch)
         assert said[network.node(1)] == {Verdict(0, 10, True)}
         assert said[network.node(0)] == said[network.node(2)] == {Verdict(10, 0, False)}
+        seed = await network.admin.seed(epoch)
+        assert seed is not None
+        leaf = network.served[1].leaves(network.admin.efl_domain)[0]
         for shown in (await revealed_taps(network, epoch)).values():
-            assert shown[network.node(1)] == ZERO32
+            assert shown[network.node(1)] == fault_digest(seed, [leaf])
             assert ZERO32 not in (shown[network.node(0)], shown[network.node(2)])
         failures = await network.admin.history("VerifierCommittee", "NodeFailed")
         assert [(e.args["node"], e.args["severe"]) for e in failures if e.args["epoch"] == epoch] == [
@@ -241,14 +245,23 @@ async def test_a_node_that_commits_to_other_taps_is_slashed_and_no_verifier_is(
             assert (await outcomes(network, epoch))[network.chain_address(index)] == (0, 30)
 
 
-async def test_a_digest_is_attested_only_when_every_leaf_passed() -> None:
+async def test_the_tap_digest_is_attested_when_every_leaf_passed_and_else_what_failed() -> None:
+    seed = keccak(b"seed")
+
     def leaf(number: int, outcome: Outcome = Outcome.PASS, tap: bytes = b"") -> LeafReport:
         return LeafReport(0, number, keccak(bytes([number])), 10, outcome, tap=tap)
 
     tapped = [leaf(i, tap=keccak(b"tap" + bytes([i]))) for i in range(3)]
-    assert attested_tap(tapped) == attested_tap(reversed(tapped)) != ZERO32
+    assert attested_tap(seed, tapped) == attested_tap(seed, reversed(tapped)) != ZERO32
     # Leaves of a float model have none; they do not keep those of an exact one from being attested.
-    assert attested_tap([*tapped, leaf(9)]) == attested_tap(tapped)
-    assert attested_tap([leaf(9)]) == attested_tap([]) == ZERO32
-    # A withheld leaf: somebody else may have been shown it.
-    assert attested_tap([*tapped[:2], leaf(2, Outcome.FAIL)]) == ZERO32
+    assert attested_tap(seed, [*tapped, leaf(9)]) == attested_tap(seed, tapped)
+    assert attested_tap(seed, [leaf(9)]) == attested_tap(seed, []) == ZERO32
+    # Whatever the reason, a leaf that did not pass is named, and what passed beside it is not.
+    for bad in (Outcome.FAIL, Outcome.SEVERE):
+        named = fault_digest(seed, [keccak(bytes([2]))])
+        assert attested_tap(seed, [*tapped[:2], leaf(2, bad)]) == attested_tap(seed, [leaf(2, bad)]) == named
+    both = attested_tap(seed, [leaf(2, Outcome.FAIL), leaf(1, Outcome.SEVERE), leaf(2, Outcome.FAIL)])
+    assert both == fault_digest(seed, [keccak(bytes([1])), keccak(bytes([2]))])
+    # A batch that cannot be read stands with its root.
+    withheld = LeafReport(0, -1, keccak(b"root"), 10, Outcome.FAIL, "batch-withheld")
+    assert attested_tap(seed, [*tapped, withheld]) == fault_digest(seed, [keccak(b"root")])
