@@ -16,8 +16,10 @@ from client.cli_common import (
     note,
     run,
 )
+from client.exploring import SHARE
 from client.generate_cli import (
     AvoidNames,
+    Explore,
     MaxTokens,
     MinQuality,
     RouteNames,
@@ -45,6 +47,7 @@ def chat(
     wire: Wire = "f32",
     route: RouteNames = None,
     avoid: AvoidNames = None,
+    explore: Explore = SHARE,
     min_quality: MinQuality = None,
     model: Model = None,
     home: Home = None,
@@ -66,6 +69,7 @@ def chat(
         wire=wire,
         route=names(route),
         avoid=names(avoid),
+        explore=explore,
         min_quality=min_quality,
     )
 

@@ -38,6 +38,7 @@ class Embedded:
             "job_id": "0x" + outcome.record.spec.job_id.hex(),
             "session_id": "0x" + outcome.session_id.hex(),
             "route": [hop.node for hop in outcome.record.route],
+            "explored": [outcome.route.newcomer] if outcome.route.newcomer else [],
             "cost_wei": outcome.cost,
             "receipts_ok": not outcome.findings and all(c is not None for c in outcome.record.commits),
             "receipt_file": None if outcome.receipt is None else str(outcome.receipt),
@@ -86,13 +87,15 @@ class Embedding(RoutedWork):
     def results(self) -> int:
         return self._done
 
+    def tokens_left(self) -> int:
+        # Nodes want one token more than the prompt to be covered before they open a job.
+        return sum(map(len, self._texts[self._done :])) + 1
+
     async def attempt(self, route: Route, fresh: bool) -> AsyncGenerator[EmbedEvent]:
         """The texts that are left, one job each, in one session."""
-        left = self._texts[self._done :]
-        # Nodes want one token more than the prompt to be covered before they open a job.
-        request = SessionRequest(self.place.model.model_id, route, sum(map(len, left)) + 1, self._deposit, fresh)
+        request = SessionRequest(self.place.model.model_id, route, self.tokens_left(), self._deposit, fresh)
         async with self.place.sessions.acquire(request) as session:
-            for text in left:
+            for text in self._texts[self._done :]:
                 yield await self._one(session, route, text)
 
     async def _one(self, session: PaidSession, route: Route, text: list[int]) -> Embedded:

@@ -21,7 +21,8 @@ from client.cli_common import (
     print_json,
     run,
 )
-from client.generate_cli import AvoidNames, Deposit, MaxPrice, NewSession, RouteNames, names
+from client.exploring import SHARE
+from client.generate_cli import AvoidNames, Deposit, Explore, MaxPrice, NewSession, RouteNames, names
 
 if TYPE_CHECKING:
     from client.embed import Embedded
@@ -43,6 +44,7 @@ def embed(
     max_price: MaxPrice = None,
     deposit: Deposit = None,
     new_session: NewSession = False,
+    explore: Explore = SHARE,
     model: Model = None,
     json_: Json = False,
     home: Home = None,
@@ -63,6 +65,7 @@ def embed(
         max_price=None if max_price is None else parse_amount(max_price) // GWEI,
         deposit=None if deposit is None else parse_amount(deposit),
         fresh_session=new_session,
+        explore=explore,
     )
     wanted = collect(texts or [], file)
     done: list[Embedded] = []

@@ -54,7 +54,9 @@ class Generation(RoutedWork):
         retry: RetryPolicy | None = None,
         candidates: list[Candidate] | None = None,
     ) -> None:
-        wishes = RouteWishes(options.route, options.avoid, options.max_price, options.deposit, options.fresh_session)
+        wishes = RouteWishes(
+            options.route, options.avoid, options.max_price, options.deposit, options.fresh_session, options.explore
+        )
         super().__init__(place, wishes, retry or RetryPolicy(), candidates)
         self._text = text
         self._prompt = prompt_ids
@@ -90,6 +92,9 @@ class Generation(RoutedWork):
     def results(self) -> int:
         return len(self._ids)
 
+    def tokens_left(self) -> int:
+        return len(self._prompt) + self._options.max_tokens
+
     async def attempt(self, route: Route, fresh: bool) -> AsyncGenerator[Event]:
         """Run the rest of the generation on one route. The tokens so far become part of its prompt, so that every
         further token is sampled at the same absolute position, with the same seed, as without the interruption.
@@ -97,7 +102,7 @@ class Generation(RoutedWork):
         place = self.place
         prompt = [*self._prompt, *self._ids]
         new = self._options.max_tokens - len(self._ids)
-        request = SessionRequest(place.model.model_id, route, len(prompt) + new, self._options.deposit, fresh)
+        request = SessionRequest(place.model.model_id, route, self.tokens_left(), self._options.deposit, fresh)
         async with place.sessions.acquire(request) as session:
             terms = terms_for(session, len(prompt), new)
             spec = self._sampling.spec(session.session_id, await session.take_job(), prompt, new)

@@ -21,6 +21,7 @@ from client.cli_common import (
     print_json,
     run,
 )
+from client.exploring import SHARE
 
 if TYPE_CHECKING:
     from client.api import Client
@@ -43,6 +44,9 @@ Deposit = Annotated[
 ]
 MaxPrice = Annotated[str | None, typer.Option("--max-price", help="Most EFED per 1000 tokens, whole route.")]
 NewSession = Annotated[bool, typer.Option("--new-session", help="Do not use an open session again.")]
+Explore = Annotated[
+    float, typer.Option("--explore", help="Share of jobs, 0 to 1, that try a node without trust; 0 never does.")
+]
 MinQuality = Annotated[
     float | None,
     typer.Option("--min-quality", help="Least certified quality: 0.98 allows a perplexity 2 % above the original's."),
@@ -69,6 +73,7 @@ def generate(
     max_price: MaxPrice = None,
     deposit: Deposit = None,
     new_session: NewSession = False,
+    explore: Explore = SHARE,
     min_quality: MinQuality = None,
     report: ReportFile = None,
     model: Model = None,
@@ -98,6 +103,7 @@ def generate(
         max_price=None if max_price is None else parse_amount(max_price) // GWEI,
         deposit=None if deposit is None else parse_amount(deposit),
         fresh_session=new_session,
+        explore=explore,
         min_quality=min_quality,
     )
     text = sys.stdin.read() if prompt == "-" else prompt

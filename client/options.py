@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
+from client.exploring import SHARE
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.messages import NO_EOS, PPM, JobSpec, ids_hash
 from efedllm.errors import ConfigError
@@ -31,6 +32,7 @@ class GenerateOptions:
     )
     deposit: int | None = None  # wei for a new session; None chooses
     fresh_session: bool = False
+    explore: float = SHARE  # of jobs that try a node without trust, 0 to 1, see `client.exploring`
     min_quality: float | None = None  # of the model, see `client.quality`; None asks for nothing
 
 

@@ -91,7 +91,10 @@ def answer_demand(terms: Terms, signed: Amount, delivered: int, due: int) -> Amo
     return target if target.tokens > signed.tokens and target.cumulative >= signed.cumulative else None
 
 
-def session_deposit(job_cost: int, wanted: int | None, cap: int | None, jobs_ahead: int = 8) -> int:
+JOBS_AHEAD = 8  # a new session holds what so many jobs like its first one cost
+
+
+def session_deposit(job_cost: int, wanted: int | None, cap: int | None, jobs_ahead: int = JOBS_AHEAD) -> int:
     """Deposit for a new session: what was asked for, else enough for several such jobs; at most `cap` (probation).
 
     Raises ConfigError when the job alone does not fit.

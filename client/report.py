@@ -27,6 +27,7 @@ class Report:
     model_id: str
     seed: str
     route: list[dict[str, Any]]
+    explored: list[str]
     cost_wei: int
     receipts: list[dict[str, Any]]
     receipts_ok: bool
@@ -46,8 +47,11 @@ class Report:
         receipts = "receipts ok" if self.receipts_ok else f"RECEIPTS NOT OK ({len(self.faults)} faults)"
         return (
             f"{self.tokens} tokens, {self.tokens_per_second:.1f} tok/s, first after {self.first_token_s:.2f} s, "
-            f"{format_amount(self.cost_wei)}, {nodes}, {receipts}"
+            f"{format_amount(self.cost_wei)}, {nodes}, {self._tried()}{receipts}"
         )
+
+    def _tried(self) -> str:
+        return "".join(f"tried newcomer {node[:8]}, " for node in self.explored)
 
 
 def report_of(finished: Finished, prompt: str, model_id: bytes) -> Report:
@@ -73,6 +77,7 @@ def report_of(finished: Finished, prompt: str, model_id: bytes) -> Report:
             {"node": hop.address, "lo": hop.lo, "hi": hop.hi, "latency_ms": round(hop.latency_ms or 0.0, 2)}
             for hop in last.route.hops
         ],
+        explored=[job.route.newcomer for job in jobs if job.route.newcomer],
         cost_wei=sum(job.cost for job in jobs),
         receipts=[signed.to_json() for signed in commits],
         receipts_ok=not faults and all(signed is not None for signed in last.record.commits),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.discovery import find_candidates
+from client.exploring import SHARE, check_share, draw_lot, explored_route, tries_newcomer
 from client.faults import Finding, find_faults
 from client.job import JobRecord, RouteFailure
 from client.policy import RetryPolicy, may_retry, needs_fresh_session, nodes_to_avoid
@@ -20,7 +21,7 @@ from efedllm.chain import Chain
 from efedllm.chain.amounts import cost_of_tokens
 from efedllm.chain.types import ModelInfo
 from efedllm.commitments.messages import RouteHop
-from efedllm.errors import ChainError, EfedError
+from efedllm.errors import ChainError, ConfigError, EfedError
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class RouteWishes:
     max_price: int | None = None  # gwei of EFED per 1000 tokens for the whole route; None takes what it costs
     deposit: int | None = None  # wei for a new session; None chooses
     fresh_session: bool = False
+    explore: float = SHARE  # of jobs that try a node without trust
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class RoutedWork(ABC):
         self.jobs: list[JobOutcome] = []
         self.retry = retry
         self._wishes = wishes
+        check_share(wishes.explore)
         self._candidates = candidates
 
     @abstractmethod
@@ -95,6 +98,10 @@ class RoutedWork(ABC):
     @abstractmethod
     def results(self) -> int:
         """How much is done, in whatever the work counts."""
+
+    @abstractmethod
+    def tokens_left(self) -> int:
+        """Most tokens that a session for the rest is billed for."""
 
     @abstractmethod
     def attempt(self, route: Route, fresh: bool) -> AsyncGenerator[object]:
@@ -107,24 +114,32 @@ class RoutedWork(ABC):
         """
         avoid: set[str] = set()
         failures = 0
-        fresh = self._wishes.fresh_session
+        first, fresh = True, self._wishes.fresh_session
         while not self.is_complete():
-            route = await self._choose(avoid, first=failures == 0)
+            route = await self._choose(avoid, first)
+            first = False
             try:
                 async with aclosing(self.attempt(route, fresh)) as attempt:
                     async for event in attempt:
                         yield event
-            except (RouteFailure, ChainError) as failure:
-                failures += 1
+            except (RouteFailure, ChainError, ConfigError) as failure:
                 error = failure.error if isinstance(failure, RouteFailure) else failure
-                if isinstance(failure, ChainError) and not is_route_error(failure):
+                if route.newcomer:
+                    # Trying a newcomer costs no attempt, and the best route may need no new session, money or gas.
+                    dead = failure.dead if isinstance(failure, RouteFailure) else frozenset()
+                    leave = dead | {route.newcomer}
+                elif isinstance(failure, ConfigError) or (
+                    isinstance(failure, ChainError) and not is_route_error(failure)
+                ):
                     raise
-                if not may_retry(self.retry, failures):
-                    raise error from failure
-                if needs_fresh_session(error.code) and not fresh:
-                    fresh, leave = True, frozenset[str]()
                 else:
-                    leave = await self._who_to_avoid(route, failure)
+                    failures += 1
+                    if not may_retry(self.retry, failures):
+                        raise error from failure
+                    if needs_fresh_session(error.code) and not fresh:
+                        fresh, leave = True, frozenset[str]()
+                    else:
+                        leave = await self._who_to_avoid(route, failure)
                 avoid |= leave
                 yield Switched(error, tuple(sorted(leave)), self.results())
 
@@ -140,7 +155,19 @@ class RoutedWork(ABC):
             return named_route(candidates, model.layers, wishes.route)
         unwanted = {*avoid, *resolve_names(candidates, wishes.avoid)}
         known = [] if wishes.fresh_session else await self.place.sessions.open_routes(model.model_id)
-        return choose_known_route(candidates, model.layers, known, unwanted)
+        best = choose_known_route(candidates, model.layers, known, unwanted)
+        return await self._explored(candidates, unwanted, best) or best if first else best
+
+    async def _explored(self, candidates: list[Candidate], unwanted: Collection[str], best: Route) -> Route | None:
+        """A route that tries a newcomer, when this job's lot says so and a session on it may hold what it costs."""
+        sessions, model, wishes = self.place.sessions, self.place.model, self._wishes
+        lot = draw_lot(sessions.client, await sessions.jobs_started())
+        if not tries_newcomer(lot, wishes.explore):
+            return None
+        route = explored_route(candidates, model.layers, best, lot, unwanted, wishes.max_price)
+        if route is None or not await sessions.may_open(route, model.model_id, self.tokens_left()):
+            return None
+        return route
 
     async def account(
         self,

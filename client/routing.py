@@ -58,6 +58,7 @@ class Route:
 
     hops: tuple[Candidate, ...]
     cost: float = field(compare=False, default=0.0)
+    newcomer: str = field(compare=False, default="")  # the node that the route tries, see client/exploring.py
 
     @property
     def price(self) -> int:
@@ -100,28 +101,42 @@ def choose_route(
     Raises ConfigError "layers-not-covered" naming the layers that nobody usable serves.
     """
     weights = weights or CostWeights()
+    usable = usable_nodes(candidates, layers, avoid)
+    route = cheapest_route(usable, cheapest_per_layer(usable), weights, 0, layers)
+    if route is None:
+        raise _not_covered(candidates, usable, layers, {address.lower() for address in avoid})
+    return route
+
+
+def usable_nodes(candidates: Sequence[Candidate], layers: int, avoid: Collection[str] = ()) -> list[Candidate]:
+    """The candidates that may work on a route over `layers` layers."""
     avoided = {address.lower() for address in avoid}
-    usable = [c for c in candidates if c.usable and c.address.lower() not in avoided and 0 <= c.lo < c.hi <= layers]
-    reference = cheapest_per_layer(usable)
+    return [c for c in candidates if c.usable and c.address.lower() not in avoided and 0 <= c.lo < c.hi <= layers]
+
+
+def cheapest_route(
+    usable: Sequence[Candidate], reference_price: float, weights: CostWeights, start: int, end: int
+) -> Route | None:
+    """The cheapest nodes from layer `start` to one past the last layer `end`; None where there is no chain of them."""
     by_start: dict[int, list[Candidate]] = {}
     for candidate in usable:
         by_start.setdefault(candidate.lo, []).append(candidate)
     # Entries order by (cost, hops, addresses): the addresses also make the order total.
-    queue: list[tuple[float, int, tuple[str, ...], int]] = [(0.0, 0, (), 0)]
+    queue: list[tuple[float, int, tuple[str, ...], int]] = [(0.0, 0, (), start)]
     by_address = {c.address: c for c in usable}
     done: set[int] = set()
     while queue:
         cost, hops, addresses, at = heapq.heappop(queue)
-        if at == layers:
+        if at == end:
             return Route(tuple(by_address[a] for a in addresses), cost)
         if at in done:
             continue
         done.add(at)
         for candidate in by_start.get(at, ()):
-            if candidate.hi not in done:
-                step = hop_cost(candidate, reference, weights)
+            if candidate.hi not in done and candidate.hi <= end:
+                step = hop_cost(candidate, reference_price, weights)
                 heapq.heappush(queue, (cost + step, hops + 1, (*addresses, candidate.address), candidate.hi))
-    raise _not_covered(candidates, usable, layers, avoided)
+    return None
 
 
 STICKINESS = 1.25  # a route with an open session may cost this much more than the best: it saves a transaction

@@ -12,7 +12,7 @@ from pathlib import Path
 from eth_account.signers.local import LocalAccount
 
 from client.locks import try_lock
-from client.policy import Amount, session_deposit
+from client.policy import JOBS_AHEAD, Amount, session_deposit
 from client.routing import Route
 from client.shares import split_shares
 from client.signers import create_signer, load_signer
@@ -122,6 +122,11 @@ class Sessions:
         self._signers = directory / "signers"
         self._locks = directory / "locks"
 
+    @property
+    def client(self) -> str:
+        """Address of the wallet."""
+        return str(self._wallet.address)
+
     async def known(self) -> list[StoredSession]:
         """This wallet's sessions on this network, newest first."""
         chain_id, escrow = self._chain.escrow_domain
@@ -131,6 +136,21 @@ class Sessions:
         """Routes for which this wallet has a session, as far as the store knows."""
         keys = [SessionKey.from_json(json.loads(s.key_json)) for s in await self.known() if s.status == OPEN]
         return [key.nodes for key in keys if key.model_id == model_id]
+
+    async def jobs_started(self) -> int:
+        """How many jobs this wallet ever started on this network."""
+        return sum(session.next_job for session in await self.known())
+
+    async def may_open(self, route: Route, model_id: bytes, tokens: int) -> bool:
+        """Whether the contracts take a session on `route` that holds what `tokens` cost: no node is excluded, or on
+        probation and capped below that."""
+        nodes = list(route.addresses)
+        try:
+            price = int(await self._chain.call("NodeRegistry", "checkRoute", model_id, nodes))
+            await self._chain.call("VerifierCommittee", "checkStanding", nodes, cost_of_tokens(tokens, price))
+        except RevertError:
+            return False
+        return True
 
     @asynccontextmanager
     async def acquire(self, request: SessionRequest) -> AsyncIterator[PaidSession]:
@@ -184,10 +204,12 @@ class Sessions:
     async def _open(self, request: SessionRequest, price: int, held: ExitStack) -> PaidSession:
         nodes = request.route.addresses
         job_cost = cost_of_tokens(request.tokens, price)
-        wanted = session_deposit(job_cost, request.deposit, None)
+        # A route that is only tried will hardly carry the next jobs too.
+        ahead = 1 if request.route.newcomer else JOBS_AHEAD
+        wanted = session_deposit(job_cost, request.deposit, None, ahead)
         cap = await self._probation_cap(nodes, wanted)
         # One wei opens a free route: the escrow refuses an empty deposit.
-        wanted = max(session_deposit(job_cost, request.deposit, cap), 1)
+        wanted = max(session_deposit(job_cost, request.deposit, cap, ahead), 1)
         amount = await fund_escrow(self._chain, max(job_cost, 1), wanted, exact=request.deposit is not None)
         signer = create_signer(self._signers, self._wallet)
         now = await self._chain.now()

@@ -19,6 +19,9 @@ INFERENCE_SECONDS = 180.0
 # A fixed seed: the same text every time, from honest nodes.
 SAMPLING = ("--temperature", "0.5", "--top-p", "0.9", "--seed", "1")
 
+# A network that was kept has nodes of little trust; what is shown is the route by cost.
+ROUTING = ("--explore", "0")
+
 
 async def generate(
     network: LocalNetwork,
@@ -38,7 +41,7 @@ async def generate(
     report = folder / f"{len(list(folder.iterdir()))}.json"
     argv = [
         *(sys.executable, "-m", "client", "generate", prompt, "--max-tokens", str(max_tokens)),
-        *("--home", str(network.home), "--report", str(report), *SAMPLING),
+        *("--home", str(network.home), "--report", str(report), *SAMPLING, *ROUTING),
         *(("--route", ",".join(route)) if route else ()),
         *(("--avoid", ",".join(avoid)) if avoid else ()),
     ]

@@ -185,6 +185,23 @@ async def test_probation_caps_the_deposit(bench: Bench) -> None:
     assert caught.value.code == "probation-cap"
 
 
+async def test_a_newcomer_is_tried_within_its_cap_and_with_one_job_s_deposit(bench: Bench) -> None:
+    params = await bench.chain.call("VerifierCommittee", "params")
+    tokens = STAKE * params.probationCapBps // 10_000 * 1000 // (2 * PRICE * 10**9)
+    assert await bench.sessions.may_open(bench.route, bench.model_id, tokens)
+    assert not await bench.sessions.may_open(bench.route, bench.model_id, tokens + 1)
+    assert not await bench.sessions.may_open(Route(bench.route.hops[:1]), bench.model_id, 1)
+    tried = replace(bench.request(), route=replace(bench.route, newcomer=bench.route.addresses[0]))
+    assert await bench.sessions.jobs_started() == 0
+    async with bench.sessions.acquire(tried) as session:
+        assert (await bench.chain.session(session.session_id)).deposit == cost_of_tokens(100, 2 * PRICE)
+        await session.take_job()
+        await session.take_job()
+    async with bench.sessions.acquire(bench.request(fresh=True)) as session:
+        await session.take_job()
+    assert await bench.sessions.jobs_started() == 3
+
+
 async def test_a_route_that_the_chain_refuses(bench: Bench) -> None:
     bench.route = Route(tuple(reversed(bench.route.hops)))
     with pytest.raises(RevertError) as caught:

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,14 @@ import pytest
 import pytest_asyncio
 
 from client.api import Client
-from client.generate import Piece, Started, Switched
+from client.generate import Finished, Generation, Piece, Started, Switched
 from client.options import GenerateOptions, sampling_of
 from client.policy import RetryPolicy
+from client.report import report_of
+from client.routed import Place
+from client.routing import Candidate
+from client.session import Sessions
+from client.tokenizer import Text
 from deploy.layout import NetworkOptions
 from deploy.network import LocalNetwork, Member
 from efedllm.chain.amounts import WEI, cost_of_tokens
@@ -329,6 +335,38 @@ async def test_killing_a_node_in_the_middle_changes_no_token(
     await network.stop_member(victim)
     await network.start_node(victim)
     await text_of(client, GenerateOptions(max_tokens=2, route=tuple(routed(network, victim))))
+
+
+async def doubted(client: Client, newcomer: str) -> tuple[Place, Text, list[Candidate]]:
+    """Where to buy, with the real candidates of whom everybody but `newcomer` is trusted."""
+    model = await client.model()
+    candidates = [replace(c, trust_ppm=0 if c.address == newcomer else 900_000) for c in await client.nodes(model)]
+    account = client.chain.account
+    assert account is not None
+    sessions = Sessions(client.chain, client.store, account, client.settings.home / "client")
+    return Place(client.chain, sessions, client.settings.home, model), await client.text(model, candidates), candidates
+
+
+async def test_a_newcomer_is_tried_and_one_that_fails_costs_no_attempt(network: LocalNetwork, client: Client) -> None:
+    newcomer = next(node for node in network.nodes if node.place is not None and node.place.lo == 4)
+    place, text, candidates = await doubted(client, newcomer.address)
+    ids = await prompt_ids(client)
+    never, always = replace(GREEDY, explore=0.0), replace(GREEDY, explore=1.0)
+    for options, tried in ((never, []), (always, [newcomer.address])):
+        work = Generation(place, text, ids, options, RetryPolicy(attempts=0), candidates)
+        finished = [event async for event in work.events()][-1]
+        assert isinstance(finished, Finished)
+        report = report_of(finished, PROMPT, network.model_id)
+        assert report.token_ids == expected(network, ids, GREEDY)
+        assert (report.explored, report.failovers, report.receipts_ok) == (tried, [], True)
+        assert (newcomer.address in [hop["node"] for hop in report.route]) == bool(tried)
+    await network.stop_member(newcomer)
+    work = Generation(place, text, ids, always, RetryPolicy(attempts=0), candidates)
+    events = [event async for event in work.events()]
+    await network.start_node(newcomer)
+    assert [event.avoided for event in events if isinstance(event, Switched)] == [(newcomer.address,)]
+    assert isinstance(events[-1], Finished)
+    assert list(events[-1].token_ids) == expected(network, ids, GREEDY)
 
 
 def routed(network: LocalNetwork, through: Member) -> list[str]:
