@@ -273,22 +273,31 @@ def newcomers(setting: Setting, fleet: routing.Fleet) -> list[Row]:
     established = steady_trust(setting.rule, setting.jobs)
     rows = []
     for concurrency in (1, 4, 16, 64):
-        shares = []
-        for trial in range(20):
-            rng = np.random.default_rng(setting.seed + trial)
-            latency = rng.uniform(*fleet.latency_ms, fleet.nodes)
-            new = np.arange(fleet.nodes) < fleet.nodes // 10
-            trust = np.where(new, 0, established)
-            got = routing.assign(
-                latency,
-                trust,
-                np.ones(fleet.nodes, dtype=np.bool_),
-                fleet.nodes * 64,
-                fleet.nodes * concurrency,
-                CostWeights(),
-            )
-            shares.append(float(got[new].sum() / got.sum()) / 0.1)
-        rows.append({"concurrency": concurrency, "of_fair_share": round(float(np.mean(shares)), 4)})
+        row: Row = {"concurrency": concurrency}
+        for name, explore in (("of_fair_share", 0.0), ("of_fair_share_explored", fleet.explore)):
+            shares = []
+            for trial in range(20):
+                seed = setting.seed + trial
+                latency = np.random.default_rng(seed).uniform(*fleet.latency_ms, fleet.nodes)
+                new = np.arange(fleet.nodes) < fleet.nodes // 10
+                trust = np.where(new, 0, established)
+                everybody = np.ones(fleet.nodes, dtype=np.bool_)
+                jobs, in_flight = fleet.nodes * 64, fleet.nodes * concurrency
+                got = routing.assign(latency, trust, everybody, jobs, in_flight, CostWeights(), explore, seed)
+                shares.append(float(got[new].sum() / got.sum()) / 0.1)
+            row[name] = round(float(np.mean(shares)), 4)
+        rows.append(row)
+    return rows
+
+
+def joining(setting: Setting, fleet: routing.Fleet) -> list[Row]:
+    """A tenth of the replicas registers when the others are trusted: their part of the work, epoch by epoch, by the
+    share of jobs that try newcomers; all are honest."""
+    rows = []
+    for explore in (0.0, 0.01, 0.05, 0.1):
+        outcome = routing.run(setting, replace(fleet, malicious=0.0, joining=0.1, explore=explore))
+        after = outcome.joined[fleet.join_epoch - 1 :]
+        rows.append({"explore": explore, "of_fair_share": [round(float(x), 4) for x in after]})
     return rows
 
 

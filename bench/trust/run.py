@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ def run(quick: bool, say: Say) -> dict[str, Any]:
         "detection": experiments.detection_sweep(sweep, say),
         "filtering": experiments.filtering(routed, fleet, say),
         "newcomers": experiments.newcomers(routed, fleet),
+        "joining": experiments.joining(routed, replace(fleet, join_epoch=routed.epochs // 3)),
         "reward_shares": experiments.reward_shares((1, 2, 6), sweep),
         "break_even": games.break_even(economy, FORMER, max(size.game_epochs // 4, 2), say),
         "payoffs": games.payoffs(economy, size.game_epochs, say),

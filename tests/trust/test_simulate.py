@@ -11,6 +11,7 @@ from bench.trust import additive, experiments, routing
 from bench.trust import rule as r
 from bench.trust.simulate import Economy, Setting, deterring_stake, profit, simulate
 from bench.trust.strategies import Later, OnOff, RateAware, Sometimes
+from client.exploring import Lot, explored_route
 from client.routing import Candidate, CostWeights, choose_route, hop_cost
 from deploy.profile import Profile
 
@@ -137,6 +138,31 @@ def test_routing_leaves_cheats_without_work_and_honest_nodes_alone() -> None:
     assert shares.malicious[0] > 0.2
     assert shares.malicious[-1] == 0
     assert shares.false_exclusions == 0
+
+
+def test_who_may_be_tried_is_whom_the_client_may_try() -> None:
+    rng = np.random.default_rng(9)
+    weights, everybody = CostWeights(), np.ones(30, dtype=np.bool_)
+    latency, trust = rng.uniform(1, 90, 30), rng.integers(0, 10**6, 30)
+    nodes = [
+        Candidate(f"0x{i:040x}", "", "", 0, 1, 7, int(trust[i]), 2, latency_ms=float(latency[i])) for i in range(30)
+    ]
+    best = choose_route(nodes, 1)
+    routes = [explored_route(nodes, 1, best, Lot(0, pick)) for pick in range(60)]
+    mine = {nodes[i].address for i in np.flatnonzero(routing.newcomers(latency, trust, everybody, weights))}
+    assert {route.newcomer for route in routes if route} == mine - set(best.addresses)
+    assert 0 < len(mine) < 30
+
+
+def test_newcomers_get_work_and_trust_when_some_jobs_try_them() -> None:
+    setting = replace(SETTING, epochs=20, jobs=12)
+    fleet = routing.Fleet(nodes=30, malicious=0.0, joining=0.1, join_epoch=10)
+    without = routing.run(setting, replace(fleet, explore=0.0)).joined
+    tried = routing.run(setting, replace(fleet, explore=0.05)).joined
+    assert without[:9].sum() == tried[:9].sum() == 0
+    assert without[9:].sum() == 0
+    assert (tried[9:] > 0).all()
+    assert float(tried[9:].mean()) > 0.1
 
 
 def test_identities_of_a_group_share_a_stake() -> None:
