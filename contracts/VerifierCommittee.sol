@@ -31,6 +31,8 @@ contract VerifierCommittee is TrustLedger {
     uint256 private constant JUDGED = 64;
     uint256 private constant MISSED = 128;
 
+    bytes32 public constant CANARY_ROLE = keccak256("CANARY_ROLE");
+
     /// @notice Says who is a node.
     INodeRegistry public immutable nodes;
     /// @notice Draws the verifiers.
@@ -39,6 +41,7 @@ contract VerifierCommittee is TrustLedger {
     mapping(uint64 epoch => mapping(address verifier => bytes32)) private _commitments;
     mapping(uint64 epoch => mapping(address node => uint256 tallyWord)) private _tallies;
     mapping(uint64 epoch => mapping(address node => TapWord.Words)) private _taps;
+    mapping(uint64 epoch => mapping(address node => uint32 faultPrint)) private _canaries;
     mapping(uint64 epoch => uint256 seatBitmaps) private _flags;
     mapping(uint64 epoch => mapping(address verifier => uint256)) private _points;
     mapping(uint64 epoch => uint256) private _totalPoints;
@@ -95,6 +98,11 @@ contract VerifierCommittee is TrustLedger {
         emit Revealed(e, msg.sender, nodes_, verdicts, taps, evidence);
     }
 
+    /// @inheritdoc IVerifierCommittee
+    function admitCanaries(uint64 e, address node, bytes32 digest) external onlyRole(CANARY_ROLE) {
+        _canaries[e][node] = TapWord.fingerprint(digest);
+    }
+
     // ------------------------------------------------------------------------------------------------------ tally
 
     /// @inheritdoc IVerifierCommittee
@@ -113,7 +121,8 @@ contract VerifierCommittee is TrustLedger {
                 emit NoQuorum(e, node, reveals, needed);
                 continue;
             }
-            (uint16 passed, uint16 failed, uint256 severeVotes) = word.outcome();
+            (uint16 passed, uint16 failed, uint256 severeVotes, uint256 forgiven) = _outcome(e, node, word, sizes[i]);
+            if (forgiven != 0) emit CanaryForgiven(node, e, forgiven);
             // needed is two thirds of the drawn members, who also hold the median: severe implies failed != 0.
             _applyVerdict(e, node, passed, failed, severeVotes >= needed, p);
         }
@@ -155,7 +164,9 @@ contract VerifierCommittee is TrustLedger {
         uint256 word = _tallies[e][node];
         uint256 size = seats.drawn(e, node).length;
         uint256 severe;
-        (t.passed, t.failed, severe) = word.outcome();
+        uint256 forgiven;
+        (t.passed, t.failed, severe, forgiven) = _outcome(e, node, word, size);
+        t.forgiven = uint8(forgiven);
         t.reveals = uint8(word.reveals());
         t.drawn = uint8(size);
         t.finalized = word.isClosed();
@@ -165,6 +176,11 @@ contract VerifierCommittee is TrustLedger {
             (uint256 low, uint256 high) = _taps[e][node].load(size);
             t.tap = TapWord.agreed(low, high, word, size, _quorum(size));
         }
+    }
+
+    /// @inheritdoc IVerifierCommittee
+    function canaryOf(uint64 e, address node) external view returns (uint32) {
+        return _canaries[e][node];
     }
 
     /// @inheritdoc IVerifierCommittee
@@ -230,6 +246,22 @@ contract VerifierCommittee is TrustLedger {
         if (print != 0) _taps[e][node].set(position, print);
     }
 
+    /// @dev Medians and severe votes, without the failures that are opened canaries. Looked up only for a node that would
+    /// fail: leaving failures out changes nothing else.
+    function _outcome(uint64 e, address node, uint256 word, uint256 size)
+        private
+        view
+        returns (uint16 passed, uint16 failed, uint256 severe, uint256 forgiven)
+    {
+        (passed, failed, severe) = word.outcome();
+        if (failed == 0) return (passed, failed, severe, 0);
+        uint32 print = _canaries[e][node];
+        if (print == 0) return (passed, failed, severe, 0);
+        (uint256 low, uint256 high) = _taps[e][node].load(size);
+        (word, forgiven) = TapWord.forgive(low, high, word, size, print);
+        (passed, failed, severe) = word.outcome();
+    }
+
     function _judgeVerdicts(
         uint64 e,
         address verifier,
@@ -269,12 +301,22 @@ contract VerifierCommittee is TrustLedger {
         (uint16 passed, uint16 failed,) = word.outcome();
         units = uint256(passed) + failed;
         bool ownPass = TapWord.passes(word, place.position);
-        if (ownPass != (failed == 0)) return (units, OUTCOME_DEVIATED);
-        if (ownPass) {
+        if (ownPass && failed == 0) {
             (uint256 low, uint256 high) = _taps[e][node].load(place.size);
             uint32 agreed = TapWord.agreed(low, high, word, place.size, needed);
             if (agreed != 0 && TapWord.printOf(low, high, place.position) != agreed) found = OUTCOME_TAP_DIFFERS;
+        } else if (ownPass || (failed == 0 && !_foundCanaries(e, node, place))) {
+            found = OUTCOME_DEVIATED;
         }
+    }
+
+    /// @dev Whether a member named exactly the opened canaries: then the node itself says that it computed, however many
+    /// others did not.
+    function _foundCanaries(uint64 e, address node, ISeatRegistryTypes.Place memory place) private view returns (bool) {
+        uint32 print = _canaries[e][node];
+        if (print == 0) return false;
+        (uint256 low, uint256 high) = _taps[e][node].load(place.size);
+        return TapWord.printOf(low, high, place.position) == print;
     }
 
     /// @dev A duty is missed when the others reached a quorum on a node without this drawn member.

@@ -34,6 +34,7 @@ def grants(addresses: Mapping[str, str]) -> list[Grant]:
     return [
         Grant("SeatRegistry", keccak(text="COMMITTEE_ROLE"), "COMMITTEE", addresses["VerifierCommittee"]),
         Grant("StakeVault", keccak(text="SLASHER_ROLE"), "SLASHER", addresses["VerifierCommittee"]),
+        Grant("VerifierCommittee", keccak(text="CANARY_ROLE"), "CANARY", addresses["CanaryRegistry"]),
         Grant("EfedToken", keccak(text="MINTER_ROLE"), "MINTER", addresses["RewardPool"]),
     ]
 
@@ -81,6 +82,14 @@ def constructor_args(
             ]
         case "CommitmentLog":
             return [addresses["NodeRegistry"], *clock, profile.log.challenge_window]
+        case "CanaryRegistry":
+            return [
+                addresses["SessionEscrow"],
+                addresses["CommitmentLog"],
+                addresses["SeatRegistry"],
+                addresses["VerifierCommittee"],
+                *clock,
+            ]
         case "RewardPool":
             return [
                 addresses["EfedToken"],

@@ -4,7 +4,8 @@ pragma solidity 0.8.30;
 import {TallyWord} from "./TallyWord.sol";
 
 /// @title TapWord
-/// @notice Fingerprints of the tap digests of a committee about one node and epoch: eight members share a slot.
+/// @notice Fingerprints of a committee about one node and epoch: eight members share a slot. Beside a pass of the tap
+/// digest, beside a failure of the fault digest.
 /// @dev A fingerprint is the lower 32 bits of a digest: who did not compute hits it with chance 2^-32. 0 claims nothing.
 library TapWord {
     /// @dev Lane i % 8 of word i / 8 belongs to member i.
@@ -55,6 +56,22 @@ library TapWord {
             if (votes >= needed) return print;
         }
         return 0;
+    }
+
+    /// @notice The tally without the severe failures that carry the fingerprint `print`, which is not 0, and their number.
+    /// @dev A lesser failure stays: work at the edge of a tolerance, which some verifiers pass and some fail, must cost
+    /// the node, or it could be made on purpose to have verifiers contradict each other.
+    function forgive(uint256 low, uint256 high, uint256 word, uint256 members, uint32 print)
+        internal
+        pure
+        returns (uint256 cleared, uint256 n)
+    {
+        cleared = word;
+        for (uint256 i; i < members; ++i) {
+            if (printOf(low, high, i) != print || !TallyWord.isSevere(TallyWord.verdictOf(word, i))) continue;
+            cleared = TallyWord.forgive(cleared, i);
+            ++n;
+        }
     }
 
     /// @notice Whether member `i` revealed, and no failure.

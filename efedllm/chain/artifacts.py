@@ -21,6 +21,7 @@ CONTRACTS = (
     "VerifierCommittee",
     "SessionEscrow",
     "CommitmentLog",
+    "CanaryRegistry",
     "RewardPool",
 )
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.30;
 
+import {CanaryRegistry} from "../../contracts/CanaryRegistry.sol";
 import {CommitmentLog} from "../../contracts/CommitmentLog.sol";
 import {EfedToken} from "../../contracts/EfedToken.sol";
 import {ModelRegistry} from "../../contracts/ModelRegistry.sol";
@@ -50,6 +51,7 @@ abstract contract Fixture is TestBase {
     VerifierCommittee internal committee;
     SessionEscrow internal escrow;
     CommitmentLog internal batches;
+    CanaryRegistry internal canaries;
     RewardPool internal pool;
 
     bytes32 internal modelId;
@@ -92,9 +94,11 @@ abstract contract Fixture is TestBase {
         committee = new VerifierCommittee(vault, registry, seats, GENESIS, EPOCH, _params(), address(this));
         escrow = new SessionEscrow(token, registry, committee, GENESIS, EPOCH, FEE_BPS, GRACE, address(this));
         batches = new CommitmentLog(registry, GENESIS, EPOCH, WINDOW);
+        canaries = new CanaryRegistry(escrow, batches, seats, committee, GENESIS, EPOCH);
         pool = new RewardPool(token, committee, escrow, vault, GENESIS, EPOCH, _poolParams(), TREASURY);
         seats.grantRole(seats.COMMITTEE_ROLE(), address(committee));
         vault.grantRole(vault.SLASHER_ROLE(), address(committee));
+        committee.grantRole(committee.CANARY_ROLE(), address(canaries));
         token.grantRole(token.MINTER_ROLE(), address(pool));
     }
 

@@ -26,11 +26,13 @@ FUNCTIONS = {
     "SeatRegistry": "takeSeat leaveSeat evictSeat seatCount seatsOf seatNumberOf armSeed fixSeed stir seedOf armedBlock"
     " drawn isDrawn placesOf sizesOf checkSeated terms setTerms grantRole COMMITTEE_ROLE setEntryPaused",
     "VerifierCommittee": "commit reveal finalize judgeVerifier params setParams trustOf trustState standingOf auditRate"
-    " tallyOf isFinalized pointsOf totalPoints commitmentOf currentEpoch phase epochStart genesis epochLength",
+    " admitCanaries canaryOf tallyOf isFinalized pointsOf totalPoints commitmentOf CANARY_ROLE"
+    " currentEpoch phase epochStart genesis epochLength",
     "SessionEscrow": "deposit depositWithPermit depositFor withdraw balanceOf open openWithSig topUp settle settleMany"
     " settleAndClose closeCooperative requestClose finalizeClose withdrawFees sweepProtocolFees sessionOf sessionIdOf"
     " voucherDigest owedOf workOf volumeOf protocolFees",
     "CommitmentLog": "post nextSeq isCommitted",
+    "CanaryRegistry": "open consentDigest leafOf faultDigest",
     "RewardPool": "weigh claim claimVerifier claimTreasury emissionOf weightOf totalWeight claimable",
 }
 EVENTS = {
@@ -38,10 +40,12 @@ EVENTS = {
     "ModelRegistry": "ModelRegistered",
     "NodeRegistry": "NodeRegistered NodeUpdated EndpointUpdated NodePaused NodeResumed NodeRetired",
     "SeatRegistry": "SeatTaken SeatLeft SeedArmed SeedFixed TermsScheduled",
-    "VerifierCommittee": "Committed Revealed TrustUpdated NodeFailed NoQuorum VerifierJudged ParamsScheduled",
+    "VerifierCommittee": "Committed Revealed TrustUpdated NodeFailed NoQuorum CanaryForgiven VerifierJudged"
+    " ParamsScheduled",
     "SessionEscrow": "Deposited Withdrawn SessionOpened ToppedUp Settled CloseRequested SessionClosed FeesWithdrawn"
     " ProtocolFeesBurned",
     "CommitmentLog": "BatchPosted",
+    "CanaryRegistry": "CanaryOpened",
     "RewardPool": "Weighed RewardClaimed",
 }
 
