@@ -27,6 +27,8 @@ from efedllm.models.manifest import Manifest
 from efedllm.wire import Identity
 from node.batcher import Batcher
 from node.book import Book
+from node.canary import CanaryDesk
+from node.canarystore import CanaryStore
 from node.checks import NodeFacts
 from node.clock import Clock
 from node.config import NodeConfig
@@ -133,9 +135,11 @@ class NodeApp:
             metrics=metrics,
         )
         identity = Identity(chain.efl_domain, self.address, signer)
-        self.desk = Desk(shop, chain, identity)
+        canaries = CanaryStore(store.engine)
+        clients = frozenset(config.canary_clients)
+        self.desk = Desk(shop, chain, identity, CanaryDesk(clients, canaries, slashable=facts.slashable))
         self.price = offer_terms.price
-        self.duties = Duties(chain, clock, store, traces, book, config.policy, metrics)
+        self.duties = Duties(chain, clock, store, traces, book, config.policy, metrics, canaries)
         self._gauges(metrics, executor)
         await self._serve(bound, identity, model_dir, manifest)
         self._spawn(batcher.run(), "batcher")
@@ -173,6 +177,7 @@ class NodeApp:
             )
 
     def _facts(self, executor: Executor, offer: Terms, manifest: Manifest) -> NodeFacts:
+        half = compute_of(executor) == "bfloat16"
         return NodeFacts(
             address=self.address,
             model_id=offer.model.model_id,
@@ -184,7 +189,8 @@ class NodeApp:
             shard_root=manifest.shard_root(offer.lo, offer.hi),
             max_positions=min(executor.max_positions, self.config.limits.max_context),
             encoder=executor.whole_texts,
-            profile=HALF_PROFILE if compute_of(executor) == "bfloat16" else offer.model.profile,
+            profile=HALF_PROFILE if half else offer.model.profile,
+            slashable=not half and (manifest.tolerance is None or manifest.tolerance.slashable),
         )
 
     async def _recover(self, store: Store, traces: Traces) -> None:

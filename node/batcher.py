@@ -10,22 +10,22 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor as Pool
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
-from efedllm.commitments.canonical import WireDtype, decode, encode
+from efedllm.commitments.canonical import decode, encode
 from efedllm.engine.protocol import Executor, StepItem
 from efedllm.engine.protocol import Sequence as EngineSequence
 from efedllm.engine.taps import TapExecutor
 from efedllm.errors import EfedError, ModelError
 from efedllm.exact_sampling import sample_exact
 from efedllm.logs import get_logger
-from efedllm.sampling import SamplingSpec, sample
+from efedllm.sampling import sample
 from node.scheduler import BatchLimits, Waiting, plan_batch
+from node.workspec import Inputs, WorkSpec
 
-Inputs = npt.NDArray[Any]
 _States = tuple[npt.NDArray[np.float32], bytes]
 """What a forward pass gives for one chunk: states [n, hidden], and canonical bytes of the taps, if any."""
 
@@ -43,18 +43,6 @@ class Output:
     payload: bytes
     token: int | None
     taps: bytes = b""
-
-
-@dataclass(frozen=True)
-class WorkSpec:
-    """How a job's rows are written and its tokens chosen. `sample_from`: first position whose output is sampled, None
-    for a hop without the head. `exact`: sample in integers.
-    """
-
-    dtype: WireDtype
-    sample_from: int | None
-    sampling: SamplingSpec
-    exact: bool = False
 
 
 @dataclass
@@ -178,7 +166,8 @@ class Batcher:
         for chunk in chunks:
             if chunk.lane.sequence is None:
                 chunk.lane.sequence = self._executor.new_sequence()
-            items.append(StepItem(chunk.lane.sequence, chunk.inputs))
+            feed, inputs = chunk.lane.spec.feed, chunk.inputs
+            items.append(StepItem(chunk.lane.sequence, inputs if feed is None else feed(chunk.lane.done, inputs)))
         # A node serves one shard of one model: its jobs are all exact or none is.
         if any(chunk.lane.spec.exact for chunk in chunks):
             tapped = cast(TapExecutor, self._executor).step_with_taps(items)

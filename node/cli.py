@@ -23,6 +23,7 @@ from efedllm.errors import ConfigError, EfedError, ProtocolError
 from efedllm.settings import Settings, local_members
 from efedllm.sizes import parse_size
 from node.flags import (
+    CanaryClients,
     Credit,
     DeploymentFile,
     Endpoint,
@@ -158,6 +159,7 @@ def run(
         typer.Option("--compute", help="Dtype of a float model. bfloat16 is declared in every commitment."),
     ] = "float32",
     ram: Ram = None,
+    canary_client: CanaryClients = None,
     as_json: Json = False,
 ) -> None:
     """Stake, register, serve. Prints one JSON line when ready; SIGTERM drains, a second one stops at once."""
@@ -169,7 +171,7 @@ def run(
         config = make_config(
             account, model_id, layers, price, model, listen, endpoint, home, stake, credit_tokens, retire, threads
         )
-        return await run_node(replace(config, compute=compute))
+        return await run_node(replace(config, compute=compute, canary_clients=tuple(canary_client or ())))
 
     _run(work, as_json)
 

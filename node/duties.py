@@ -10,10 +10,12 @@ from efedllm.chain import Chain, ChainTime
 from efedllm.errors import ChainError
 from efedllm.logs import get_logger
 from node.book import Book
+from node.canarystore import CanaryStore
 from node.clock import Clock
 from node.committer import Committer
 from node.config import Policy
 from node.metrics import Metrics
+from node.opener import Opener
 from node.rewards import Rewards
 from node.settler import Settler
 from node.store import Store
@@ -24,7 +26,15 @@ class Duties:
     """A duty that fails is put off to the next tick; all of them are safe to repeat."""
 
     def __init__(
-        self, chain: Chain, clock: Clock, store: Store, traces: Traces, book: Book, policy: Policy, metrics: Metrics
+        self,
+        chain: Chain,
+        clock: Clock,
+        store: Store,
+        traces: Traces,
+        book: Book,
+        policy: Policy,
+        metrics: Metrics,
+        canaries: CanaryStore,
     ) -> None:
         self._chain = chain
         self._clock = clock
@@ -35,6 +45,7 @@ class Duties:
         self._metrics = metrics
         self._committer = Committer(chain, store, policy, metrics)
         self._settler = Settler(chain, book, policy, metrics)
+        self._opener = Opener(chain, store, canaries)
         self._rewards = Rewards(chain, store, policy)
         self._pruned = 0
         self._busy = asyncio.Lock()
@@ -61,6 +72,8 @@ class Duties:
             self._book.forget_nodes()
             self._book.sweep(time.timestamp)
         await self._guarded("post", lambda: self._committer.tick(time, False))
+        # Before the others, which may wait long for their transactions: this one is of use in a third of an epoch only.
+        await self._guarded("canaries", lambda: self._opener.tick(time))
         await self._guarded("settle", lambda: self._settler.tick(time, False))
         await self._guarded("rewards", lambda: self._rewards.tick(time))
         if self._pruned < time.epoch and await self._guarded("forget", lambda: self._forget(time)):

@@ -15,13 +15,14 @@ from efedllm.commitments.messages import ids_bytes
 from efedllm.errors import EfedError, ProtocolError
 from efedllm.wire.messages import ActMsg, CancelMsg, FinishMsg, PayMsg
 from node import events
-from node.batcher import Inputs, Output
+from node.batcher import Output
 from node.checks import ended
 from node.jobcore import JobCore, Over, Workshop
 from node.links import Link
 from node.payment import payment_due
 from node.traces import IN, OUT, TAPS
 from node.wiring import token_chunk, token_row
+from node.workspec import Inputs
 
 
 class Job(JobCore):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from efedllm.wire.messages import CommitMsg, ErrorMsg, Message
 from node import events
 from node.batcher import Batcher
 from node.book import Book, Entry
+from node.canary import leaf_salt
 from node.checks import NodeFacts, check_previous, make_commit
 from node.clock import Clock
 from node.config import Limits
@@ -128,7 +128,8 @@ class JobCore:
         emitted = None if own.emitted is None else ids_bytes(list(own.emitted))
         await self._trace.finish()
         await shop.store.finish_job(
-            self.id, Committed(signed, digest, os.urandom(32), emitted, wiring.envelopes, billed)
+            self.id,
+            Committed(signed, digest, leaf_salt(self.record, own.tokens), emitted, wiring.envelopes, billed),
         )
         shop.book.bill(self._entry, self.id, billed)
         message = CommitMsg(commit, signed.signature)

@@ -26,8 +26,16 @@ class SessionRecord:
 
 
 @dataclass(frozen=True)
+class CanaryRecord:
+    """What makes a job a canary: the client's signed consent, 65 bytes, and our 32 random bytes."""
+
+    consent: bytes
+    nonce: bytes
+
+
+@dataclass(frozen=True)
 class JobRecord:
-    """A job as it was opened. `in_row`: bytes of one row that it reads."""
+    """A job as it was opened. `in_row`: bytes of one row that it reads. `canary`: only while the job runs."""
 
     job_id: bytes
     session_id: bytes
@@ -38,11 +46,12 @@ class JobRecord:
     route: tuple[RouteHop, ...]
     prompt: bytes | None
     in_row: int
+    canary: CanaryRecord | None = None
 
 
 @dataclass(frozen=True)
 class Committed:
-    """How a job ended well: our commitment and what is needed to show it. `salt` is drawn when the job ends."""
+    """How a job ended well: our commitment and what is needed to show it. `salt`: of its leaf."""
 
     signed: SignedCommit
     digest: bytes

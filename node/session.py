@@ -24,12 +24,13 @@ from efedllm.wire.messages import (
 )
 from node import events
 from node.book import Entry
+from node.canary import CanaryDesk
 from node.checks import Load, check_open, check_route
 from node.job import Job
 from node.jobcore import Workshop
 from node.links import Link, Neighbours
 from node.payment import check_credit
-from node.records import JobRecord
+from node.records import CanaryRecord, JobRecord
 
 TOKEN_BYTES = 4
 
@@ -37,8 +38,9 @@ TOKEN_BYTES = 4
 class Desk:
     """All jobs of the node, and the door through which they come. Implements `links.Handler`."""
 
-    def __init__(self, shop: Workshop, chain: Chain, identity: Identity) -> None:
+    def __init__(self, shop: Workshop, chain: Chain, identity: Identity, canaries: CanaryDesk) -> None:
         self.shop = shop
+        self._canaries = canaries
         self.draining = False
         self.neighbours = Neighbours(identity, self, shop.limits.connect_timeout, shop.metrics.wire)
         self._chain = chain
@@ -185,18 +187,19 @@ class Desk:
         shop, spec = self.shop, msg.job_spec
         session_id = msg.session_key.session_id(*self._chain.escrow_domain)
         check_open(msg, session_id, shop.facts, shop.domain, shop.clock.time, self._load(session_id))
+        canary = self._canaries.consent(msg, shop.domain)
         job_id = spec.job_id
         if job_id in self._jobs or job_id in self._opening or await shop.store.has_job(job_id):
             raise ProtocolError("job-exists", "This job number of the session was used before.", "Use the next one.")
         self._opening[job_id] = session_id
         self._idle.clear()
         try:
-            await self._admit(link, msg)
+            await self._admit(link, msg, canary)
         finally:
             del self._opening[job_id]
             self._check_idle()
 
-    async def _admit(self, link: Link, msg: OpenJobMsg) -> None:
+    async def _admit(self, link: Link, msg: OpenJobMsg, canary: CanaryRecord | None) -> None:
         shop, spec = self.shop, msg.job_spec
         # Our own registration, then the session, which costs money: only for that we ask about everybody else.
         (own,) = await shop.book.route((shop.facts.address,))
@@ -208,12 +211,14 @@ class Desk:
         # From here on the job counts, before anything else is waited for: others may be opening beside it.
         entry.running[spec.job_id] = spec.prompt_tokens
         try:
-            await self._begin(link, msg, entry, route)
+            await self._begin(link, msg, entry, route, canary)
         finally:
             if spec.job_id not in self._jobs:
                 entry.running.pop(spec.job_id, None)
 
-    async def _begin(self, link: Link, msg: OpenJobMsg, entry: Entry, route: tuple[RouteHop, ...]) -> None:
+    async def _begin(
+        self, link: Link, msg: OpenJobMsg, entry: Entry, route: tuple[RouteHop, ...], canary: CanaryRecord | None
+    ) -> None:
         shop, spec = self.shop, msg.job_spec
         following = await self._following(route, msg.hop)
         record = JobRecord(
@@ -226,8 +231,10 @@ class Desk:
             route=route,
             prompt=None if msg.prompt is None else ids_bytes(msg.prompt),
             in_row=TOKEN_BYTES if msg.hop == 0 else shop.facts.hidden * (4 if spec.wire_dtype == 1 else 2),
+            canary=canary,
         )
-        await shop.store.add_job(record)
+        async with self._canaries.room(record, shop.clock.time.epoch):
+            await shop.store.add_job(record)
         job = Job(shop, entry, record, link, following)
         self._jobs[record.job_id] = job
         task = asyncio.create_task(job.run(), name=f"job {record.job_id.hex()[:16]}")

@@ -22,7 +22,7 @@ from node.records import (
     PendingLeaf,
     SessionRecord,
 )
-from node.tables import batches, envelopes, jobs, metadata, rewards, sessions
+from node.tables import batches, canaries, envelopes, jobs, metadata, rewards, sessions
 
 
 def _pragmas(connection: Any, _record: Any) -> None:
@@ -46,6 +46,11 @@ class Store:
         async with engine.begin() as connection:
             await connection.run_sync(metadata.create_all)
         return cls(engine)
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The database, for stores of single features."""
+        return self._engine
 
     async def close(self) -> None:
         await self._engine.dispose()
@@ -113,7 +118,7 @@ class Store:
 
     async def add_job(self, record: JobRecord) -> None:
         """Keep a job before any work on it."""
-        await self._write(
+        statements: list[Any] = [
             insert(jobs).values(
                 job_id=record.job_id,
                 session_id=record.session_id,
@@ -126,7 +131,10 @@ class Store:
                 prompt=record.prompt,
                 in_row=record.in_row,
             )
-        )
+        ]
+        if (canary := record.canary) is not None:
+            statements.append(insert(canaries).values(job_id=record.job_id, consent=canary.consent, nonce=canary.nonce))
+        await self._write(*statements)
 
     async def finish_job(self, job_id: bytes, done: Committed) -> None:
         """Keep a commitment with its evidence, and bill the session; before the commitment is shown to anyone."""
@@ -327,6 +335,7 @@ class Store:
         """Drop the evidence of jobs. Their ids stay taken and their receipts can still be read."""
         await self._write(
             delete(envelopes).where(envelopes.c.job_id.in_(job_ids)),
+            delete(canaries).where(canaries.c.job_id.in_(job_ids)),
             update(jobs)
             .where(jobs.c.job_id.in_(job_ids))
             .values(batch=None, late=2, in_root=None, out_root=None, prompt=None),

@@ -18,10 +18,11 @@ from efedllm.commitments.signing import Signer
 from efedllm.commitments.taps import TapTree
 from efedllm.engine.taps import TAP_BYTES
 from efedllm.sampling import SamplingSpec
-from node.batcher import Inputs, WorkSpec
+from node.canary import canary_feed
 from node.checks import NodeFacts, OwnHop
 from node.records import JobRecord
 from node.streams import Inbound, Lane, Outbound
+from node.workspec import Inputs, WorkSpec
 
 
 @dataclass
@@ -97,7 +98,13 @@ def wire(record: JobRecord, client_signer: str, facts: NodeFacts, domain: Domain
         out_tree=BoundaryTree(record.job_id, hop + 1, dtype, facts.hidden),
         inbound=inbound,
         outbound=outbound,
-        work=WorkSpec(dtype, spec.prompt_tokens - 1 if emits else None, SamplingSpec.from_job(spec), facts.exact),
+        work=WorkSpec(
+            dtype,
+            spec.prompt_tokens - 1 if emits else None,
+            SamplingSpec.from_job(spec),
+            facts.exact,
+            canary_feed(record, facts.vocab),
+        ),
         previous=previous,
         following=following,
         taps=TapTree(record.job_id, hop, TAP_BYTES) if facts.exact else None,

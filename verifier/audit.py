@@ -25,7 +25,7 @@ from verifier.attest import NodeVerdict, write_report
 from verifier.fetch import NodeReader, UnavailableError, base_url
 from verifier.leaf import Fault, Leaf, Registration, check_leaf, parse_batch
 from verifier.linkage import Party, check_inputs, check_outputs
-from verifier.observe import call_at, endpoints
+from verifier.observe import endpoints
 from verifier.rerun import HopResult, rerun
 from verifier.sampling import FEE_REF_TOKENS, is_sampled, leaf_units, pack_verdict, tally, withheld_units
 from verifier.statistic import BackendError, Limits, Outcome
@@ -274,7 +274,7 @@ class Auditor:
 
     async def _registration(self, batch: BatchInfo) -> tuple[Registration, ModelInfo]:
         """The node's registration when it posted the batch."""
-        view: Any = await call_at(self._chain, "NodeRegistry", "nodeOf", batch.node, block=batch.block)
+        view: Any = await self._chain.call_at("NodeRegistry", "nodeOf", batch.node, block=batch.block)
         model = await self._chain.model(view.modelId)
         registration = Registration(
             node=batch.node,

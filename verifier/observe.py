@@ -7,10 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from efedllm.chain.client import Chain
-from efedllm.chain.reverts import RevertError
 from efedllm.chain.types import BatchInfo, ChainEvent, ChainTime
 from efedllm.commitments.hashing import ZERO32
-from efedllm.errors import ChainError
 from verifier.plan import Audit, EpochState, NodeWork, Phase
 
 _NO_REVEAL = 1  # VerifierJudged.outcome of a missed duty
@@ -72,10 +70,7 @@ class Observer:
 
     async def audit_rate(self, epoch: int, node: str) -> int:
         """Share of the node's leaves to audit, ppm, in the block that fixed the seed: the same for every verifier."""
-        fixed = [e for e in await self._chain.history("SeatRegistry", "SeedFixed") if e.args["epoch"] == epoch]
-        rate = await call_at(self._chain, "VerifierCommittee", "auditRate", node, block=fixed[-1].block)
-        assert isinstance(rate, int)
-        return rate
+        return await self._chain.audit_rate(epoch, node)
 
     async def unclaimed(self, time: ChainTime) -> frozenset[int]:
         """Epochs, due by `time`, for which we were given points and have not been paid."""
@@ -178,18 +173,6 @@ def _judged(events: list[ChainEvent], revealed: set[str]) -> frozenset[str]:
         if event.name == "VerifierJudged"
         and (event.args["outcome"] != _NO_REVEAL or event.args["verifier"] not in revealed)
     )
-
-
-async def call_at(chain: Chain, contract: str, fn: str, *args: object, block: int) -> object:
-    """A view as of `block`, or of the latest block where the server has forgotten that state."""
-    try:
-        return await chain.call(contract, fn, *args, block=block)
-    except RevertError:
-        raise
-    except ChainError as error:
-        if error.code == "rpc-down":
-            raise
-        return await chain.call(contract, fn, *args)
 
 
 async def endpoints(chain: Chain) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from eth_utils.address import to_checksum_address
 
 from efedllm.chain.index import EventIndex
+from efedllm.chain.reverts import RevertError
 from efedllm.chain.types import BatchInfo, ChainEvent, ModelInfo, NodeInfo, SessionInfo, VerifierInfo
 from efedllm.errors import ChainError
 
@@ -192,6 +193,27 @@ class Readers:
         """The epoch's audit seed, None until it is fixed."""
         seed: bytes = await self.call("SeatRegistry", "seedOf", epoch)
         return seed if any(seed) else None
+
+    async def call_at(self, contract: str, fn: str, *args: Any, block: int) -> Any:
+        """A view as of `block`, or of the latest block where the server has forgotten that state."""
+        try:
+            return await self.call(contract, fn, *args, block=block)
+        except RevertError:
+            raise
+        except ChainError as error:
+            if error.code == "rpc-down":
+                raise
+            return await self.call(contract, fn, *args)
+
+    async def audit_rate(self, epoch: int, node: str) -> int:
+        """Share of the node's leaves to audit, ppm, in the block that fixed the epoch's seed: the same for everybody.
+
+        Raises ChainError "no-seed" before that.
+        """
+        fixed = [e for e in await self.history("SeatRegistry", "SeedFixed") if e.args["epoch"] == epoch]
+        if not fixed:
+            raise ChainError("no-seed", f"The seed of epoch {epoch} is not fixed, or its event not known yet.")
+        return int(await self.call_at("VerifierCommittee", "auditRate", node, block=fixed[-1].block))
 
     async def drawn(self, epoch: int, node: str) -> list[str]:
         """Verifiers drawn to audit a node's epoch."""

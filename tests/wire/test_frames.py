@@ -78,6 +78,7 @@ def open_jobs(draw: st.DrawFn) -> OpenJobMsg:
         hop,
         tuple(route),
         None if prompt is None else tuple(prompt),
+        draw(st.none() | sig65),
     )
 
 

@@ -1,0 +1,142 @@
+"""Canaries that this node gives: jobs it answers wrongly because the client that pays for them signed that it should.
+
+Verifiers that compute fail such a job, those that do not pass it; once all have attested, the node opens it and is
+forgiven (`docs/protocol.md`, section 9.2). Until then nothing that others see of the node tells it from another job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import numpy as np
+
+from efedllm.commitments.canary import MAX_OPENINGS, Canary, CanaryPlace, canary_place, canary_salt
+from efedllm.commitments.eip712 import Domain
+from efedllm.commitments.signing import check
+from efedllm.errors import ProtocolError
+from efedllm.wire.messages import OpenJobMsg
+from node.canarystore import CanaryStore
+from node.records import CanaryRecord, JobRecord
+from node.workspec import Feed, Inputs
+
+# A row this near to the true one, relative to its length, might leave the output within a float model's tolerance.
+_NEAR = 0.5
+
+
+class CanaryDesk:
+    """Which jobs may be canaries: of clients in the operator's list, and no more than can be opened.
+
+    slashable: whether wrong rows of this node are severe. Only severe failures are forgiven.
+    """
+
+    def __init__(self, clients: frozenset[str], store: CanaryStore, *, slashable: bool) -> None:
+        self._clients = clients
+        self._store = store
+        self._slashable = slashable
+        self._lock = asyncio.Lock()
+
+    def consent(self, msg: OpenJobMsg, domain: Domain) -> CanaryRecord | None:
+        """The canary that an OPEN_JOB asks for, None when it asks for none.
+
+        Raises ProtocolError "canary-refused" or "bad-signature".
+        """
+        if msg.canary is None:
+            return None
+        if msg.session_key.client not in self._clients:
+            raise ProtocolError(
+                "canary-refused",
+                "This node gives no canaries to your wallet.",
+                "Its operator names wallets with `efedllm node run --canary-client ADDRESS`.",
+            )
+        if not self._slashable:
+            raise ProtocolError(
+                "canary-refused",
+                "What this node computes is measured by limits that slash nobody, and such failures are not forgiven.",
+                "Plant at a node of an exact model, or of a calibrated float one computed in float32.",
+            )
+        check(Canary(msg.job_spec.job_id, msg.hop).digest(domain), msg.canary, msg.session_key.signer)
+        return CanaryRecord(msg.canary, os.urandom(32))
+
+    @asynccontextmanager
+    async def room(self, record: JobRecord, epoch: int) -> AsyncIterator[None]:
+        """Inside, the job may be kept. Raises ProtocolError "canary-refused" for one canary more than an epoch takes.
+
+        epoch: of the chain. A canary counts until the batch that may hold it is of an earlier epoch.
+        """
+        if record.canary is None:
+            yield
+            return
+        async with self._lock:
+            if await self._store.live(epoch) >= MAX_OPENINGS:
+                raise ProtocolError(
+                    "canary-refused",
+                    f"This node holds {MAX_OPENINGS} canaries already, the most that one epoch forgives.",
+                    "Plant more in the next epoch.",
+                )
+            yield
+
+
+def _place(record: JobRecord, canary: CanaryRecord) -> CanaryPlace:
+    return canary_place(canary.consent, canary.nonce, record.spec.prompt_tokens)
+
+
+def leaf_salt(record: JobRecord, tokens: int) -> bytes:
+    """Salt of the leaf of a job that ended after `tokens` positions: random, or the one that says it is a canary.
+
+    A canary that was cancelled before its wrong position is an ordinary job: it was computed as it should be.
+    """
+    canary = record.canary
+    if canary is None or tokens <= _place(record, canary).position:
+        return os.urandom(32)
+    return canary_salt(record.job_id, record.hop, canary.consent, canary.nonce)
+
+
+def canary_feed(record: JobRecord, vocab: int) -> Feed | None:
+    """What the engine gets for a job's rows; None: the rows themselves."""
+    return None if record.canary is None else Exchange(_place(record, record.canary), vocab)
+
+
+class Exchange:
+    """Gives the engine, at one position, the input of another position. A `Feed`.
+
+    What follows is computed from the caches that result, so the output is plausible and wrong from there on.
+    """
+
+    def __init__(self, place: CanaryPlace, vocab: int) -> None:
+        self._place = place
+        self._vocab = vocab
+        self._before: Inputs | None = None  # the last input before the position, when it came in an earlier pass
+
+    def __call__(self, first: int, inputs: Inputs) -> Inputs:
+        at = self._place.position - first
+        if at >= len(inputs):
+            self._before = inputs[-1:]
+        if not 0 <= at < len(inputs):
+            return inputs
+        others = np.delete(inputs, at, axis=0)
+        if self._before is not None and at == 0:
+            others = np.concatenate([self._before, others])
+        changed = inputs.copy()
+        changed[at] = self._token(inputs[at], others) if inputs.ndim == 1 else _far_row(inputs[at], others)
+        return changed
+
+    def _token(self, token: Inputs, others: Inputs) -> int:
+        """Another token of the text; any other one where the text has a single token."""
+        different = others[others != token]
+        if len(different):
+            return int(different[self._place.choice % len(different)])
+        return (int(token) + 1 + self._place.choice % (self._vocab - 1)) % self._vocab
+
+
+def _far_row(row: Inputs, others: Inputs) -> Inputs:
+    """The other row farthest from this one; itself, turned by one place, where all are near."""
+    if len(others):
+        distances = np.linalg.norm((others - row).astype(np.float64), axis=1)
+        best = int(distances.argmax())
+        if distances[best] > _NEAR * np.linalg.norm(row.astype(np.float64)):
+            found: Inputs = others[best]
+            return found
+    return np.roll(row, 1)
