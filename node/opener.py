@@ -20,6 +20,10 @@ from node.store import Store
 
 REVEAL = 1
 MOST_FAILURES = 5
+# Who attested without computing and sees an opening before it has revealed can keep silent, which costs it less: an
+# opening waits for the drawn verifiers until this much of the phase is left, and at least so many seconds.
+_MARGIN = 0.25
+_LEAST_MARGIN = 15
 # The chain could not be asked, so it refused nothing.
 _UNSENT = frozenset({"rpc-down", "tx-timeout"})
 
@@ -29,7 +33,8 @@ class OpeningView:
     """What the decision about the canaries of `epoch` depends on.
 
     leaves: of its canaries, in batches on chain. settled: no batch of the epoch waits to be found on chain or not.
-    opened: the chain has our opening. seed: None as long as nothing is drawn for audits. rate_ppm: our audit rate.
+    opened: the chain has our opening. awaited: a verifier drawn for us has committed and not revealed. seed: None as
+    long as nothing is drawn for audits. rate_ppm: our audit rate.
     """
 
     epoch: int
@@ -37,6 +42,7 @@ class OpeningView:
     leaves: tuple[bytes, ...]
     settled: bool
     opened: bool
+    awaited: bool
     seed: bytes | None
     rate_ppm: int
     record: OpeningRecord
@@ -78,7 +84,16 @@ def next_opening(view: OpeningView) -> OpeningStep:
         return End("unsampled")
     if late:
         return End("missed")
-    return Open(drawn) if drawn and view.settled and record.failures < MOST_FAILURES else None
+    if not view.settled or record.failures >= MOST_FAILURES or (view.awaited and not _last_moment(time)):
+        return None
+    return Open(drawn)
+
+
+def _last_moment(time: ChainTime) -> bool:
+    """Whether little of the reveal phase is left."""
+    phase = time.epoch_length / 3
+    left = time.epoch_start + 2 * phase - time.timestamp
+    return left <= max(_MARGIN * phase, _LEAST_MARGIN)
 
 
 class Opener:
@@ -120,10 +135,21 @@ class Opener:
             leaves=tuple(item.leaf for item in posted),
             settled=planned is None or planned.epoch != epoch,
             opened=bool(opened),
+            awaited=seed is not None and await self._awaited(epoch),
             seed=seed,
             rate_ppm=0 if seed is None else await self._chain.audit_rate(epoch, self._me),
             record=await self._canaries.opening(epoch),
         )
+
+    async def _awaited(self, epoch: int) -> bool:
+        """Whether one of the verifiers drawn for us may yet reveal."""
+        history = await self._chain.history("VerifierCommittee", "Committed", "Revealed")
+        events = [event for event in history if event.args["epoch"] == epoch]
+        committed, revealed = (
+            {event.args["verifier"] for event in events if event.name == name} for name in ("Committed", "Revealed")
+        )
+        pending = committed - revealed
+        return bool(pending) and not pending.isdisjoint(await self._chain.drawn(epoch, self._me))
 
     async def _carry_out(self, epoch: int, step: OpeningStep, posted: Sequence[PostedCanary]) -> None:
         match step:
@@ -148,6 +174,9 @@ class Opener:
         except ChainError as error:
             if error.code in _UNSENT:
                 raise
+            if error.code == "revert:AlreadyOpened":
+                # An earlier process sent it; the next look at the chain says so.
+                return
             record = await self._canaries.opening(epoch)
             record = replace(record, failures=record.failures + 1)
             await self._canaries.keep_opening(epoch, record)
@@ -169,7 +198,7 @@ def opening(item: PostedCanary) -> dict[str, Any]:
     """The Opening that CanaryRegistry.open takes."""
     return {
         "commit": item.commit,
-        "jobSeq": item.job_seq,
+        "job_seq": item.job_seq,
         "key": item.key,
         "consent": item.canary.consent,
         "nonce": item.canary.nonce,
