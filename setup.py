@@ -38,6 +38,6 @@ def library(name: str, sources: list[str], headers: list[str]) -> Extension:
 
 
 setup(
-    ext_modules=[library("libproducts", ["products.c"], ["panels.h"]), library("libsteps", ["steps.c"], [])],
+    ext_modules=[library("libproducts", ["products.c"], ["panels.h"]), library("libsteps", ["steps.c"], ["rowsteps.h", "attention.h"])],
     cmdclass={"build_ext": BuildPlainLibrary},
 )

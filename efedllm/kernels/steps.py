@@ -46,6 +46,7 @@ class StepsLibrary:
 
     norm: Any
     heads: Any
+    attend_room: Any
     attend: Any
     gated: Any
     gelu: Any
@@ -56,15 +57,16 @@ def load_steps(path: Path) -> StepsLibrary:
     """Raises OSError when `path` cannot be loaded."""
     handle = ctypes.CDLL(str(path))
 
-    def function(name: str, *arguments: Any) -> Any:
+    def function(name: str, *arguments: Any, result: Any = None) -> Any:
         found = getattr(handle, name)
-        found.argtypes, found.restype = arguments, None
+        found.argtypes, found.restype = arguments, result
         return found
 
     p, i, d = c_void_p, c_int64, c_double
     return StepsLibrary(
         norm=function("efl_norm", p, i, i, p, p, d, p),
         heads=function("efl_heads", p, i, i, i, i, p, p, d, p, p, p, p),
+        attend_room=function("efl_attend_room", p, result=i),
         attend=function("efl_attend", p, p, i, p, i, d, i, i, i, p, p),
         gated=function("efl_gated", p, i, i, p),
         gelu=function("efl_gelu", p, i, p),

@@ -22,7 +22,11 @@ from tests.model_fixtures import ROOT
 
 SOURCE = ROOT / "efedllm" / "kernels" / "steps.c"
 FLAGS = ("-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
-BUILDS = {"unoptimised": ("-O0", "-DEFL_PLAIN"), "plain": ("-O3", "-DEFL_PLAIN")}
+BUILDS = {
+    "unoptimised": ("-O0", "-DEFL_MOST_LEVEL=0"),
+    "plain": ("-O3", "-DEFL_MOST_LEVEL=0"),
+    "avx2": ("-O3", "-DEFL_MOST_LEVEL=1"),
+}
 PLAIN = TorchSteps()
 
 pytestmark = pytest.mark.skipif(steps_library() is None, reason="no native steps in this installation")
@@ -30,7 +34,7 @@ pytestmark = pytest.mark.skipif(steps_library() is None, reason="no native steps
 
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory: pytest.TempPathFactory) -> list[NativeSteps]:
-    """The installed library, and where there is a compiler two without wide instructions."""
+    """The installed library, and where there is a compiler three with narrower instructions."""
     library = steps_library()
     assert library is not None
     made = [NativeSteps(library)]
@@ -76,9 +80,9 @@ def test_activations_and_sums(builds: list[NativeSteps], n: int, width: int, see
 
 @given(
     groups=st.sampled_from([(1, 1), (4, 2), (6, 1), (3, 3)]),
-    dim=st.sampled_from([2, 6, 32, 80, MOST_DIM]),
-    cut=st.sampled_from([(0, 1), (0, 8), (5, 1), (40, 3), (70, 1), (3, 9)]),
-    window=st.sampled_from([None, 1, 4, 1000]),
+    dim=st.sampled_from([2, 6, 24, 32, 80, MOST_DIM]),
+    cut=st.sampled_from([(0, 1), (0, 8), (5, 1), (40, 3), (70, 1), (3, 9), (0, 35), (20, 22)]),
+    window=st.sampled_from([None, 1, 4, 17, 1000]),
     seed=st.integers(0, 1 << 30),
     kind=st.sampled_from(["turned", "normed", "still"]),
 )

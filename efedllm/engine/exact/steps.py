@@ -16,9 +16,6 @@ from efedllm.engine.exact.products import Kernel
 from efedllm.engine.exact.rope import rotate
 from efedllm.kernels.steps import MOST_DIM, CCached, StepsLibrary, steps_library
 
-# More queries than this share their keys in one product of torch's, which is then faster.
-_MOST_ROWS = 8
-
 Angles = tuple[Tensor, Tensor]
 """cos, sin of every token, float64 [n, 1, head dim / 2]."""
 
@@ -155,10 +152,7 @@ class NativeSteps:
 
     def attend(self, heads: Heads, query: Tensor, scales: Tensor, cached: CachedLayer) -> Tensor:
         n, positions = len(query), cached.keys.shape[1]
-        if n > _MOST_ROWS:
-            return attend(query.double(), scales * (heads.scaling * LOG2_E), cached, heads.window)
         out = torch.empty((n, heads.heads * heads.dim), dtype=torch.float64)
-        work = torch.empty(2 * positions, dtype=torch.float64)
         memory = CCached(
             cached.keys.data_ptr(),
             cached.values.data_ptr(),
@@ -170,8 +164,10 @@ class NativeSteps:
             cached.keys.stride(0),
             cached.key_scales.stride(0),
         )
+        at = ctypes.byref(memory)
+        work = torch.empty(self._c.attend_room(at), dtype=torch.uint8)
         self._c.attend(
-            ctypes.byref(memory),
+            at,
             query.data_ptr(),
             query.stride(0),
             scales.data_ptr(),
