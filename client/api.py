@@ -11,6 +11,7 @@ from typing import Any
 from eth_account.signers.local import LocalAccount
 
 from client import closing, wallet
+from client.canary import Planted, plant
 from client.discovery import find_candidates, find_model
 from client.embed import Embedding, EmbedEvent
 from client.generate import Event, Finished, Generation, Piece
@@ -155,6 +156,22 @@ class Client:
         async with aclosing(work.events()) as events:
             async for event in events:
                 yield event
+
+    async def plant(
+        self, node: str, prompts: Sequence[str], options: GenerateOptions | None = None, *, model: str | None = None
+    ) -> AsyncGenerator[Planted]:
+        """Plant a canary at `node` for each prompt: see `client.canary`. Raises EfedError."""
+        account = self._need_account()
+        info = await self.model(model)
+        candidates = await self.nodes(info)
+        text = await self.text(info, candidates)
+        text.check_task(embeds=False)
+        ids = [text.encode(prompt) for prompt in prompts]
+        place, wallet = self._place(account, info), str(account.address)
+        planting = plant(place, text, candidates, wallet, node, ids, options or GenerateOptions())
+        async with aclosing(planting) as planted:
+            async for item in planted:
+                yield item
 
     def _place(self, account: LocalAccount, model: ModelInfo) -> Place:
         sessions = Sessions(self.chain, self.store, account, self._directory)

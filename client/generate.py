@@ -6,15 +6,15 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from client.job import Job, Patience, RouteFailure, terms_for
+from client.job import Consent, Job, Patience, RouteFailure, terms_for
 from client.options import GenerateOptions, Sampling, sampling_of
 from client.policy import RetryPolicy
 from client.routed import JobOutcome, Place, RoutedWork, RouteWishes, Started, Switched, hops_of
 from client.routing import Candidate, Route
-from client.session import SessionRequest
+from client.session import PaidSession, SessionRequest
 from client.text import IncrementalDecoder
 from client.tokenizer import Text
-from efedllm.commitments.messages import EXACT_PROFILE
+from efedllm.commitments.messages import EXACT_PROFILE, JobSpec
 from efedllm.errors import EfedError
 
 __all__ = ["Event", "Finished", "Generation", "JobOutcome", "Piece", "Started", "Switched"]
@@ -107,7 +107,8 @@ class Generation(RoutedWork):
             terms = terms_for(session, len(prompt), new)
             spec = self._sampling.spec(session.session_id, await session.take_job(), prompt, new)
             patience = Patience(token=self.retry.stall_seconds)
-            job = Job(session, spec, prompt, hops_of(route), place.chain.efl_domain, terms, patience)
+            consent = self.consent(session, spec, route)
+            job = Job(session, spec, prompt, hops_of(route), place.chain.efl_domain, terms, patience, consent)
             yield Started(route, session.session_id, spec.job_id, self._sampling.seed)
             error: EfedError | None = None
             try:
@@ -125,6 +126,10 @@ class Generation(RoutedWork):
                 raise
             finally:
                 await self.account(session, job.record, route, error)
+
+    def consent(self, session: PaidSession, spec: JobSpec, route: Route) -> Consent | None:  # noqa: ARG002
+        """What a subclass signs so that a node answers this job wrongly."""
+        return None
 
     def _push(self, token: int) -> Piece:
         self._ids.append(token)

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import typer
 
+import client.canary_cli
 import client.chat_cli
 import client.embed_cli
 import client.generate_cli
@@ -40,6 +41,7 @@ def build(argv: Sequence[str]) -> typer.Typer:
     app.command("embed", help=client.embed_cli.HELP)(client.embed_cli.embed)
     app.command("network", help=client.network_cli.HELP)(client.network_cli.network)
     app.add_typer(client.wallet_cli.app, name="wallet")
+    app.add_typer(client.canary_cli.app, name="canary")
     called = next((word for word in argv if not word.startswith("-")), None)
     for entry in sorted(entry_points(group=GROUP), key=lambda item: item.name):
         if entry.name == called:
