@@ -107,7 +107,7 @@ contract CanaryRegistry is ICanaryRegistry, EpochClock {
         bytes32 id = escrow.sessionIdOf(o.key);
         // INVARIANT: canaries are paid like any job.
         require(escrow.sessionOf(id).status != 0, UnknownSession(id));
-        bytes32 job = HopLeaf.jobId(id, o.jobSeq);
+        bytes32 job = HopLeaf.jobOf(id, o.jobSeq);
         // INVARIANT: the job is one of this session.
         require(c.jobId == job, WrongJob(job, c.jobId));
         // INVARIANT: a node opens its own work.

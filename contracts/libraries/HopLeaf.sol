@@ -38,7 +38,7 @@ library HopLeaf {
     }
 
     /// @notice Identifier of a session's job.
-    function jobId(bytes32 sessionId, uint64 jobSeq) internal pure returns (bytes32) {
+    function jobOf(bytes32 sessionId, uint64 jobSeq) internal pure returns (bytes32) {
         return keccak256(abi.encodePacked(LEAF, TAG_JOB, sessionId, jobSeq));
     }
 
