@@ -1,8 +1,9 @@
-"""Measuring how far honest machines stray on a float model and how near the weakest cheat comes: its tolerance.
+"""Measuring how far honest machines stray on a float model, encoders too, and how near the weakest cheat comes.
 
 Every machine of `bench.attacks.fleet` runs ranges of the model's layers over a text and over inputs made to strain the
 numerics; the deviations of its rows from one verifier's prefill give the limit. Then the weights are falsified in the
 ways that save a node most for least change, and the smallest deviation that gives must lie well above the limit.
+Machines also differ in what multiplies integer weights, where the model has such.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.attacks import weights as wt
-from bench.attacks.fleet import Machine, compute, machines, strained
-from bench.attacks.fleet_worker import MODES
+from bench.attacks.fleet import Machine, compute, machines, native_machines, strained
+from bench.attacks.fleet_worker import MODES, TEXT_MODES
 from efedllm.engine.protocol import Executor, StepItem
-from efedllm.engine.shard import ShardEngine
+from efedllm.engine.select import load_executor
 from efedllm.errors import ConfigError, ModelError
-from efedllm.models.manifest import Manifest
+from efedllm.models.manifest import ENCODERS, Manifest
+from efedllm.models.packing import PACKED_BITS
 from efedllm.models.tensorfile import TensorFile
 from efedllm.models.tokenizer import open_tokenizer
 from efedllm.models.tolerance import ATTACK_MARGIN, LEAST_TAU, Tolerance
@@ -41,6 +43,7 @@ HONEST_MARGIN = 8.0
 SIGMAS = 10.0
 """And at least this many standard deviations above the mean, of the logarithms."""
 _LENGTHS = (32, 96, 128)
+_ROUNDED = 1e-6  # of the norm of a matrix: float32 rounding of its values, as products of an integer and a scale
 _DECODED = 2  # sequences of a kind that every machine also decodes one by one
 
 CHEATS: dict[str, wt.Edit] = {
@@ -57,7 +60,7 @@ CHEATS: dict[str, wt.Edit] = {
 @dataclass(frozen=True)
 class CalibrateOptions:
     """directory: published float model, its manifest is rewritten; texts: files to run through it; tokens: of them in
-    all; fleet: the honest machines."""
+    all; fleet: the honest machines, to which come those that multiply integers differently, where the model has any."""
 
     directory: Path
     texts: Sequence[Path]
@@ -87,20 +90,21 @@ def calibrate(options: CalibrateOptions, say: Say) -> tuple[Manifest, dict[str, 
     """Measure, write the tolerance into the manifest; the manifest and the report whose hash it names.
 
     The weights root stays; the manifest's hash changes: calibrate before publishing. Raises ConfigError "bad-options",
-    "not-float" for an exact model, which has no tolerance, or "unsupported-model" for one that cannot be measured.
+    "not-float" for an exact model, which has no tolerance, or "unsupported-model" for one that no cheat changes.
     """
     manifest = Manifest.load(options.directory)
     _check(manifest, options)
     ranges = hop_ranges(manifest.layers)
-    fleet = options.fleet
+    fleet = [*options.fleet, *(native_machines() if has_integers(manifest) else ())]
+    modes = tuple(TEXT_MODES if manifest.model_type in ENCODERS else MODES)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        engines = [ShardEngine.load(options.directory, lo, hi) for lo, hi in ranges]
+        engines = [load_executor(options.directory, lo, hi) for lo, hi in ranges]
         given = collect(options, manifest, engines, say)
         references = {key: _reference(engines[int(key.split("/")[1])], x) for key, x in given.items()}
         inputs = work / "inputs.npz"
         np.savez(inputs, **given)  # type: ignore[arg-type]
-        honest = _honest(options.directory, work, ranges, fleet, inputs, references, say)
+        honest = _honest(options.directory, work, ranges, fleet, modes, inputs, references, say)
         cheats = dict(_cheats(options.directory, work, ranges, given, references, say))
     if not cheats:
         raise ConfigError("unsupported-model", "No cheat changes this model's weights.", "Use the default limits.")
@@ -115,7 +119,7 @@ def calibrate(options: CalibrateOptions, say: Say) -> tuple[Manifest, dict[str, 
         "ranges": ranges,
         "texts": [hashlib.sha256(path.read_bytes()).hexdigest() for path in options.texts],
         "machines": [machine.name for machine in fleet],
-        "modes": list(MODES),
+        "modes": list(modes),
         "honest_rows": honest.count,
         "honest_max": honest.beyond,
         "honest_max_at": honest.where,
@@ -135,7 +139,7 @@ def calibrate(options: CalibrateOptions, say: Say) -> tuple[Manifest, dict[str, 
         log_sd=sd,
         attack_min=cheats[weakest],
         weakest_attack=weakest,
-        settings=tuple(f"{machine.name}: {', '.join(MODES)}" for machine in fleet),
+        settings=tuple(f"{machine.name}: {', '.join(modes)}" for machine in fleet),
         evidence=evidence,
         slashable=cheats[weakest] >= ATTACK_MARGIN * tau,
         compute="float32",
@@ -150,12 +154,12 @@ def _check(manifest: Manifest, options: CalibrateOptions) -> None:
         raise ConfigError("not-float", "This is an exact model: its outputs have no tolerance.", "Nothing is to do.")
     if options.tokens < sum(_LENGTHS) or not options.texts:
         raise _too_short()
-    if any(tensor.form == "packed" for tensor in manifest.tensors):
-        raise ConfigError(
-            "unsupported-model",
-            "Packed matrices are measured in the exact profile only.",
-            "Publish with --profile exact, or dense or low-rank matrices.",
-        )
+
+
+def has_integers(manifest: Manifest) -> bool:
+    """Whether the published matrices are, in part, integers, which machines with and without native products, and with
+    several kinds of those, multiply differently."""
+    return any(tensor.dtype == "int8" or tensor.dtype in PACKED_BITS for tensor in manifest.tensors)
 
 
 def _too_short() -> ConfigError:
@@ -235,6 +239,7 @@ def _honest(
     work: Path,
     ranges: Sequence[tuple[int, int]],
     fleet: Sequence[Machine],
+    modes: Sequence[str],
     inputs: Path,
     references: dict[str, tuple[Rows, Rows]],
     say: Say,
@@ -242,7 +247,7 @@ def _honest(
     spread = Spread()
     for number, machine in enumerate(fleet):
         say(f"honest machine {number + 1} of {len(fleet)}: {machine.name}")
-        made = compute("float", directory, ranges, work, machine, inputs, ["text", "stress"], _DECODED)
+        made = compute(directory, ranges, work, machine, inputs, ["text", "stress"], _DECODED, modes=modes)
         with np.load(made) as outputs:
             for name in outputs.files:
                 mode, key = name.split("/", 1)
@@ -265,10 +270,10 @@ def _cheats(
         say(f"cheat: {name}")
         smallest = math.inf
         for index, (lo, hi) in enumerate(ranges):
-            if not _changes(directory, edit, lo, hi):
+            if not changes(directory, edit, lo, hi):
                 continue
             out = wt.falsify(directory, work / f"{name}-{index}", edit, lo, hi)
-            engine = ShardEngine.load(out, lo, hi)
+            engine = load_executor(out, lo, hi)
             for key in (key for key in given if key.startswith(f"text/{index}/")):
                 plain, _ = deviations(prefilled(engine, given[key]), *references[key])
                 smallest = min(smallest, float(plain.max()))
@@ -276,12 +281,17 @@ def _cheats(
             yield name, smallest
 
 
-def _changes(directory: Path, edit: wt.Edit, lo: int, hi: int) -> bool:
-    """Whether the cheat computes with other weights at all: bf16 is none where the published ones are bf16."""
+def changes(directory: Path, edit: wt.Edit, lo: int, hi: int) -> bool:
+    """Whether the cheat computes with other weights at all: bf16 is none where the published ones are bf16, and int8
+    none, but for float32 rounding, where they are int8."""
     manifest = Manifest.load(directory)
     tensor = next(t for t in manifest.tensors if lo <= t.layer < hi and t.cols > 1)
     with TensorFile(directory / tensor.file) as file:
         before = wt.read_matrix(file, tensor)
     after = edit(before)
     pairs = ((before.weight, after.weight), (before.u, after.u), (before.v, after.v))
-    return any(a is not None and (b is None or not np.array_equal(a, b)) for a, b in pairs)
+    return any(a is not None and (b is None or not _same(a, b)) for a, b in pairs)
+
+
+def _same(a: Rows, b: Rows) -> bool:
+    return a.shape == b.shape and bool(np.linalg.norm(a - b) <= _ROUNDED * np.linalg.norm(a))

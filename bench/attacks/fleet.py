@@ -12,7 +12,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ import numpy.typing as npt
 from bench.attacks.figures import rule_of_three
 from bench.attacks.fleet_worker import MODES
 from bench.attacks.lab import LAYERS, RANGES, Lab, Progress, prefilled
-from bench.attacks.strategies import Profile
 from efedllm.commitments.canonical import WireDtype, decode, encode
+from efedllm.kernels.native import SWITCH, library
 from verifier.statistic import FAIL_AT, TAU, Outcome, compare, per_position
 
 Rows = npt.NDArray[np.float32]
@@ -35,15 +35,18 @@ WORKER_SECONDS = 600
 
 @dataclass(frozen=True)
 class Machine:
-    """One kind of honest machine."""
+    """One kind of honest machine. `native`: what its products with integer weights run on, as EFEDLLM_NATIVE says it;
+    empty for the best it has."""
 
     threads: int
     capability: str
     eager: bool
+    native: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.threads} thread(s), {self.capability}, {'eager' if self.eager else 'sdpa'}"
+        native = "" if not self.native else ", no native products" if self.native == "0" else f", native {self.native}"
+        return f"{self.threads} thread(s), {self.capability}, {'eager' if self.eager else 'sdpa'}{native}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -51,6 +54,8 @@ class Machine:
         known = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
         if self.capability != "default":
             known["ATEN_CPU_CAPABILITY"] = self.capability
+        if self.native:
+            known[SWITCH] = self.native
         return known
 
 
@@ -64,6 +69,15 @@ def machines(*, eager: bool, quick: bool) -> list[Machine]:
         for threads in (1, 2):
             found.append(Machine(threads, capability, eager and (number + threads) % 2 == 0))
     return found
+
+
+def native_machines() -> list[Machine]:
+    """One machine for each other way of multiplying with integer weights: every slower instruction set that ours has,
+    and none, as where there was no compiler."""
+    found = library()
+    slower = found.variants[1:] if found is not None else ()
+    ways = [*(variant.name.lower() for variant in slower), *(("0",) if found is not None else ())]
+    return [Machine(1, "default", number % 2 == 0, way) for number, way in enumerate(ways)]
 
 
 @dataclass
@@ -190,7 +204,7 @@ def run(
         say(f"{lab.profile} fleet: machine {number + 1} of {len(fleet)}: {machine.name}")
         # One position at a time is what takes long: two machines do it for the long context.
         spared = [("long", "decode"), ("long", "mixed")] if number > 1 else [("long", "mixed")]
-        made = compute(lab.profile, lab.published, RANGES, work, machine, inputs, sets, decoded, spared)
+        made = compute(lab.published, RANGES, work, machine, inputs, sets, decoded, spared)
         with np.load(made) as outputs:
             for name in outputs.files:
                 _judge(findings, lab, machine, name, outputs[name], references)
@@ -198,7 +212,6 @@ def run(
 
 
 def compute(
-    profile: Profile,
     published: Path,
     ranges: Sequence[tuple[int, int]],
     work: Path,
@@ -207,22 +220,23 @@ def compute(
     sets: list[str],
     decoded: int,
     without: Sequence[tuple[str, str]] = (),
+    modes: Iterable[str] = MODES,
 ) -> Path:
     """Let one machine compute the inputs SET/RANGE/NAME of an .npz; an .npz of rows MODE/SET/RANGE/NAME. `decoded`:
-    inputs of each set and range that it also decodes one by one; `without`: pairs (set, mode) to leave out."""
+    inputs of each set and range that it also decodes one by one; `without`: pairs (set, mode) to leave out; `modes`: of
+    the worker."""
     out, task = work / "fleet-out.npz", work / "fleet-task.json"
     task.write_text(
         json.dumps(
             {
                 "threads": machine.threads,
                 "eager": machine.eager,
-                "profile": profile,
                 "published": str(published),
                 "ranges": list(ranges),
                 "inputs": str(inputs),
                 "out": str(out),
                 "sets": sets,
-                "modes": list(MODES),
+                "modes": list(modes),
                 "limits": {"decode": decoded},
                 "without": list(without),
             }

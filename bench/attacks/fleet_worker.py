@@ -73,7 +73,17 @@ def mixed(executor: Any, given: list[Inputs]) -> list[Rows]:
     return found
 
 
+def batched(executor: Any, given: list[Inputs]) -> list[Rows]:
+    """Several whole sequences in one pass."""
+    found: list[Rows] = []
+    for start in range(0, len(given), SIDE_BY_SIDE):
+        found += _step(executor, [(executor.new_sequence(), x) for x in given[start : start + SIDE_BY_SIDE]])
+    return found
+
+
 MODES = {"prefill": prefill, "chunked": chunked, "decode": decode, "mixed": mixed}
+TEXT_MODES = {"prefill": prefill, "batched": batched}
+"""What an encoder can do: a text goes through it whole."""
 
 
 def _step(executor: Any, batch: list[tuple[Any, Inputs]]) -> list[Rows]:
@@ -88,7 +98,7 @@ def eager_attention() -> None:
     import torch
     from torch import Tensor
 
-    from efedllm.engine import attention
+    from efedllm.engine import attention, encoder
 
     def plain(
         query: Tensor,
@@ -106,7 +116,8 @@ def eager_attention() -> None:
             scores = scores.masked_fill(~attn_mask, -torch.inf)
         return torch.softmax(scores, dim=-1) @ value
 
-    attention.scaled_dot_product_attention = plain  # type: ignore[assignment, attr-defined]
+    for engine in (attention, encoder):
+        engine.scaled_dot_product_attention = plain  # type: ignore[attr-defined]
 
 
 def main(path: Path) -> None:
@@ -114,24 +125,23 @@ def main(path: Path) -> None:
     task = json.loads(path.read_text())
     import torch
 
-    from efedllm.engine.exact.shard import ExactShardEngine
-    from efedllm.engine.shard import ShardEngine
+    from efedllm.engine.select import load_executor
 
     torch.set_num_threads(task["threads"])
     if task["eager"]:
         eager_attention()
-    kind = ExactShardEngine if task["profile"] == "exact" else ShardEngine
+    ways = MODES | TEXT_MODES
     out: dict[str, Rows] = {}
     with np.load(task["inputs"]) as stored:
         for hop, (lo, hi) in enumerate(task["ranges"]):
-            engine = kind.load(Path(task["published"]), lo, hi, threads=task["threads"])
+            engine = load_executor(Path(task["published"]), lo, hi, threads=task["threads"])
             for name in task["sets"]:
                 keys = sorted(key for key in stored.files if key.startswith(f"{name}/{hop}/"))
                 for mode in task["modes"]:
                     if [name, mode] in task["without"]:
                         continue
                     taken = keys[: task["limits"].get(mode, len(keys))]
-                    for key, rows in zip(taken, MODES[mode](engine, [stored[key] for key in taken]), strict=True):
+                    for key, rows in zip(taken, ways[mode](engine, [stored[key] for key in taken]), strict=True):
                         out[f"{mode}/{key}"] = rows
     np.savez(task["out"], **out)  # type: ignore[arg-type]
 

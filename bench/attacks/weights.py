@@ -27,6 +27,7 @@ from efedllm.models.manifest import (
     part_names,
     weights_root,
 )
+from efedllm.models.packing import PACKED_BITS, unpack
 from efedllm.models.tensorfile import Part, TensorFile, hash_parts, write_tensor_file
 
 Array = npt.NDArray[Any]
@@ -58,8 +59,7 @@ IntegerEdit = Callable[[str, npt.NDArray[np.int8]], npt.NDArray[np.int8]]
 def falsify(published: Path, out: Path, edit: Edit, lo: int, hi: int) -> Path:
     """A copy of a published directory with `edit` applied to every matrix of layers [lo, hi), in float32.
 
-    The published model must be dense or low rank, of any dtype but packed integers. Files that do not change are
-    hard links.
+    Packed matrices become dense ones. Files that do not change are hard links.
     """
     return _rewrite(published, out, lambda file, tensor: _edited(file, tensor, edit), lo, hi)
 
@@ -143,6 +143,8 @@ def _edited(file: TensorFile, tensor: TensorInfo, edit: Edit) -> tuple[TensorInf
         "form": form,
         "dtype": "float32",
         "rank": rank,
+        "group": 0,
+        "stack": "",
         "parts": part_names(tensor.name, form, "float32", rank),
     }
     parts = {n: Part("float32", a.shape, np.ascontiguousarray(a, "<f4").tobytes()) for n, a in arrays.items()}
@@ -150,7 +152,9 @@ def _edited(file: TensorFile, tensor: TensorInfo, edit: Edit) -> tuple[TensorInf
 
 
 def read_matrix(file: TensorFile, tensor: TensorInfo) -> Matrix:
-    """One dense or low-rank tensor in float32, int8 rows multiplied by their scales."""
+    """One tensor in float32, int8 rows multiplied by their scales; packed ones as the dense matrix that they are."""
+    if tensor.form == "packed":
+        return Matrix(tensor.name, _unpacked(file, tensor))
     count = 2 if tensor.form == "lowrank" else 1
     arrays = [_floats(_part(file, name)) for name in tensor.parts[:count]]
     scales = [_floats(_part(file, name)) for name in tensor.parts[count:]]
@@ -159,11 +163,24 @@ def read_matrix(file: TensorFile, tensor: TensorInfo) -> Matrix:
     return Matrix(tensor.name, arrays[0]) if count == 1 else Matrix(tensor.name, None, arrays[0], arrays[1])
 
 
+def _unpacked(file: TensorFile, tensor: TensorInfo) -> Floats:
+    """W = (q * m) * scale + u diag(s) v, float32 [rows, cols], see TensorInfo."""
+    packed = _part(file, tensor.parts[0])
+    words = np.frombuffer(packed.data, np.uint8).reshape(packed.shape)
+    multiplier, scale, *factors = (_floats(_part(file, name)) for name in tensor.parts[1:])
+    wide = np.repeat(multiplier, tensor.group, axis=1)[:, : tensor.cols]
+    weight = unpack(words, tensor.cols, PACKED_BITS[tensor.dtype]) * wide * scale[:, None]
+    if factors:
+        u, v, s = factors
+        weight = weight + u @ (v * s[:, None])
+    return np.asarray(weight, np.float32)
+
+
 def _floats(part: Part) -> Floats:
     if part.dtype == "bfloat16":
         words = np.frombuffer(part.data, "<u2").astype(np.uint32) << 16
         return words.view(np.float32).reshape(part.shape)
-    kinds = {"float32": "<f4", "float16": "<f2", "int8": "i1"}
+    kinds = {"float32": "<f4", "float16": "<f2", "int8": "i1", "uint8": "u1"}
     return np.frombuffer(part.data, kinds[part.dtype]).astype(np.float32).reshape(part.shape)
 
 

@@ -10,10 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.attacks.fleet import Machine
-from bench.calibrate import CHEATS, CalibrateOptions, calibrate, deviations, hop_ranges
+from bench.attacks.fleet import Machine, native_machines
+from bench.attacks.weights import falsify
+from bench.calibrate import (
+    CHEATS,
+    CalibrateOptions,
+    calibrate,
+    changes,
+    deviations,
+    has_integers,
+    hop_ranges,
+    prefilled,
+)
 from efedllm.commitments.canonical import WireDtype
 from efedllm.compression import CompressOptions, compress
+from efedllm.engine.select import load_executor
 from efedllm.errors import ConfigError
 from efedllm.models.manifest import Manifest
 from efedllm.models.tolerance import ATTACK_MARGIN
@@ -79,22 +90,76 @@ def test_ranges_cover_every_layer(layers: int) -> None:
     assert (0, 1) in ranges
 
 
-def test_what_has_no_tolerance_is_refused(source: Path, tmp_path: Path) -> None:
+def test_an_encoder_is_measured_over_whole_texts(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    text = with_words(checkpoint("bert"), tmp_path / "words")
+    out = tmp_path / "model"
+    compress(CompressOptions(str(tmp_path / "words"), out, keep=0.5))
+    calibrated, report = calibrate(CalibrateOptions(out, (text,), 300, FLEET), lambda _: None)
+    found = calibrated.tolerance
+    assert found is not None
+    assert report["modes"] == ["prefill", "batched"]
+    assert 0 < found.honest_max * 8 <= found.tau
+    assert found.honest_count > 300 * len(FLEET) * 2
+    assert found.slashable
+    # A verifier measures the hops of this encoder by it, and no cheat passes.
+    limits = Limits.of(Manifest.load(out).tolerance)
+    assert (limits.tau, limits.slashable) == (found.tau, True)
+    honest = load_executor(out, 0, 3)
+    ids = np.arange(40, dtype=np.int32) * 7 % 96
+    ours, x = prefilled(honest, ids), honest.embed(ids)
+    for name in ("bf16 weights", "int8 weights", "rank 98 %"):
+        cheat = load_executor(falsify(out, tmp_path / name, CHEATS[name], 0, 3), 0, 3)
+        assert compare(prefilled(cheat, ids), ours, x, WireDtype.F32, limits).outcome is not Outcome.PASS, name
+    assert compare(ours, ours, x, WireDtype.F32, limits).outcome is Outcome.PASS
+
+
+def test_integers_are_measured_with_every_kind_of_product(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    compress(CompressOptions(str(source), out, method="lowrank+int4", budget=0.5))
+    assert has_integers(Manifest.load(out))
     text = (source / "calibration.txt",)
+    calibrated, report = calibrate(CalibrateOptions(out, text, 300, FLEET[:1]), lambda _: None)
+    found = calibrated.tolerance
+    assert found is not None
+    others = native_machines()
+    assert report["machines"] == [FLEET[0].name, *(machine.name for machine in others)]
+    assert len({machine.native for machine in others}) == len(others)
+    assert 0 < found.honest_max * 8 <= found.tau
+    assert {"bf16 weights", "int8 weights", "rank 90 %"} <= set(report["cheats"])
+    assert found.slashable
+
+
+def test_rounding_to_what_is_published_is_no_cheat(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    assert has_integers(compress(CompressOptions(str(source), out, keep=0.5, quant="int8")))
+    changing = {name for name, edit in CHEATS.items() if changes(out, edit, 0, 3)}
+    assert changing == set(CHEATS) - {"int8 weights"}
+
+
+def test_a_packed_matrix_is_falsified_from_what_it_stands_for(source: Path, tmp_path: Path) -> None:
     packed = tmp_path / "packed"
     compress(CompressOptions(str(source), packed, method="lowrank+int4", budget=0.5))
-    with pytest.raises(ConfigError) as unmeasured:
-        calibrate(CalibrateOptions(packed, text, 300, FLEET), print)
-    assert unmeasured.value.code in ("unsupported-model", "not-float")
+    assert any(tensor.form == "packed" and tensor.rank for tensor in Manifest.load(packed).tensors)
+    ids = np.arange(24, dtype=np.int32) * 5 % 96
+    ours = prefilled(load_executor(packed, 0, 8), ids)
+    same = load_executor(falsify(packed, tmp_path / "same", lambda matrix: matrix, 0, 8), 0, 8)
+    assert prefilled(same, ids) == pytest.approx(ours, rel=1e-3, abs=1e-3)
+    assert Manifest.load(tmp_path / "same").quant == "packed"
+    assert {t.form for t in Manifest.load(tmp_path / "same").tensors} <= {"dense", "lowrank"}
+
+
+def test_what_has_no_tolerance_is_refused(source: Path, tmp_path: Path) -> None:
+    text = (source / "calibration.txt",)
     plain = tmp_path / "plain"
     manifest = compress(CompressOptions(str(source), plain))
     manifest.with_profile("exact", bytes(32)).save(plain)
     with pytest.raises(ConfigError) as exact:
         calibrate(CalibrateOptions(plain, text, 300, FLEET), print)
     assert exact.value.code == "not-float"
+    manifest.save(plain)
     with pytest.raises(ConfigError) as few:
         calibrate(CalibrateOptions(plain, (), 300, FLEET), print)
-    assert few.value.code in ("bad-options", "not-float")
+    assert few.value.code == "bad-options"
 
 
 def test_a_text_that_is_too_short_is_refused(source: Path, tmp_path: Path) -> None:
