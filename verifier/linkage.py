@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 from efedllm.commitments.eip712 import Domain, parse_hex
 from efedllm.commitments.evidence import BoundaryEvidence
@@ -80,36 +79,32 @@ async def check_outputs(
 
     A next hop that shows no commitment of its own proves nothing.
     """
-    theirs, signer = await _commit_of(reader, domain, commit, receiver)
+    theirs = await _commit_of(reader, domain, commit, receiver)
     if theirs is None or (theirs.in_root, theirs.tokens) == (commit.out_root, commit.tokens):
         return None
     boundary = commit.hop + 1
     ours, other = await asyncio.gather(
         _evidence(reader, own, commit.job_id, boundary), _evidence(reader, receiver, commit.job_id, boundary)
     )
-    # The receiver may have acknowledged with another of its keys than the one it signed this commitment with.
-    for own_signer, their_signer in product(sorted(own.signers), sorted({signer, *receiver.signers})):
-        fault = await asyncio.to_thread(
-            blame_boundary, domain, commit.job_id, boundary, ours, other, commit, theirs, own_signer, their_signer
-        )
-        if commit.hop not in fault.guilty:
-            return None
+    fault = await asyncio.to_thread(
+        blame_boundary, domain, commit.job_id, boundary, ours, other, commit, theirs, own.signers, receiver.signers
+    )
+    if commit.hop not in fault.guilty:
+        return None
     outcome = Outcome.FAIL if fault.kind in _UNPROVEN else Outcome.SEVERE
     return Fault("broken-link", fault.detail, outcome)
 
 
-async def _commit_of(
-    reader: NodeReader, domain: Domain, commit: HopCommit, receiver: Party
-) -> tuple[HopCommit | None, str]:
-    """The next hop's commitment for the job with its signer, (None, "") where it shows no valid one."""
+async def _commit_of(reader: NodeReader, domain: Domain, commit: HopCommit, receiver: Party) -> HopCommit | None:
+    """The next hop's commitment for the job, None where it shows no valid one."""
     try:
         receipt = await reader.receipt(receiver.endpoint, commit.job_id)
         theirs = HopCommit.from_json(receipt.get("commit"))
         signer = recover(theirs.digest(domain), parse_hex(receipt.get("signature"), "signature", 65))
     except (UnavailableError, ProtocolError):
-        return None, ""
+        return None
     fits = (theirs.job_id, theirs.hop) == (commit.job_id, commit.hop + 1) and signer in receiver.signers
-    return (theirs, signer) if fits else (None, "")
+    return theirs if fits else None
 
 
 async def _evidence(reader: NodeReader, party: Party, job_id: bytes, boundary: int) -> BoundaryEvidence | None:

@@ -67,8 +67,12 @@ def _signed_by(domain: Domain, signed: SignedCommit, signer: str) -> bool:
 
 
 def _is_by(digest: bytes, signature: bytes, signer: str) -> bool:
+    return _is_by_one_of(digest, signature, frozenset({as_address(signer)}))
+
+
+def _is_by_one_of(digest: bytes, signature: bytes, signers: frozenset[str]) -> bool:
     try:
-        return recover(digest, signature) == as_address(signer)
+        return recover(digest, signature) in signers
     except ProtocolError:
         return False
 
@@ -250,10 +254,12 @@ def _covered(
     return covered
 
 
-def _by(domain: Domain, signer: str, side: str) -> Callable[[EnvelopeRecord], bool]:
+def _by(domain: Domain, keys: str | frozenset[str], side: str) -> Callable[[EnvelopeRecord], bool]:
+    signers = frozenset(map(as_address, (keys,) if isinstance(keys, str) else keys))
+
     def check(record: EnvelopeRecord) -> bool:
         sig = record.sender_sig if side == "sender" else record.receiver_sig
-        return sig is not None and _is_by(record.envelope.digest(domain), sig, signer)
+        return sig is not None and _is_by_one_of(record.envelope.digest(domain), sig, signers)
 
     return check
 
@@ -266,11 +272,11 @@ def blame_boundary(
     receiver_evidence: BoundaryEvidence | None,
     sender_commit: HopCommit,
     receiver_commit: HopCommit,
-    sender_signer: str,
-    receiver_signer: str,
+    sender_signer: str | frozenset[str],
+    receiver_signer: str | frozenset[str],
 ) -> Fault:
     """Who lied when the sender's outRoot and the receiver's inRoot of `boundary` differ. Evidence is None from a
-    silent side.
+    silent side. A side that has had several keys may have signed with any of them, each envelope with another.
 
     Each side must open its own root (silent, or leaves that are not what it committed to: guilty). Then, at every
     position where the two differ, the receiver must show the sender's signature over its version, and the sender the

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from efedllm.commitments import links
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.evidence import BoundaryEvidence, EnvelopeRecord
 from efedllm.commitments.hashing import ZERO32, keccak
@@ -22,7 +23,7 @@ from efedllm.commitments.links import (
     token_tree,
 )
 from efedllm.commitments.messages import Envelope, HopCommit, SignedCommit
-from efedllm.commitments.signing import Signer
+from efedllm.commitments.signing import Signer, recover
 from efedllm.errors import ProtocolError
 from tests.commitments.route_fixture import (
     DIM,
@@ -124,6 +125,36 @@ def test_a_receiver_that_leaves_out_the_end() -> None:
 
 def test_a_sender_that_changes_a_row_and_a_receiver_that_leaves_one_out() -> None:
     assert link(TRUE, LIE, TRUE[:-1]).blame().guilty == {0, 1}
+
+
+OLD = frozenset(Signer(keccak(b"a key of before %d" % i)).address for i in range(40))
+
+
+@pytest.mark.parametrize(
+    ("sender", "receiver"),
+    [(TRUE, LIE), (LIE, TRUE), (LIE, LIE), (TRUE, TRUE[:-1]), (TRUE[:-1], TRUE), (TRUE + LIE[:1], TRUE)],
+)
+def test_further_keys_of_a_side_change_no_verdict_and_cost_no_further_recovery(
+    sender: list[bytes], receiver: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sender that may have signed with another key does not get away with what it did sign."""
+    told = link(TRUE, sender, receiver)
+    if sender == receiver:
+        told.receiver_commit = dataclasses.replace(told.receiver_commit, in_root=keccak(b"nothing"))
+    recovered: list[bytes] = []
+
+    def counting(digest: bytes, signature: bytes) -> str:
+        recovered.append(digest)
+        return recover(digest, signature)
+
+    monkeypatch.setattr(links, "recover", counting)
+    one = told.blame()
+    alone = len(recovered)
+    recovered.clear()
+    first, second = SIGNERS[0].address, SIGNERS[1].address
+    ends = (told.sender, told.receiver, told.sender_commit, told.receiver_commit)
+    assert blame_boundary(DOMAIN, JOB, 1, *ends, OLD | {first}, OLD | {second}) == one
+    assert len(recovered) == alone <= 2 * len(CHUNKS)
 
 
 def test_a_sender_that_leaves_out_the_end() -> None:
