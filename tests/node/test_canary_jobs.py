@@ -1,0 +1,180 @@
+"""Canaries of real nodes: wrong for the auditor that computes, like any other job for everybody else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from structlog.testing import capture_logs
+
+from efedllm.chain.types import BatchInfo
+from efedllm.commitments.canary import fault_digest
+from efedllm.commitments.hashing import keccak
+from efedllm.commitments.leaves import hop_leaf
+from efedllm.compression.profile import settle_profile
+from efedllm.wire.messages import CancelMsg
+from node.app import NodeApp
+from tests.live_network import LiveNetwork
+from tests.node.node_kit import Lab
+from verifier.audit import Auditor, AuditTask, NodeAudit
+from verifier.fetch import FetchLimits, NodeReader
+from verifier.statistic import Outcome
+from verifier.weights import EngineHouse
+
+PROMPT = [7, 3, 90, 11, 42, 3, 3, 17]
+NEW = 5
+SEED = keccak(b"seed of the epoch")
+WARM: dict[str, Any] = {"temperature_milli": 900, "top_k": 30, "top_p_ppm": 950_000, "seed": bytes(range(32))}
+
+
+@dataclass
+class Audited:
+    """Two nodes that take canaries of the client, and an auditor."""
+
+    lab: Lab
+    auditor: Auditor
+
+    async def post(self) -> int:
+        epoch = (await self.lab.chain.now()).epoch
+        await self.lab.live.clock(self.lab.chain).skip_to(epoch, 0.72)
+        for app in self.lab.apps:
+            await app.duties.tick()
+            await app.duties.tick()
+        return epoch
+
+    async def batches(self, epoch: int, app: NodeApp) -> tuple[BatchInfo, ...]:
+        return tuple(batch for batch in await self.lab.chain.batches(epoch) if batch.node == app.address)
+
+    async def audit(self, epoch: int, app: NodeApp) -> NodeAudit:
+        return await self.auditor.audit(AuditTask(epoch, app.address, await self.batches(epoch, app), SEED, 1_000_000))
+
+
+@pytest_asyncio.fixture(params=["exact", "float"])
+async def audited(
+    request: pytest.FixtureRequest, unhurried: LiveNetwork, published: Callable[..., Path], tmp_path: Path
+) -> AsyncIterator[Audited]:
+    directory = tmp_path / "model"
+    shutil.copytree(published("llama", quant="int8") if request.param == "exact" else published("llama"), directory)
+    assert settle_profile(directory, request.param).manifest.profile == request.param
+    async with AsyncExitStack() as stack:
+        chain = await stack.enter_async_context(await unhurried.connect())
+        snapshot = await chain.rpc.request("evm_snapshot")
+        await unhurried.clock(chain).mine()
+        lab = await Lab.make(unhurried, chain, directory, tmp_path)
+        stack.push_async_callback(lab.close)
+        for index, layers in ((1, (0, 3)), (2, (3, 8))):
+            await lab.start(index, layers, canary_clients=(chain.account_address,))
+        epoch = (await chain.now()).epoch + 1
+        await unhurried.clock(chain).skip_to(epoch, 0.01)
+        for app in lab.apps:
+            await app.desk.shop.clock.refresh()
+        reader = await stack.enter_async_context(NodeReader(FetchLimits(memory=0.0)))
+        house = EngineHouse(tmp_path / "house", [str(directory)], 1 << 30)
+        stack.callback(house.close)
+        yield Audited(lab, Auditor(chain, reader, house, tmp_path / "reports", unhurried.account(9).address))
+        await chain.rpc.request("evm_revert", [snapshot])
+
+
+async def fetched(app: NodeApp, path: str) -> bytes:
+    def get() -> bytes:
+        with urllib.request.urlopen(app.endpoint + path, timeout=20) as answer:
+            return bytes(answer.read())
+
+    return await asyncio.to_thread(get)
+
+
+def shape(value: object) -> object:
+    """A document without what any two jobs differ in: numbers, hashes, ids; their sizes and keys stay."""
+    if isinstance(value, dict):
+        return {key: shape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [shape(item) for item in value]
+    return len(value) if isinstance(value, str) else type(value).__name__
+
+
+def names(metrics: bytes) -> list[str]:
+    return [re.split(r"[ ]", line)[0] for line in metrics.decode().splitlines() if not line.startswith("#")]
+
+
+async def test_a_canary_fails_where_it_is_recomputed_and_shows_nowhere(audited: Audited) -> None:
+    lab = audited.lab
+    metrics, infos = [], []
+    with capture_logs() as logs:
+        async with await lab.client() as client:
+            jobs, paid = {}, 0
+            # None: an ordinary job; else the hop that is asked for a wrong answer.
+            for number, canary in enumerate((None, 0, 1, None)):
+                paid += len(PROMPT) + NEW
+                spec, outcome = await client.generate(PROMPT, NEW, paid, canary, **WARM)
+                assert len(outcome.tokens) == NEW
+                jobs[spec.job_id] = canary
+                if number in (0, 2):
+                    metrics.append([names(await fetched(app, "/metrics")) for app in lab.apps])
+                    infos.append([shape(json.loads(await fetched(app, "/v1/info"))) for app in lab.apps])
+        epoch = await audited.post()
+    assert metrics[0] == metrics[1]
+    assert infos[0] == infos[1]
+    assert {"job done", "batch posted"} <= {entry["event"] for entry in logs}
+    assert not [entry for entry in logs if "canar" in json.dumps(entry, default=str).lower()]
+
+    for hop, app in enumerate(lab.apps):
+        result = await audited.audit(epoch, app)
+        outcomes = {leaf.job_id: leaf for leaf in result.leaves}
+        assert {job: report.outcome for job, report in outcomes.items()} == {
+            job: Outcome.SEVERE if canary == hop else Outcome.PASS for job, canary in jobs.items()
+        }
+        failed = [report.leaf for job, report in outcomes.items() if jobs[job] == hop]
+        assert result.verdict.tap == fault_digest(SEED, failed)
+        body = await fetched(app, "/v1/batches/0")
+        assert b"canary" not in body
+        seen = {bytes.fromhex(leaf["commit"]["job_id"][2:]): leaf for leaf in json.loads(body)["leaves"]}
+        assert len({json.dumps(shape(leaf)) for leaf in seen.values()}) == 1
+        for path in ("receipt", f"evidence?boundary={hop}"):
+            documents = [json.loads(await fetched(app, f"/v1/jobs/0x{job.hex()}/{path}")) for job in seen]
+            assert len({json.dumps(shape(document)) for document in documents}) == 1
+        # What is served hashes to what is on chain, salt of the canary included.
+        (batch,) = await audited.batches(epoch, app)
+        (found, records) = await app.store.posted(batch.seq) or (None, [])
+        assert found is not None
+        assert {hop_leaf(r.signed.commit.digest(app.chain.efl_domain), r.salt) for r in records} == {
+            report.leaf for report in outcomes.values()
+        }
+
+
+async def test_a_cancelled_canary_ends_like_any_job(audited: Audited) -> None:
+    lab = audited.lab
+    async with await lab.client() as client:
+        spec = client.spec(PROMPT, 40)
+        await client.open_job(spec, PROMPT, len(PROMPT) + 40, 1)
+        await client.start(spec)
+
+        async def enough(count: int) -> None:
+            if count == 3:
+                await client.send(0, CancelMsg(spec.job_id, "enough"))
+
+        outcome = await client.collect(spec, on_token=enough)
+    assert outcome.finish is not None
+    assert outcome.finish.reason == "cancelled"
+    assert None not in outcome.commits
+    epoch = await audited.post()
+    reports = [(await audited.audit(epoch, app)).leaves for app in lab.apps]
+    assert [[report.outcome for report in leaves] for leaves in reports] == [[Outcome.PASS], [Outcome.SEVERE]]
+
+
+async def test_strangers_get_no_canary_and_nothing_of_them_is_kept(pair: Lab) -> None:
+    async with await pair.client() as client:
+        spec = client.spec(PROMPT, NEW)
+        asking = client.open_msg(spec, PROMPT, 1, client.voucher(100), canary=client.consent(spec, 1))
+        answer = await client.expect_error(1, asking)
+    assert (answer.code, answer.job_id) == ("canary-refused", spec.job_id)
+    assert not await pair.apps[1].store.has_job(spec.job_id)
