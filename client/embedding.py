@@ -76,10 +76,17 @@ class EmbeddingJob(Job):
         return "length"
 
     def output_fault(self) -> Fault | None:
-        """The last hop's guilt when it committed to other states than the ones it signed for us."""
+        """The last hop's guilt when it committed to other states than the ones it signed for us.
+
+        None for a commitment that it did not sign: anybody could have made it, which `find_faults` tells.
+        """
         last = len(self.record.route) - 1
         signed = self.record.commits[last]
         if signed is None or signed.commit.out_root == self._out.root():
+            return None
+        try:
+            check(signed.commit.digest(self._domain), signed.signature, self.record.route[last].signer)
+        except ProtocolError:
             return None
         return Fault("output-mismatch", last + 1, last, f"Hop {last} committed to other states than it sent.")
 
