@@ -15,44 +15,32 @@ static inline void NAME(split)(const int16_t *q, int64_t dim, int16_t *high, int
     }
 }
 
-/* Scores z [n] -> weights, integers of at most 2^20, in their place. e [n] is room; *unit is the weights' scale. Returns
- * the denominator. */
-static inline double NAME(soften)(double *z, float *e, const double *value_scales, int64_t n, double *unit) {
-    double tops[LANES], mosts[LANES] = {0}, sums[LANES] = {0}, far = 0;
-    int64_t whole = n / LANES * LANES;
-    for (int l = 0; l < LANES; l++) tops[l] = -INFINITY;
-    for (int64_t j = 0; j < whole; j += LANES)
-        for (int l = 0; l < LANES; l++) tops[l] = z[j + l] > tops[l] ? z[j + l] : tops[l];
-    for (int64_t j = whole; j < n; j++) tops[0] = z[j] > tops[0] ? z[j] : tops[0];
-    for (int l = 1; l < LANES; l++) tops[0] = tops[l] > tops[0] ? tops[l] : tops[0];
-    const double top = tops[0];
-    for (int64_t j = 0; j < n; j++) e[j] = exp2_below((float)(z[j] - top));
-    for (int64_t j = 0; j < whole; j += LANES)
-        for (int l = 0; l < LANES; l++) {
-            sums[l] += rintf(e[j + l] * 0x1p24f);
-            z[j + l] = (double)e[j + l] * value_scales[j + l];
-            mosts[l] = z[j + l] > mosts[l] ? z[j + l] : mosts[l];
-        }
-    for (int64_t j = whole; j < n; j++) {
-        sums[0] += rintf(e[j] * 0x1p24f);
-        z[j] = (double)e[j] * value_scales[j];
-        mosts[0] = z[j] > mosts[0] ? z[j] : mosts[0];
+/* Scores z [n] -> weights, integers of at most 2^20, in their place; *unit is their scale. e has room for n
+ * floats, rounded up to LANES. Returns the denominator. */
+static NOINLINE double NAME(soften)(double *z, float *e, const double *value_scales, int64_t n, double *unit) {
+    eight tops = NAME(load)(z, n, -INFINITY), most = {0}, sums = {0}, far = {0};
+    for (int64_t j = LANES; j < n; j += LANES) tops = NAME(larger)(NAME(load)(z + j, n - j, -INFINITY), tops);
+    const double top = NAME(largest_of)(tops);
+    for (int64_t j = 0; j < n; j += LANES) {
+        const int64_t m = n - j < LANES ? n - j : LANES;
+        const eight_floats part = NAME(exp2)(__builtin_convertvector(NAME(load)(z + j, m, -INFINITY) - top, eight_floats));
+        const eight wide = NAME(wide)(part), weight = wide * NAME(load)(value_scales + j, m, 0);
+        memcpy(e + j, &part, sizeof part);
+        NAME(store)(z + j, m, weight);
+        /* What is beyond the row is 2^-120. */
+        sums += NAME(whole)(wide * 0x1p24);
+        most = NAME(larger)(weight, most);
     }
-    for (int l = 1; l < LANES; l++) {
-        sums[0] += sums[l];
-        mosts[0] = mosts[l] > mosts[0] ? mosts[l] : mosts[0];
-    }
-    *unit = mosts[0] * 0x1p-20;
+    *unit = NAME(largest_of)(most) * 0x1p-20;
     const double inverse = 1 / *unit;
-    for (int64_t j = 0; j < n; j++) {
-        double t = z[j] * inverse, off = fabs(t - rint(t));
-        far = off > far ? off : far;
+    for (int64_t j = 0; j < n; j += LANES) {
+        const eight t = NAME(load)(z + j, n - j, 0) * inverse, whole = NAME(whole)(t);
+        far = NAME(larger)(NAME(size)(t - whole), far);
+        NAME(store)(z + j, n - j, whole);
     }
-    if (far > SURE)
-        for (int64_t j = 0; j < n; j++) z[j] = rint(z[j] / *unit);
-    else
-        for (int64_t j = 0; j < n; j++) z[j] = rint(z[j] * inverse);
-    return sums[0];
+    if (NAME(largest_of)(far) > SURE)
+        for (int64_t j = 0; j < n; j++) z[j] = rint((double)e[j] * value_scales[j] / *unit);
+    return NAME(sum_of)(sums);
 }
 
 /* A few queries: each on its own, keys as they lie. */
@@ -88,7 +76,7 @@ static void NAME(attend_few)(const cached *c, const queries *q, const double *fa
 
 /* Scores of BLOCK queries with TILE keys: sums above and below [BLOCK][TILE], of the queries' high and low parts
  * [BLOCK][half][2] with the keys [half][TILE][2]. */
-static inline void NAME(scores)(const int16_t *keys, const int16_t *high, const int16_t *low, int64_t half,
+static NOINLINE void NAME(scores)(const int16_t *keys, const int16_t *high, const int16_t *low, int64_t half,
                                 int32_t (*above)[TILE], int32_t (*below)[TILE]) {
 #if defined(USE_AVX512)
     __m512i a[BLOCK], b[BLOCK];
@@ -135,7 +123,7 @@ static inline void NAME(scores)(const int16_t *keys, const int16_t *high, const 
 }
 
 /* sums [BLOCK][dim] of weights u [BLOCK][stride] times values [n][dim]: integers below 2^53, fused or not. */
-static inline void NAME(weigh)(const double *u, int64_t stride, const int16_t *values, int64_t n, int64_t dim,
+static NOINLINE void NAME(weigh)(const double *u, int64_t stride, const int16_t *values, int64_t n, int64_t dim,
                                double *sums) {
     int64_t i = 0;
 #if defined(USE_AVX512)
@@ -230,14 +218,15 @@ static void NAME(attend_many)(const cached *c, const queries *q, const double *f
                     NAME(scores)(pairs + tile * half * TILE * 2, high, low, half, above, below);
                     for (int64_t r = 0; r < rows; r++) {
                         double *to = z + r * stride + tile * TILE;
-                        int64_t left = seen - tile * TILE < TILE ? seen - tile * TILE : TILE;
-                        const double *by = key_scales + tile * TILE;
-                        if (left == TILE)
-                            for (int j = 0; j < TILE; j++)
-                                to[j] = ((double)above[r][j] * 256 + (double)below[r][j]) * by[j] * under[r];
-                        else
-                            for (int j = 0; j < left; j++)
-                                to[j] = ((double)above[r][j] * 256 + (double)below[r][j]) * by[j] * under[r];
+                        for (int64_t j = 0; j < TILE; j += LANES) {
+                            const int64_t m = seen - tile * TILE - j;
+                            if (m <= 0) break;
+                            eight_words upper, lower;
+                            memcpy(&upper, above[r] + j, sizeof upper);
+                            memcpy(&lower, below[r] + j, sizeof lower);
+                            const eight sum = __builtin_convertvector(upper, eight) * 256 + __builtin_convertvector(lower, eight);
+                            NAME(store)(to + j, m, sum * NAME(load)(key_scales + tile * TILE + j, m, 0) * under[r]);
+                        }
                     }
                 }
                 for (int64_t r = 0; r < BLOCK; r++) {

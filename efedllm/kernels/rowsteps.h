@@ -1,20 +1,98 @@
-/* Norms, heads and activations of steps.c, included once per instruction set with NAME set. */
+/* Norms, heads and activations of steps.c, included once per instruction set with NAME set. What calls itself vector code
+ * here is made for that set: helpers outside would have been split into the narrowest vectors before they are inlined. */
+
+/* The first m numbers of x, then `fill`. */
+static inline eight NAME(load)(const double *x, int64_t m, double fill) {
+    eight v;
+    if (m >= LANES) {
+        memcpy(&v, x, sizeof v);
+        return v;
+    }
+#if defined(USE_AVX512)
+    return (eight)_mm512_mask_loadu_pd(_mm512_set1_pd(fill), (__mmask8)((1 << m) - 1), x);
+#else
+    for (int l = 0; l < LANES; l++) v[l] = l < m ? x[l] : fill;
+    return v;
+#endif
+}
+
+static inline void NAME(store)(double *x, int64_t m, eight v) {
+    if (m >= LANES) {
+        memcpy(x, &v, sizeof v);
+        return;
+    }
+#if defined(USE_AVX512)
+    _mm512_mask_storeu_pd(x, (__mmask8)((1 << m) - 1), (__m512d)v);
+#else
+    for (int l = 0; l < m; l++) x[l] = v[l];
+#endif
+}
+
+static inline eight NAME(size)(eight x) { return (eight)((bits8)x & INT64_MAX); }
+
+/* a where it is larger, else b. */
+static inline eight NAME(larger)(eight a, eight b) {
+    const bits8 is = a > b;
+    return (eight)(((bits8)a & is) | ((bits8)b & ~is));
+}
+
+/* rint(x) for |x| <= 2^51, but for the sign of a zero. */
+static inline eight NAME(whole)(eight x) { return (x + 0x1.8p52) - 0x1.8p52; }
+
+static inline double NAME(largest_of)(eight x) {
+    double most = x[0];
+    for (int l = 1; l < LANES; l++) most = x[l] > most ? x[l] : most;
+    return most;
+}
+
+static inline double NAME(sum_of)(eight x) {
+    return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
+}
+
+static inline eight NAME(wide)(eight_floats x) {
+#if defined(USE_AVX512)
+    return (eight)_mm512_cvtps_pd((__m256)x);
+#else
+    return __builtin_convertvector(x, eight);
+#endif
+}
+
+/* 2^z for z <= 0; below -120 it is 2^-120. */
+static inline eight_floats NAME(exp2)(eight_floats z) {
+    const eight_words low = z < -120.0f;
+    const eight_floats lowest = {-120.0f, -120.0f, -120.0f, -120.0f, -120.0f, -120.0f, -120.0f, -120.0f};
+    z = (eight_floats)(((eight_words)lowest & low) | ((eight_words)z & ~low));
+    const eight_floats n = (z + 0x1.8p23f) - 0x1.8p23f, f = z - n;
+    eight_floats p = f * C6;
+    p = (p + C5) * f;
+    p = (p + C4) * f;
+    p = (p + C3) * f;
+    p = (p + C2) * f;
+    p = (p + C1) * f;
+    p = p + C0;
+    return p * (eight_floats)__builtin_convertvector((n + 127.0f) * 0x1p23f, eight_words);
+}
+
+/* 1 / (1 + e^-z), in float32. */
+static inline eight NAME(logistic)(eight z) {
+    const eight_floats h = NAME(exp2)(__builtin_convertvector(NAME(size)(z) * -LOG2_E, eight_floats));
+    const eight_floats one = {1, 1, 1, 1, 1, 1, 1, 1};
+    /* Where a z below 0 has become -0, h is 1 too. */
+    const eight_words up = __builtin_convertvector(z, eight_floats) >= 0;
+    const eight_floats over = (eight_floats)(((eight_words)one & up) | ((eight_words)h & ~up));
+    return NAME(wide)(over / (h + 1.0f));
+}
 
 /* The bit patterns of numbers without sign are in their order, and NaN is the largest. */
 static inline double NAME(largest)(const double *x, int64_t n) {
-    int64_t best[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int l = 0; l < LANES; l++) {
-            int64_t bits = to_bits(x[i + l]) & INT64_MAX;
-            best[l] = bits > best[l] ? bits : best[l];
-        }
-    for (; i < n; i++) {
-        int64_t bits = to_bits(x[i]) & INT64_MAX;
-        best[0] = bits > best[0] ? bits : best[0];
+    bits8 best = {0};
+    for (int64_t i = 0; i < n; i += LANES) {
+        const bits8 bits = (bits8)NAME(load)(x + i, n - i, 0) & INT64_MAX, is = bits > best;
+        best = (bits & is) | (best & ~is);
     }
-    for (int l = 1; l < LANES; l++) best[0] = best[l] > best[0] ? best[l] : best[0];
-    return from_bits(best[0]);
+    int64_t most = best[0];
+    for (int l = 1; l < LANES; l++) most = best[l] > most ? best[l] : most;
+    return from_bits(most);
 }
 
 static inline int64_t NAME(exponent_of)(const double *x, int64_t n) {
@@ -22,40 +100,32 @@ static inline int64_t NAME(exponent_of)(const double *x, int64_t n) {
     return (to_bits(m < TINY ? TINY : m) >> 52) - 1023;
 }
 
-/* y may be x. */
+/* y may be x. bits <= 26. */
 static inline void NAME(rms_row)(const double *x, int64_t d, int64_t bits, const double *weight, double eps, double *y) {
-    int64_t e = NAME(exponent_of)(x, d);
-    double up = power_of_two(bits - 1 - e), step = power_of_two(e + 1 - bits);
-    double sums[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= d; i += LANES)
-        for (int l = 0; l < LANES; l++) {
-            double t = rint(x[i + l] * up);
-            sums[l] += t * t;
-        }
-    for (; i < d; i++) {
-        double t = rint(x[i] * up);
-        sums[0] += t * t;
+    const int64_t e = NAME(exponent_of)(x, d);
+    const double up = power_of_two(bits - 1 - e), step = power_of_two(e + 1 - bits);
+    eight sums = {0};
+    for (int64_t i = 0; i < d; i += LANES) {
+        const eight t = NAME(whole)(NAME(load)(x + i, d - i, 0) * up);
+        sums += t * t;
     }
-    for (int l = 1; l < LANES; l++) sums[0] += sums[l];
-    double root = sqrt(sums[0] * step * step / (double)d + eps);
-    for (i = 0; i < d; i++) y[i] = x[i] / root * weight[i];
+    const double root = sqrt(NAME(sum_of)(sums) * step * step / (double)d + eps);
+    for (int64_t i = 0; i < d; i += LANES)
+        NAME(store)(y + i, d - i, NAME(load)(x + i, d - i, 0) / root * NAME(load)(weight + i, d - i, 0));
 }
 
 static void NAME(norm)(const float *x, int64_t n, int64_t d, const double *weight, const double *bias, double eps,
                        double *y) {
-    int64_t above = bits_above(d), sum_bits = 53 - above, square_bits = (53 - above) / 2;
+    const int64_t above = bits_above(d), sum_bits = 53 - above, square_bits = (53 - above) / 2;
     for (int64_t row = 0; row < n; row++, x += d, y += d) {
         for (int64_t i = 0; i < d; i++) y[i] = x[i];
         if (bias) {
-            int64_t e = NAME(exponent_of)(y, d), i = 0;
-            double up = power_of_two(sum_bits - 1 - e), sums[LANES] = {0};
-            for (; i + LANES <= d; i += LANES)
-                for (int l = 0; l < LANES; l++) sums[l] += rint(y[i + l] * up);
-            for (; i < d; i++) sums[0] += rint(y[i] * up);
-            for (int l = 1; l < LANES; l++) sums[0] += sums[l];
-            double mean = sums[0] * power_of_two(e + 1 - sum_bits) / (double)d;
-            for (i = 0; i < d; i++) y[i] -= mean;
+            const int64_t e = NAME(exponent_of)(y, d);
+            const double up = power_of_two(sum_bits - 1 - e);
+            double sum = 0;
+            for (int64_t i = 0; i < d; i++) sum += rint(y[i] * up);
+            const double mean = sum * power_of_two(e + 1 - sum_bits) / (double)d;
+            for (int64_t i = 0; i < d; i++) y[i] -= mean;
         }
         NAME(rms_row)(y, d, square_bits, weight, eps, y);
         if (bias)
@@ -65,23 +135,28 @@ static void NAME(norm)(const float *x, int64_t n, int64_t d, const double *weigh
 
 /* The pairs (i, i + half) of one head turned by their angles. */
 static inline void NAME(turn)(double *y, int64_t half, const double *cos, const double *sin) {
-    for (int64_t i = 0; i < half; i++) {
-        double c = cos[i], s = sin[i], a = y[i], b = y[i + half];
-        double a_c = a * c, b_s = b * s, b_c = b * c, a_s = a * s;
-        y[i] = a_c - b_s;
-        y[i + half] = b_c + a_s;
+    for (int64_t i = 0; i < half; i += LANES) {
+        const int64_t m = half - i;
+        const eight c = NAME(load)(cos + i, m, 0), s = NAME(load)(sin + i, m, 0);
+        const eight a = NAME(load)(y + i, m, 0), b = NAME(load)(y + half + i, m, 0);
+        const eight a_c = a * c, b_s = b * s, b_c = b * c, a_s = a * s;
+        NAME(store)(y + i, m, a_c - b_s);
+        NAME(store)(y + half + i, m, b_c + a_s);
     }
 }
 
 /* q = rint(x / scale), |x / scale| <= Q_MAX. */
 static inline void NAME(integers)(const double *x, int64_t n, double scale, int16_t *q) {
-    double inverse = 1 / scale, far = 0;
-    for (int64_t i = 0; i < n; i++) {
-        double t = x[i] * inverse, whole = rint(t), off = fabs(t - whole);
-        far = off > far ? off : far;
-        q[i] = (int16_t)(int32_t)whole;
+    const double inverse = 1 / scale;
+    eight far = {0};
+    for (int64_t i = 0; i < n; i += LANES) {
+        const int64_t m = n - i < LANES ? n - i : LANES;
+        const eight t = NAME(load)(x + i, m, 0) * inverse, whole = NAME(whole)(t);
+        far = NAME(larger)(NAME(size)(t - whole), far);
+        const eight_shorts integers = __builtin_convertvector(__builtin_convertvector(whole, eight_words), eight_shorts);
+        memcpy(q + i, &integers, (size_t)m * sizeof *q);
     }
-    if (far > SURE)
+    if (NAME(largest_of)(far) > SURE)
         for (int64_t i = 0; i < n; i++) q[i] = (int16_t)(int32_t)rint(x[i] / scale);
 }
 
@@ -103,13 +178,17 @@ static void NAME(heads)(double *y, int64_t n, int64_t heads, int64_t kv_heads, i
 
 static void NAME(gated)(const double *y, int64_t n, int64_t width, double *out) {
     for (int64_t row = 0; row < n; row++, y += 2 * width, out += width)
-        for (int64_t i = 0; i < width; i++) out[i] = y[i] * logistic(y[i]) * y[i + width];
+        for (int64_t i = 0; i < width; i += LANES) {
+            const int64_t m = width - i;
+            const eight gate = NAME(load)(y + i, m, 0);
+            NAME(store)(out + i, m, gate * NAME(logistic)(gate) * NAME(load)(y + width + i, m, 0));
+        }
 }
 
 static void NAME(gelu)(const double *x, int64_t n, double *out) {
-    for (int64_t i = 0; i < n; i++) {
-        double cube = x[i] * x[i] * x[i];
-        out[i] = x[i] * logistic((cube * GELU_CUBE + x[i]) * GELU_SLOPE);
+    for (int64_t i = 0; i < n; i += LANES) {
+        const eight a = NAME(load)(x + i, n - i, 0), cube = a * a * a;
+        NAME(store)(out + i, n - i, a * NAME(logistic)((cube * GELU_CUBE + a) * GELU_SLOPE));
     }
 }
 

@@ -18,6 +18,8 @@
 #define EFL_MOST_LEVEL 2
 #endif
 #define INLINE static inline __attribute__((always_inline))
+/* Loops that keep their sums in registers only where they are functions of their own. */
+#define NOINLINE __attribute__((noinline))
 
 enum {
     LANES = 8,
@@ -66,26 +68,11 @@ static int64_t bits_above(int64_t n) {
     return bits;
 }
 
-INLINE float exp2_below(float z) {
-    z = z < -120.0f ? -120.0f : z;
-    float n = rintf(z), f = z - n, p = f * C6;
-    p = (p + C5) * f;
-    p = (p + C4) * f;
-    p = (p + C3) * f;
-    p = (p + C2) * f;
-    p = (p + C1) * f;
-    p = p + C0;
-    int32_t bits = (int32_t)((n + 127.0f) * 0x1p23f);
-    float power;
-    memcpy(&power, &bits, 4);
-    return p * power;
-}
-
-INLINE double logistic(double z) {
-    float h = exp2_below((float)(fabs(z) * -LOG2_E));
-    float one = z >= 0 ? 1.0f : h;
-    return (double)(one / (h + 1.0f));
-}
+typedef double eight __attribute__((vector_size(64)));
+typedef int64_t bits8 __attribute__((vector_size(64)));
+typedef float eight_floats __attribute__((vector_size(32)));
+typedef int32_t eight_words __attribute__((vector_size(32)));
+typedef int16_t eight_shorts __attribute__((vector_size(16)));
 
 typedef struct {
     const int16_t *keys, *values;            /* [kv_heads, positions, dim], heads head_stride apart */
