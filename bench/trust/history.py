@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from bench.trust import committee as com
 from bench.trust import rule as r
 from bench.trust.evm import COMMIT, GENESIS, REVEAL, TALLY, Network, address_of
+from bench.trust.model import Epoch, World, close, finals_of, judge, missed_duties
+from bench.trust.planted import ORDINARY, Planted, Planter, audited, print_of
 from deploy.profile import Profile
 from efedllm.commitments.hashing import sha256
 from efedllm.errors import ProtocolError
@@ -17,6 +17,8 @@ from verifier.sampling import FAILED_CAP, PASSED_CAP, Verdict
 
 ETHER = 10**18
 FIRST_EPOCH = 2  # seats taken in epoch 1 judge from here
+LAYERS = 4
+CANARIES = 4  # planted at once
 
 
 class Counter:
@@ -35,24 +37,12 @@ class Counter:
 
 
 @dataclass(frozen=True)
-class World:
-    """What the model knows: trust by node, stakes by operator, jail times in the vault, points of the last epoch."""
+class Work:
+    """What an audit of a node finds: the verdict, and the fingerprints of its taps and of what failed."""
 
-    trust: r.TrustState
-    stakes: Mapping[str, com.Stake]
-    jail: Mapping[str, int]  # unix seconds
-    judged: int = 0  # the last epoch that was tallied; 0 = none
-    points: Mapping[str, int] = field(default_factory=dict)  # earned in it
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What happened in one epoch: the committees, what was revealed, who committed and stayed silent."""
-
-    number: int
-    drawn: Mapping[str, tuple[str, ...]]  # node -> committee
-    revealed: Mapping[str, Mapping[str, com.Said]]  # verifier -> node -> verdict and tap
-    silent: frozenset[str]
+    verdict: Verdict
+    tap: int
+    fault: int
 
 
 @dataclass
@@ -72,68 +62,12 @@ class Seen:
     deviated: int = 0
     tap_agreed: int = 0
     tap_differs: int = 0
+    canaries_opened: int = 0
+    forgiven: int = 0  # nodes
+    beside_canaries: int = 0  # failed in spite of an opening
+    found_against_majority: int = 0  # verifiers that no majority could hurt
     missed: int = 0
     values_compared: int = 0
-
-
-def finals_of(epoch: Epoch, nodes: Sequence[str]) -> dict[str, com.Final | None]:
-    """The final verdict about every node, None without a quorum."""
-    return {
-        node: com.final(
-            [epoch.revealed[v][node] for v in epoch.drawn[node] if node in epoch.revealed.get(v, {})],
-            len(epoch.drawn[node]),
-        )
-        for node in nodes
-    }
-
-
-def missed_duties(epoch: Epoch, verifier: str, finals: Mapping[str, com.Final | None]) -> list[str]:
-    """Nodes on which the others reached a quorum without this drawn verifier."""
-    own = epoch.revealed.get(verifier, {})
-    return [
-        node
-        for node, decided in finals.items()
-        if decided is not None and verifier in epoch.drawn[node] and node not in own
-    ]
-
-
-def close(world: World, rule: r.Rule, epoch: Epoch, nodes: Sequence[str], clock: tuple[int, int]) -> World:
-    """The tally of an epoch: finalize every node, then judge every verifier of a committee.
-
-    `clock` is (genesis, epoch length) in seconds, for the vault's jail.
-    """
-    finals = finals_of(epoch, nodes)
-    decided = [finals[node] or com.Final(0, 0, False) for node in nodes]
-    verdicts = r.Verdicts(
-        np.array([item.passed for item in decided], dtype=np.int64),
-        np.array([item.failed for item in decided], dtype=np.int64),
-        np.array([item.severe for item in decided], dtype=np.bool_),
-        np.array([finals[node] is not None for node in nodes], dtype=np.bool_),
-    )
-    applied = r.apply(world.trust, rule, epoch.number, verdicts)
-    stakes, jail = dict(world.stakes), dict(world.jail)
-    genesis, length = clock
-    for i, node in enumerate(nodes):
-        if applied.slash_bps[i]:
-            stakes[node], _ = com.slash(stakes[node], int(applied.slash_bps[i]))
-            until = genesis + (int(applied.state.jailed_until[i]) - 1) * length
-            jail[node] = max(jail.get(node, 0), until)
-    points: dict[str, int] = {}
-    for verifier in sorted({v for members in epoch.drawn.values() for v in members}):
-        judgement = judge(epoch, verifier, finals, rule)
-        if judgement is not None:
-            points[verifier] = judgement.points
-            stakes[verifier], _ = com.slash(stakes[verifier], judgement.slash_bps)
-    return World(applied.state, stakes, jail, epoch.number, points)
-
-
-def judge(epoch: Epoch, verifier: str, finals: Mapping[str, com.Final | None], rule: r.Rule) -> com.Judgement | None:
-    """The judgement a caller of `judgeVerifier` gets through, or None where there is nothing to judge."""
-    if verifier in epoch.revealed:
-        return com.judge(epoch.revealed[verifier], finals, rule.deviation_bps)
-    if verifier in epoch.silent or missed_duties(epoch, verifier, finals):
-        return com.Judgement(com.NO_REVEAL, 0, rule.no_reveal_bps)
-    return None
 
 
 class Comparison:
@@ -154,9 +88,10 @@ class Comparison:
             stakes[who] = com.Stake(self._rule.seat_stake + profile.registry.min_stake_per_layer + 7 * i + 3)
             self._net.stake(who, stakes[who].active)
         for node in self._nodes:
-            self._net.register(node)
+            self._net.register(node, LAYERS)
         for verifier in self._verifiers:
             self._net.take_seat(verifier)
+        self._planter = Planter(self._net, self._nodes, LAYERS)
         self._epoch = FIRST_EPOCH - 1
         self.world = World(r.fresh(nodes), stakes, {})
 
@@ -172,6 +107,8 @@ class Comparison:
         self.seen.gaps += gap > 1
         self._epoch += gap
         e = self._epoch
+        self._net.move_to(e, COMMIT)
+        planted = {node: self._planter.plant(node, e, CANARIES) for node in self._nodes if random.one_in(3)}
         self._net.move_to(e + 1, COMMIT)
         self._maybe_unbond()
         # A long silence shows in the views before any verdict does.
@@ -180,19 +117,26 @@ class Comparison:
         drawn = {node: com.draw(seed, node, self._verifiers, rule.committee_size) for node in self._nodes}
         for node in self._nodes:
             self._same(f"committee of {node}", self._net.drawn(e, node), drawn[node])
-        epoch = self._events(e, drawn)
-        outcomes = self._in_contract(epoch)
+        found = {node: audited(items, seed, self._net.audit_rate(node)) for node, items in planted.items()}
+        epoch, openings = self._events(e, drawn, seed, found)
+        outcomes = self._in_contract(epoch, openings)
         before = self.world
         self.world = close(before, rule, epoch, self._nodes, self._clock)
         self._compare(e + 1)
         self._compare_judgements(epoch, outcomes)
         self._count(epoch, before)
 
-    def _events(self, e: int, drawn: Mapping[str, tuple[str, ...]]) -> Epoch:
-        """Verdicts of everybody: each node has a truth that most members report, and some members do not."""
+    def _events(
+        self, e: int, drawn: Mapping[str, tuple[str, ...]], seed: bytes, planted: Mapping[str, Sequence[Planted]]
+    ) -> tuple[Epoch, dict[str, Sequence[Planted]]]:
+        """Verdicts of everybody: each node has a truth that most members report, and some members do not.
+
+        Where canaries were audited (`planted`) it is mostly theirs, and they are mostly opened: the second result.
+        """
         random = self._random
-        truths = {node: self._truth() for node in self._nodes}
-        taps = {node: self._tap() for node in self._nodes}
+        works = {node: self._work(seed, planted.get(node, ())) for node in self._nodes}
+        opened = {node: items for node, items in planted.items() if items and not random.one_in(6)}
+        lazy = {node: node in opened and random.one_in(3) for node in self._nodes}
         revealed: dict[str, dict[str, com.Said]] = {}
         silent = set()
         quiet = random.one_in(8)
@@ -200,20 +144,36 @@ class Comparison:
             action = random.below(3 if quiet else 15)
             if action == 0:
                 continue
-            duties = [n for n in self._nodes if verifier in drawn[n] and truths[n] is not None]
+            duties = [n for n in self._nodes if verifier in drawn[n]]
             own = {}
             for node in duties:
-                truth = truths[node]
-                if truth is None or random.one_in(25):
+                work = works[node]
+                if work is None or random.one_in(25):
                     continue
-                own[node] = self._said(truth, taps[node])
+                own[node] = self._said(work, lazy[node] and not random.one_in(3))
             if not own:
                 continue
             if action == 1:
                 silent.add(verifier)
             else:
                 revealed[verifier] = own
-        return Epoch(e, drawn, revealed, frozenset(silent))
+        prints = {node: print_of(seed, [item.leaf for item in items]) for node, items in opened.items()}
+        return Epoch(e, drawn, revealed, frozenset(silent), prints), opened
+
+    def _work(self, seed: bytes, planted: Sequence[Planted]) -> Work | None:
+        """None where there is nothing to audit. Canaries are found as such, or beside a real cheat, or as a lesser
+        failure, or computed right after all.
+        """
+        random = self._random
+        leaves = [item.leaf for item in planted]
+        if not leaves:
+            truth = self._truth()
+            return None if truth is None else Work(truth, self._tap(), random.below(2**32))
+        kind, passed, failed = random.below(8), random.below(PASSED_CAP), 1 + random.below(9)
+        if kind == 0:
+            return Work(Verdict(passed, 0, False), self._tap(), 0)
+        fault = print_of(seed, [*leaves, ORDINARY] if kind == 1 else leaves)
+        return Work(Verdict(passed, failed, kind != 2), self._tap(), fault)
 
     def _truth(self) -> Verdict | None:
         """Mostly passes, as in life; now and then a failure, gray or severe; now and then nothing to audit."""
@@ -237,16 +197,18 @@ class Comparison:
         random = self._random
         return 0 if random.one_in(6) else 1 + random.below(2**32 - 1)
 
-    def _said(self, truth: Verdict, tap: int) -> com.Said:
-        """Mostly the truth: its tap beside a pass and none beside a failure."""
+    def _said(self, work: Work, lazy: bool) -> com.Said:
+        """Mostly the truth: its taps beside a pass, what failed beside a failure. `lazy`: passes unseen."""
         random = self._random
-        verdict = self._noisy(truth)
-        honest = 0 if verdict.failed else tap
+        if lazy:
+            return com.Said(Verdict(work.verdict.passed, 0, False))
+        verdict = self._noisy(work.verdict)
+        honest = work.fault if verdict.failed else work.tap
         odd = random.below(40)
         if odd == 0:
             return com.Said(verdict, random.below(2**32))
         # Nothing claimed, and a tap beside a failure, which must not count.
-        return com.Said(verdict, 0 if odd == 1 else tap if odd == 2 else honest)
+        return com.Said(verdict, 0 if odd == 1 else work.tap if odd == 2 else honest)
 
     def _maybe_unbond(self) -> None:
         random = self._random
@@ -260,7 +222,7 @@ class Comparison:
             moved = com.Stake(stake.active - amount, stake.unbonding + amount)
             self.world = replace(self.world, stakes={**self.world.stakes, who: moved})
 
-    def _in_contract(self, epoch: Epoch) -> dict[str, int]:
+    def _in_contract(self, epoch: Epoch, openings: Mapping[str, Sequence[Planted]]) -> dict[str, int]:
         """The epoch on chain; the outcome that the contract gave every verifier it judged."""
         net, e = self._net, epoch.number
         outcomes = {}
@@ -272,6 +234,8 @@ class Comparison:
         net.move_to(e + 1, REVEAL)
         for verifier, attestation in attestations.items():
             net.reveal(verifier, attestation)
+        for node, planted in openings.items():
+            net.open_canaries(node, e, [item.opening for item in planted])
         net.move_to(e + 1, TALLY)
         net.finalize(e, self._nodes)
         finals = finals_of(epoch, self._nodes)
@@ -291,6 +255,14 @@ class Comparison:
             tap = self._net.agreed_tap(epoch.number, node)
             self._same(f"tap of {node}", tap, decided.tap if decided is not None else 0)
             self.seen.tap_agreed += tap != 0
+            opened = self._net.canary(epoch.number, node)
+            self._same(f"canaries of {node}", opened, epoch.canaries.get(node, 0))
+            self.seen.canaries_opened += opened != 0
+            forgiven = self._net.forgiven(epoch.number, node)
+            if decided is not None:
+                self._same(f"forgiven verdicts of {node}", forgiven, decided.forgiven)
+                self.seen.forgiven += decided.found != 0 and decided.failed == 0
+                self.seen.beside_canaries += opened != 0 and decided.failed != 0
         for verifier, outcome in outcomes.items():
             judgement = judge(epoch, verifier, finals, self._rule)
             self._same(f"outcome of {verifier}", outcome, None if judgement is None else judgement.outcome)
@@ -344,3 +316,8 @@ class Comparison:
                 seen.deviated += judgement.outcome == com.DEVIATED
                 seen.tap_differs += judgement.outcome == com.TAP_DIFFERS
                 seen.missed += judgement.outcome == com.NO_REVEAL
+                own = epoch.revealed.get(verifier, {})
+                seen.found_against_majority += judgement.outcome == com.OK and any(
+                    said.verdict.failed != 0 and decided is not None and decided.found == 0
+                    for decided, said in ((finals[node], said) for node, said in own.items())
+                )
