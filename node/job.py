@@ -239,8 +239,12 @@ class Job(JobCore):
         progress = self._progress
         if event.source == "previous":
             progress.stopping = True
+            held, spec = sum(map(len, progress.held)), self.record.spec
+            if spec.embeds and 0 < held < spec.prompt_tokens:
+                # A part of a text is none: what an encoder makes of it is nothing that can be committed to.
+                raise ProtocolError("out-of-order", "The text was cancelled in the middle.", "Send it whole.")
             # The hop before has counted these rows: a few that are held are computed, paid for or not.
-            if sum(map(len, progress.held)) > self._shop.credit:
+            if held > self._shop.credit:
                 raise ProtocolError("payment-required", "The job was cancelled with unpaid rows.", "Send vouchers.")
             await self._feed()
             await self._stop_if_idle()

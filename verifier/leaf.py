@@ -172,6 +172,8 @@ def _check_lengths(leaf: Leaf, spec: JobSpec, registration: Registration) -> Fau
     commit = leaf.commit
     if not 1 <= commit.tokens <= spec.most_positions:
         return Fault("wrong-length", f"{commit.tokens} positions for a prompt of {spec.prompt_tokens}")
+    if spec.embeds and commit.tokens != spec.prompt_tokens:
+        return Fault("wrong-length", f"{commit.tokens} positions of a text of {spec.prompt_tokens}")
     if registration.hi != registration.layers:
         return None if commit.tokens_hash == ZERO32 else Fault("tokens-hash", "only the last hop emits tokens")
     if leaf.emitted is None:

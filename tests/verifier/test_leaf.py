@@ -208,6 +208,15 @@ def test_more_positions_than_the_job_allows_are_a_fault() -> None:
     assert fault_of(a_job(spec=a_spec(max_new_tokens=1)), 0) == "wrong-length"
 
 
+@pytest.mark.parametrize(("positions", "code"), [(4, ""), (3, "wrong-length"), (5, "wrong-length")])
+@pytest.mark.parametrize("hop", [0, 1])
+def test_a_text_is_embedded_whole(hop: int, positions: int, code: str) -> None:
+    ids = np.arange(positions, dtype="<i4")
+    rows = np.arange(positions * HIDDEN, dtype="<f4").tobytes()
+    spec = a_spec(max_new_tokens=0, prompt_tokens=4, prompt_hash=ids_hash(np.arange(4)))
+    assert fault_of(a_job(spec=spec, trace=Trace((ids.tobytes(), rows, rows), ())), hop) == code
+
+
 def test_tokens_other_than_committed_are_severe() -> None:
     item = a_job().leaf_json(1, bytes(32)) | {"emitted": [8, 10]}
     fault = check_leaf(read(item), EPOCH, registration(1), DOMAIN, ESCROW)
