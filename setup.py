@@ -38,6 +38,10 @@ def library(name: str, sources: list[str], headers: list[str]) -> Extension:
 
 
 setup(
-    ext_modules=[library("libproducts", ["products.c"], ["panels.h"]), library("libsteps", ["steps.c"], ["rowsteps.h", "attention.h"])],
+    ext_modules=[
+        library("libproducts", ["products.c"], ["panels.h"]),
+        library("libsteps", ["steps.c"], ["rowsteps.h", "attention.h"]),
+        library("libkeccak", ["keccak.c"], ["permutation.h"]),
+    ],
     cmdclass={"build_ext": BuildPlainLibrary},
 )

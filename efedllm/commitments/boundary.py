@@ -6,7 +6,7 @@ import struct
 from typing import Final
 
 from efedllm.commitments.canonical import WireDtype, decode, itemsize
-from efedllm.commitments.hashing import as_uint, keccak, sha256
+from efedllm.commitments.hashing import as_uint, keccak_each, sha256
 from efedllm.commitments.leaves import act_prefix, boundary_root, chunk_hash
 from efedllm.errors import ProtocolError
 
@@ -57,10 +57,9 @@ class BoundaryTree:
             raise ProtocolError("too-long", f"A boundary holds at most {MAX_POSITIONS} positions.")
         view = memoryview(payload)
         size, prefix, dtype, dim = self.row_bytes, self._prefix, int(self.dtype), self.dim
-        new = [
-            keccak(prefix + _ROW.pack(first + i, dtype, dim) + sha256(view[i * size : (i + 1) * size]))
-            for i in range(count)
-        ]
+        new = keccak_each(
+            [prefix + _ROW.pack(first + i, dtype, dim) + sha256(view[i * size : (i + 1) * size]) for i in range(count)]
+        )
         self._leaves += new
         return chunk_hash(new)
 

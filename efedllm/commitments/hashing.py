@@ -13,13 +13,26 @@ from Crypto.Hash import keccak as _keccak
 from eth_utils.address import to_checksum_address
 
 from efedllm.errors import ProtocolError
+from efedllm.kernels.keccak import keccak_library
 
 ZERO32 = bytes(32)
 
 
 def keccak(data: bytes) -> bytes:
     """Keccak-256 (the EVM's, not SHA3-256) of `data`: 32 bytes."""
+    native = keccak_library()
+    if native is not None and data and type(data) is bytes:
+        return native.digests(data, len(data))
     return _keccak.Keccak_Hash(data, 32, False).digest()
+
+
+def keccak_each(messages: list[bytes]) -> list[bytes]:
+    """`keccak` of every one of `messages`, which are of one length: together they cost a fraction."""
+    native = keccak_library()
+    if native is None or len(messages) < 2 or not messages[0]:
+        return [keccak(message) for message in messages]
+    digests = native.digests(b"".join(messages), len(messages[0]))
+    return [digests[at : at + 32] for at in range(0, len(digests), 32)]
 
 
 def sha256(data: bytes | bytearray | memoryview) -> bytes:

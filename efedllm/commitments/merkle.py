@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from efedllm.commitments.hashing import keccak
 from efedllm.errors import ProtocolError
+from efedllm.kernels.keccak import keccak_library
 
 NODE = b"\x01"
 PAD = keccak(b"\x03")
@@ -23,6 +24,9 @@ def merkle(leaves: Sequence[bytes]) -> bytes:
     """
     if not leaves:
         return PAD
+    native = keccak_library()
+    if native is not None:
+        return native.merkle(b"".join(leaves), PAD)
     level = list(leaves)
     pad = PAD
     while len(level) > 1:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from efedllm.commitments import merkle
 from efedllm.commitments.eip712 import parse_hex, to_hex
-from efedllm.commitments.hashing import ZERO32, as_h32, as_uint, keccak, sha256
+from efedllm.commitments.hashing import ZERO32, as_h32, as_uint, keccak, keccak_each, sha256
 from efedllm.commitments.leaves import LEAF, ROOT
 from efedllm.errors import ProtocolError
 
@@ -45,8 +45,13 @@ class TapTree:
         """Add the taps of the next positions. Raises ProtocolError "bad-length" unless they are whole rows."""
         if len(rows) % self.row_bytes:
             raise ProtocolError("bad-length", f"{len(rows)} bytes are not whole taps of {self.row_bytes} bytes.")
-        for start in range(0, len(rows), self.row_bytes):
-            self._leaves.append(_leaf(self._bound, len(self._leaves), rows[start : start + self.row_bytes]))
+        starts = range(0, len(rows), self.row_bytes)
+        self._leaves += keccak_each(
+            [
+                _message(self._bound, position, rows[start : start + self.row_bytes])
+                for position, start in enumerate(starts, len(self._leaves))
+            ]
+        )
 
     def root(self) -> bytes:
         """The aux root of a HopCommit: bound to job, hop and the number of positions."""
@@ -57,8 +62,12 @@ class TapTree:
         return tuple(merkle.proof(self._leaves, position))
 
 
+def _message(bound: bytes, position: int, row: bytes) -> bytes:
+    return LEAF + bound + _POSITION.pack(position) + sha256(row)
+
+
 def _leaf(bound: bytes, position: int, row: bytes) -> bytes:
-    return keccak(LEAF + bound + _POSITION.pack(position) + sha256(row))
+    return keccak(_message(bound, position, row))
 
 
 def _root(bound: bytes, count: int, tree: bytes) -> bytes:
