@@ -197,24 +197,30 @@ class Batcher:
             chosen.append((i, last + 1))
         if not rows:
             return outputs
-        try:
-            logits = self._executor.logits(np.concatenate(rows))
-        except Exception as error:  # noqa: BLE001 - as above
-            self._log.exception("head failed", jobs=len(rows))
-            failure = error if isinstance(error, EfedError) else _internal(error)
-            for i, _ in chosen:
-                outputs[i] = failure
-            return outputs
-        for row, (i, position) in zip(logits, chosen, strict=True):
+        for logits, (i, position) in zip(self._logits(rows), chosen, strict=True):
+            if isinstance(logits, EfedError):
+                outputs[i] = logits
+                continue
             output = outputs[i]
             assert isinstance(output, Output)
             try:
                 spec = chunks[i].lane.spec
-                token = (sample_exact if spec.exact else sample)(row, spec.sampling, position)
+                token = (sample_exact if spec.exact else sample)(logits, spec.sampling, position)
                 outputs[i] = replace(output, token=token)
             except EfedError as error:
                 outputs[i] = error
         return outputs
+
+    def _logits(self, rows: Sequence[npt.NDArray[np.float32]]) -> list[npt.NDArray[np.float32] | EfedError]:
+        """Logits [vocab] of each row [1, hidden], or why there are none."""
+        try:
+            return list(self._executor.logits(np.concatenate(rows)))
+        except EfedError as error:
+            # One job's row must not fail the others.
+            return [self._logits([row])[0] for row in rows] if len(rows) > 1 else [error]
+        except Exception as error:  # noqa: BLE001 - as above
+            self._log.exception("head failed", jobs=len(rows))
+            return [_internal(error)] * len(rows)
 
 
 def _internal(error: Exception) -> ModelError:
