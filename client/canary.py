@@ -129,17 +129,17 @@ def check_wallet(wallet: str, candidates: Sequence[Candidate]) -> None:
 
 
 def check_prompts(prompts: Sequence[str], count: int | None) -> list[str]:
-    """The first `count` prompts (None: all). Raises ConfigError "empty-prompt" or "too-few-prompts"."""
-    wanted = [prompt for prompt in prompts if prompt.strip()]
+    """The first `count` different prompts (None: all). Raises ConfigError "empty-prompt" or "too-few-prompts"."""
+    wanted = list(dict.fromkeys(prompt for prompt in prompts if prompt.strip()))
     if not wanted:
         raise ConfigError("empty-prompt", "There is no prompt to plant.", "Give --prompt TEXT or --prompts FILE.")
-    if count is not None and count > len(dict.fromkeys(wanted)):
+    if count is not None and count > len(wanted):
         raise ConfigError(
             "too-few-prompts",
-            f"{count} canaries were asked for, with {len(dict.fromkeys(wanted))} different prompts.",
+            f"{count} canaries were asked for, with {len(wanted)} different prompts.",
             "Give as many prompts: the same one again and again would give the canaries away.",
         )
-    return wanted if count is None else list(dict.fromkeys(wanted))[:count]
+    return wanted[:count]
 
 
 async def plant(
