@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from efedllm.errors import ConfigError
+from efedllm.errors import ConfigError, listen_error
 
 if TYPE_CHECKING:
     from efedllm.models.manifest import Manifest
@@ -37,14 +37,12 @@ def model_app(directory: Path, manifest: Manifest) -> web.Application:
 
 
 async def start_server(app: web.Application, host: str, port: int) -> tuple[web.AppRunner, int]:
-    """Serve until the runner is cleaned up; returns the port in use (for port 0). Raises ConfigError "port-busy"."""
+    """Serve until the runner is cleaned up; returns the port in use (for port 0). Raises ConfigError "port-in-use"."""
     runner = web.AppRunner(app)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
         await runner.cleanup()
-        raise ConfigError(
-            "port-busy", f"{host}:{port} cannot be listened on ({error.strerror}).", "Choose another --listen."
-        ) from error
+        raise listen_error(host, port, error) from error
     return runner, int(runner.addresses[0][1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class EfedError(Exception):
     """Base of every expected failure.
@@ -45,3 +47,15 @@ def file_error(error: OSError) -> ConfigError | None:
         f"{error.filename} cannot be used: {error.strerror}.",
         "Check the path and its permissions.",
     )
+
+
+def listen_error(host: str, port: int, error: OSError) -> ConfigError:
+    """The error to show where nothing can listen on host:port: "port-in-use" when somebody does, else "bad-listen"."""
+    if error.errno == errno.EADDRINUSE:
+        return ConfigError(
+            "port-in-use",
+            f"Port {port} of {host} is in use.",
+            "Is the same program running already? Or choose another --listen.",
+        )
+    reason = error.strerror or str(error)
+    return ConfigError("bad-listen", f"{host}:{port} cannot be listened on: {reason}.", "Use --listen HOST:PORT.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import socket
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from efedllm.chain import keystore
 from efedllm.commitments.signing import Signer
-from efedllm.errors import ConfigError
+from efedllm.errors import ConfigError, listen_error
 
 LOCK_FILE = "node.lock"
 SIGNER_FILE = "signer.json"
@@ -64,15 +63,7 @@ def listen(host: str, port: int) -> socket.socket:
         bound.listen(128)
     except OSError as error:
         bound.close()
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(
-                "port-in-use",
-                f"Port {port} of {host} is in use.",
-                "Is this node running already? Or use another --listen.",
-            ) from error
-        raise ConfigError(
-            "bad-listen", f"Cannot listen on {host}:{port}: {error.strerror}.", "Use --listen HOST:PORT."
-        ) from error
+        raise listen_error(host, port, error) from error
     bound.setblocking(False)
     return bound
 

@@ -236,14 +236,7 @@ async def run_verifier(config: VerifierConfig, stop: asyncio.Event | None = None
             line: dict[str, Any] = {"event": "ready", "address": chain.account_address, "pid": os.getpid()}
             try:
                 if config.listen is not None:
-                    try:
-                        runner, line["port"] = await serve(metrics, health, config.listen)
-                    except OSError as error:
-                        raise ConfigError(
-                            "port-taken",
-                            f"{config.listen[0]}:{config.listen[1]} cannot be listened on: {error.strerror}.",
-                            "Pass another --listen HOST:PORT.",
-                        ) from error
+                    runner, line["port"] = await serve(metrics, health, config.listen)
                 print(json.dumps(line), file=sys.stdout if ready is None else ready, flush=True)
                 await verifier.run(stopping)
                 log.info("stopped")

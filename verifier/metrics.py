@@ -9,6 +9,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from efedllm.errors import listen_error
 from verifier.audit import NodeAudit
 
 
@@ -62,7 +63,8 @@ class Health:
 
 
 async def serve(metrics: Metrics, health: Health, listen: tuple[str, int]) -> tuple[web.AppRunner, int]:
-    """Start the server; returns its runner (call `cleanup`) and the port. Raises OSError when the port is taken."""
+    """Start the server; returns its runner (call `cleanup`) and the port. Raises ConfigError "port-in-use" or
+    "bad-listen"."""
 
     async def show_metrics(_request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
@@ -77,7 +79,7 @@ async def serve(metrics: Metrics, health: Health, listen: tuple[str, int]) -> tu
     try:
         site = web.TCPSite(runner, listen[0], listen[1])
         await site.start()
-    except OSError:
+    except OSError as error:
         await runner.cleanup()
-        raise
+        raise listen_error(*listen, error) from error
     return runner, int(runner.addresses[0][1])

@@ -200,7 +200,7 @@ async def test_model_server_serves_the_manifests_files_and_nothing_else(model: P
                     assert answer.status == 404
         with pytest.raises(ConfigError) as caught:
             await start_server(model_app(directory, manifest), "127.0.0.1", port)
-        assert caught.value.code == "port-busy"
+        assert caught.value.code == "port-in-use"
     finally:
         await runner.cleanup()
         (directory / "private.txt").unlink()

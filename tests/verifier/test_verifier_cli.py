@@ -137,8 +137,9 @@ async def test_metrics_and_health_are_served() -> None:
                     seen.append(response.status)
             async with session.get(f"http://127.0.0.1:{port}/metrics") as response:
                 text = await response.text()
-        with pytest.raises(OSError, match="in use"):
+        with pytest.raises(ConfigError) as caught:
             await serve(metrics, health, ("127.0.0.1", port))
+        assert (caught.value.code, str(port) in caught.value.message) == ("port-in-use", True)
     finally:
         await runner.cleanup()
     assert seen == [503, 200, 200, 503]
