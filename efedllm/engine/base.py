@@ -40,11 +40,7 @@ def engine_shape(model_dir: Path, manifest: Manifest, skeleton: Skeleton, lo: in
     said = (manifest.layers, manifest.hidden, manifest.vocab, manifest.tied)
     found = (skeleton.layers, skeleton.hidden, skeleton.vocab, skeleton.tied)
     if said != found:
-        raise ModelError(
-            "bad-manifest",
-            f"The manifest and config.json of {model_dir.name} describe different models.",
-            "Fetch the model again from its publisher.",
-        )
+        raise other_model(model_dir)
     heads = int(config.num_attention_heads)
     return EngineShape(
         lo=lo,
@@ -56,6 +52,15 @@ def engine_shape(model_dir: Path, manifest: Manifest, skeleton: Skeleton, lo: in
         heads=heads,
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_dim=int(getattr(config, "head_dim", None) or skeleton.hidden // heads),
+    )
+
+
+def other_model(model_dir: Path) -> ModelError:
+    """The error of a published model whose config.json is not that of its manifest."""
+    return ModelError(
+        "bad-manifest",
+        f"The manifest and config.json of {model_dir.name} describe different models.",
+        "Fetch the model again from its publisher.",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from efedllm.engine.base import other_model
 from efedllm.engine.encoder import EncoderEngine
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.half import HalfShardEngine
@@ -48,11 +49,7 @@ def _check_config(directory: Path, manifest: Manifest) -> None:
     config = read_config(directory)
     said = (manifest.layers, manifest.hidden, manifest.vocab)
     if said != (config.num_hidden_layers, config.hidden_size, config.vocab_size):
-        raise ModelError(
-            "bad-manifest",
-            f"The manifest and config.json of {directory.name} describe different models.",
-            "Fetch the model again from its publisher.",
-        )
+        raise other_model(directory)
 
 
 def _half(directory: Path, manifest: Manifest, lo: int, hi: int, threads: int, ram: int | None) -> Executor:
