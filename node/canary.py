@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -24,6 +24,28 @@ from node.workspec import Feed, Inputs
 
 # A row this near to the true one, relative to its length, might leave the output within a float model's tolerance.
 _NEAR = 0.5
+
+
+def check_consent(msg: OpenJobMsg, clients: Collection[str], domain: Domain, *, slashable: bool) -> None:
+    """Whether an OPEN_JOB may ask for a canary, as `CanaryDesk` says.
+
+    Raises ProtocolError "canary-refused" or "bad-signature".
+    """
+    if msg.session_key.client not in clients:
+        raise ProtocolError(
+            "canary-refused",
+            "This node gives no canaries to your wallet.",
+            "Its operator names wallets with `efedllm node run --canary-client ADDRESS`.",
+        )
+    if not slashable:
+        raise ProtocolError(
+            "canary-refused",
+            "What this node computes is measured by limits that slash nobody, and such failures are not forgiven.",
+            "Plant at a node of an exact model, or of a calibrated float one computed in float32.",
+        )
+    if msg.canary is None:
+        raise ProtocolError("canary-refused", "The job comes without its client's consent.")
+    check(Canary(msg.job_spec.job_id, msg.hop).digest(domain), msg.canary, msg.session_key.signer)
 
 
 class CanaryDesk:
@@ -45,19 +67,7 @@ class CanaryDesk:
         """
         if msg.canary is None:
             return None
-        if msg.session_key.client not in self._clients:
-            raise ProtocolError(
-                "canary-refused",
-                "This node gives no canaries to your wallet.",
-                "Its operator names wallets with `efedllm node run --canary-client ADDRESS`.",
-            )
-        if not self._slashable:
-            raise ProtocolError(
-                "canary-refused",
-                "What this node computes is measured by limits that slash nobody, and such failures are not forgiven.",
-                "Plant at a node of an exact model, or of a calibrated float one computed in float32.",
-            )
-        check(Canary(msg.job_spec.job_id, msg.hop).digest(domain), msg.canary, msg.session_key.signer)
+        check_consent(msg, self._clients, domain, slashable=self._slashable)
         return CanaryRecord(msg.canary, os.urandom(32))
 
     @asynccontextmanager

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from bench.attacks import canaries
 from bench.attacks.executors import EditedOutput, noisy
 from bench.attacks.lab import CLIENT, DOMAIN, EPOCH, NODES, RANGES, SIGNERS, Job, Lab, rewritten, session
 from bench.attacks.strategies import Profile
@@ -335,6 +336,16 @@ MESSAGE_ATTACKS: tuple[MessageAttack, ...] = (
     ),
     MessageAttack(16, "commit_omission", "no commitment for a job that was served", _omission, "missing-commit"),
     MessageAttack(16, "late_commit", "a commitment two epochs old", _late, "wrong-epoch"),
+    MessageAttack(19, "canary_recomputed", "a canary, before a verifier that looks", canaries.unseen, "wrong-output"),
+    MessageAttack(
+        19, "consent_afterwards", "a cheat's client signs once it is drawn", canaries.afterwards, "root-differs"
+    ),
+    MessageAttack(19, "cheat_behind_canary", "a cheat beside a canary", canaries.behind, "other-fingerprint"),
+    MessageAttack(19, "consent_reused", "the consent of another job", canaries.of_another_job, "bad-signature"),
+    MessageAttack(19, "consent_of_the_node", "signed by the node itself", canaries.of_the_node, "bad-signature"),
+    MessageAttack(
+        19, "consent_of_a_stranger", "a client the operator does not know", canaries.of_a_stranger, "canary-refused"
+    ),
     MessageAttack(25, "nonfinite_bytes", "a NaN in the output", _nonfinite, "bad-output-bytes"),
     MessageAttack(25, "minus_zero", "a negative zero in the output", _minus_zero, "bad-output-bytes"),
     MessageAttack(25, "wrong_endianness", "the output in big-endian", _big_endian, "bad-output-bytes"),

@@ -27,7 +27,7 @@ LISTED: dict[int, str] = {
     16: "omitted or late commitments, padded batches",
     17: "lazy, copying and guessing verifiers",
     18: "colluding verifiers",
-    19: "canary abuse",
+    19: "canaries: verifiers that do not look, cheats that claim one",
     20: "false accuser",
     21: "withheld data, slow answers, no reveal",
     22: "sybils, whitewashing, on-off cheats, exit scams",
@@ -73,6 +73,16 @@ POINTERS: tuple[Pointer, ...] = (
     Pointer(17, "any liar over epochs", "tests/contracts/Taps.t.sol::testFuzz_honestEarnAndLiarsLose"),
     Pointer(17, "copied results", "tests/contracts/VerifierCommittee.t.sol::test_results_cannotBeCopied"),
     Pointer(18, "capture rates", "tests/trust/test_verifiers.py::test_capture_rates_follow"),
+    Pointer(19, "who passes unseen, on a chain", "tests/attacks/test_canaries.py::test_a_canary_is_forgiven_and_finds"),
+    Pointer(19, "a cheat beside a canary", "tests/attacks/test_canaries.py::test_a_cheat_beside_a_canary"),
+    Pointer(19, "told from other jobs", "tests/node/test_canary_jobs.py::test_a_canary_fails_where_it_is_recomputed"),
+    Pointer(19, "opened by somebody else", "tests/contracts/Canary.t.sol::test_RevertWhen_anotherNodeOpens"),
+    Pointer(19, "agreed afterwards", "tests/contracts/Canary.t.sol::test_RevertWhen_theLeafIsNotInTheBatch"),
+    Pointer(19, "a false canary", "tests/contracts/CanaryJudgement.t.sol::test_aFalseCanary_hurtsNobody"),
+    Pointer(
+        *(19, "any plan over epochs"),
+        "tests/contracts/CanaryJudgement.t.sol::testFuzz_honestNeverLose_cheatsNeverHideBehindCanaries",
+    ),
     Pointer(20, "a verdict against the others'", "tests/contracts/Judgement.t.sol::test_deviation_isSlashed"),
     Pointer(20, "a lone accuser changes nothing", "tests/contracts/Judgement.t.sol::test_oneLiarChangesNothing"),
     Pointer(21, "a node behind a door", "tests/attacks/test_real_nodes.py::test_what_a_node_does_not_show"),
@@ -89,9 +99,7 @@ POINTERS: tuple[Pointer, ...] = (
     Pointer(31, "many machines", "tests/attacks/test_fleet.py::test_an_honest_fleet"),
 )
 
-ABSENT: dict[int, str] = {
-    19: "There are no canaries: the network has none to abuse.",
-}
+ABSENT: dict[int, str] = {}
 
 
 def coverage() -> list[dict[str, Any]]:
