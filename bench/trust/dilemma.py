@@ -1,8 +1,8 @@
 """The verifier's dilemma: what strategies of verifiers earn in the attestation game.
 
-Verdicts, quorums, tap digests, points and slashes are those of the contract (committee.py, compared with it on random
-histories; `settle` is compared on the very reports of this game). Canaries are no rule of the contract: see `Canaries`.
-Money is in fees of one hop-job. numpy's PCG64 with a fixed seed draws everything.
+Verdicts, quorums, digests, canaries, points and slashes are those of the contract (committee.py, compared with it on
+random histories; `settle` is compared on the very reports of this game). Money is in fees of one hop-job. numpy's PCG64
+with a fixed seed draws everything.
 """
 
 from __future__ import annotations
@@ -25,25 +25,12 @@ ABSENT = "absent"
 TAP_GUESS = "tap guess"  # passes without computing and makes up a digest
 HALF = "half a hop"  # runs half of the layers: sees nothing wrong, and cannot know the taps at the end
 FALSE_ACCUSER = "false accuser"  # computes, then fails one node in ten whatever it did
+SILENT = "lazy, silent if caught"  # passes unseen; reveals last, and nothing if that costs less than being judged
 COLLUDE = "collude"  # all of them pass everything with one agreed digest
 ACCUSED = 10
-TRUE_TAP, AGREED_TAP, MADE_UP_TAP = 1, 2, 3  # fingerprints; MADE_UP_TAP + i is verifier i's own
-STRATEGIES = (HONEST, LAZY_PASS, LAZY_FAIL, COPY, ABSENT, TAP_GUESS, HALF, FALSE_ACCUSER)
-
-
-@dataclass(frozen=True)
-class Canaries:
-    """A rule that is NOT built: jobs planted to fail, of which only their issuer knows until the reveals are over.
-
-    An opened canary slashes who passed it, pays who failed it, and is taken out of the verdicts and of the digests.
-    The contracts cannot do the last: a tally has one verdict a node and none a leaf, so that forgiving a canary's
-    units could forgive a real cheat of that epoch; an epoch of which the canary is the only leaf could be voided,
-    but such an epoch tells everybody that it is one.
-    """
-
-    share: float  # q: of all audits
-    slash_bps: int = 500
-    jackpot: float = 0.25  # J, fees, for each verifier that fails a canary
+# Fingerprints; MADE_UP_TAP + i is verifier i's own.
+TRUE_TAP, AGREED_TAP, FOUND_CANARIES, FOUND_CHEAT, MADE_UP_TAP = 1, 2, 3, 4, 5
+STRATEGIES = (HONEST, LAZY_PASS, SILENT, LAZY_FAIL, COPY, ABSENT, TAP_GUESS, HALF, FALSE_ACCUSER)
 
 
 @dataclass(frozen=True)
@@ -60,7 +47,7 @@ class Game:
     failing: float = 0.0  # probability that a node cheats in an epoch, and is seen by whoever computes
     taps: bool = True  # nodes serve an exact model; float models have no taps
     tap_guess: float = 2.0**-32  # chance of a made-up fingerprint: the contract keeps 32 bits
-    canaries: Canaries | None = None  # not built
+    canaries: float = 0.0  # share of the jobs that are planted; nodes open those that were audited
     seed: int = 1
 
     @property
@@ -83,17 +70,21 @@ class Payoff:
     reward: float
     cost: float
     slashed: float
-    jackpots: float
     slash_events_per_epoch: float
 
 
 @dataclass(frozen=True)
 class Found:
-    """What an audit of a node finds in one epoch."""
+    """What an audit of a node finds in one epoch; `fault`: fingerprint of what failed."""
 
     audits: int
     truth: Verdict
-    canary: bool
+    fault: int = 0
+
+    @property
+    def opened(self) -> int:
+        """Fingerprint of the canaries that the node opens: those that nothing failed beside."""
+        return FOUND_CANARIES if self.fault == FOUND_CANARIES else 0
 
 
 @dataclass
@@ -102,7 +93,6 @@ class _Account:
     reward: float = 0.0
     cost: float = 0.0
     slashed: float = 0.0
-    jackpots: float = 0.0
     slashes: int = 0
 
 
@@ -141,14 +131,6 @@ def least_jobs(game: Game) -> int | None:
     return next((jobs for jobs in range(1, 1_001) if replace(game, jobs=jobs).reward >= game.audit_cost), None)
 
 
-def deterring_canaries(game: Game, canaries: Canaries) -> float:
-    """Share q of the audits that must be canaries for passing unseen to earn less than honest work, without taps.
-
-    From r + q J - c > (1 - q) r - q S: q = c / (r + J + S), S being what a passed canary costs.
-    """
-    return game.audit_cost / (game.reward + canaries.jackpot + game.seat_stake * canaries.slash_bps / BPS)
-
-
 def deterring_failures(game: Game) -> float:
     """Share of a node's epochs that must fail for passing unseen to earn less than honest work, without taps.
 
@@ -173,12 +155,15 @@ def settle(
     said: Sequence[Mapping[int, com.Said]],
     verifiers: int,
     silent: Collection[int] = (),
+    opened: Sequence[int] = (),
 ) -> list[com.Judgement | None]:
     """What the contract finds about every verifier, None where it has nothing to judge.
 
     drawn[i], said[i]: the committee of node i and what its members revealed. `silent`: committed, revealed nothing.
+    `opened`: fingerprint of the canaries of every node, 0 = none; empty = none at all.
     """
-    finals = {str(i): com.final(list(said[i].values()), len(members)) for i, members in enumerate(drawn)}
+    canaries = opened or [0] * len(drawn)
+    finals = {str(i): com.final(list(said[i].values()), len(members), canaries[i]) for i, members in enumerate(drawn)}
     judgements: list[com.Judgement | None] = []
     for member in range(verifiers):
         own = {str(i): reports[member] for i, reports in enumerate(said) if member in reports}
@@ -199,18 +184,18 @@ def report(
     units = min(FULL_UNITS * node.audits, PASSED_CAP)
     passing = Verdict(units, 0, False)
     failing = Verdict(0, min(units, FAILED_CAP), True)
-    seen = Verdict(max(units - FULL_UNITS, 0), FULL_UNITS, True) if node.canary else node.truth
     if strategy == TAP_GUESS:
         tap = TRUE_TAP if rng.random() < game.tap_guess else MADE_UP_TAP + member
         return com.Said(passing, tap if game.taps else 0)
     if strategy == FALSE_ACCUSER and index % ACCUSED == 0:
         return com.Said(failing)
-    # Who met a failure attests no digest.
-    honest = com.Said(seen, TRUE_TAP if game.taps and not seen.failed else 0)
+    # Who met a failure names what failed; who met none, the taps, if there are any.
+    honest = com.Said(node.truth, node.fault if node.truth.failed else TRUE_TAP if game.taps else 0)
     reports = {
         HONEST: honest,
         FALSE_ACCUSER: honest,
         LAZY_PASS: com.Said(passing),
+        SILENT: com.Said(passing),
         HALF: com.Said(passing),
         LAZY_FAIL: com.Said(failing),
         COLLUDE: com.Said(passing, AGREED_TAP if game.taps else 0),
@@ -236,9 +221,11 @@ def _epoch(game: Game, strategies: Sequence[str], accounts: Sequence[_Account], 
                 said[i][member] = revealed
             elif strategies[member] == COPY:
                 silent.add(member)
-    if game.canaries is not None:
-        _open_canaries(game.canaries, game.seat_stake, nodes, said, accounts)
-    judgements = settle(rule, drawn, said, v, silent)
+    opened = [node.opened for node in nodes]
+    for member, strategy in enumerate(strategies):
+        if strategy == SILENT:
+            _withdraw(rule, member, drawn, said, silent, opened, v)
+    judgements = settle(rule, drawn, said, v, silent, opened)
     pool = game.nodes * game.jobs * game.phi_bps / BPS * game.verifiers_bps / BPS
     whole = sum(judgement.points for judgement in judgements if judgement is not None)
     for account, judgement in zip(accounts, judgements, strict=True):
@@ -251,11 +238,28 @@ def _epoch(game: Game, strategies: Sequence[str], accounts: Sequence[_Account], 
 def _node(game: Game, rng: np.random.Generator) -> Found:
     audits = int(rng.binomial(game.jobs, game.audit_rate))
     bad = audits > 0 and bool(rng.random() < game.failing)
-    share = game.canaries.share if game.canaries is not None else 0.0
-    canary = audits > 0 and not bad and bool(rng.random() < share * audits)
-    failed = FULL_UNITS * audits if bad else 0
-    passed = 0 if bad else FULL_UNITS * audits
-    return Found(audits, Verdict(min(passed, PASSED_CAP), min(failed, FAILED_CAP), bad), canary)
+    canaries = int(rng.binomial(audits, game.canaries))
+    failed = FULL_UNITS * (audits if bad else canaries)
+    passed = FULL_UNITS * audits - failed
+    fault = FOUND_CHEAT if bad else FOUND_CANARIES if canaries else 0
+    return Found(audits, Verdict(min(passed, PASSED_CAP), min(failed, FAILED_CAP), failed > 0), fault)
+
+
+def _withdraw(
+    rule: Rule,
+    member: int,
+    drawn: Sequence[Collection[int]],
+    said: Sequence[dict[int, com.Said]],
+    silent: set[int],
+    opened: Sequence[int],
+    verifiers: int,
+) -> None:
+    """The last to reveal sees what the others did: silence costs less than a deviation, and both cost the epoch."""
+    judgement = settle(rule, drawn, said, verifiers, silent, opened)[member]
+    if judgement is not None and judgement.slash_bps > rule.no_reveal_bps:
+        for reports in said:
+            reports.pop(member, None)
+        silent.add(member)
 
 
 def _work(strategy: str) -> float:
@@ -263,32 +267,11 @@ def _work(strategy: str) -> float:
     return {HONEST: 1.0, FALSE_ACCUSER: 1.0, HALF: 0.5}.get(strategy, 0.0)
 
 
-def _open_canaries(
-    canaries: Canaries,
-    seat_stake: float,
-    nodes: Sequence[Found],
-    said: Sequence[dict[int, com.Said]],
-    accounts: Sequence[_Account],
-) -> None:
-    """Pay and slash by the opened canaries, then take them out of the verdicts and of the digests."""
-    for node, reports in zip(nodes, said, strict=True):
-        if not node.canary:
-            continue
-        for member, item in reports.items():
-            if item.verdict.failed:
-                accounts[member].jackpots += canaries.jackpot
-            else:
-                accounts[member].slashed += seat_stake * canaries.slash_bps / BPS
-                accounts[member].slashes += 1
-            failed = max(item.verdict.failed - FULL_UNITS, 0)
-            reports[member] = com.Said(Verdict(item.verdict.passed, failed, item.verdict.severe and failed > 0))
-
-
 def _payoff(name: str, strategies: Sequence[str], accounts: Sequence[_Account], epochs: int) -> Payoff:
     mine = [account for account, strategy in zip(accounts, strategies, strict=True) if strategy == name]
     audits = max(sum(account.audits for account in mine), 1)
-    reward, cost, slashed, jackpots = (
-        sum(getattr(account, part) for account in mine) / audits for part in ("reward", "cost", "slashed", "jackpots")
+    reward, cost, slashed = (
+        sum(getattr(account, part) for account in mine) / audits for part in ("reward", "cost", "slashed")
     )
     events = sum(account.slashes for account in mine) / (epochs * len(mine))
-    return Payoff(reward + jackpots - cost - slashed, reward, cost, slashed, jackpots, events)
+    return Payoff(reward - cost - slashed, reward, cost, slashed, events)

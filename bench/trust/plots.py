@@ -94,10 +94,12 @@ def _routing(axes: Axes, result: dict[str, Any]) -> None:
 
 def _crowds(axes: Axes, result: dict[str, Any]) -> None:
     for kind in ("lazy pass", "collude"):
-        for taps, canaries in ((False, False), (True, False), (True, True)):
+        for taps, canaries in ((False, False), (True, False), (False, True), (True, True)):
             wanted = (kind, taps, canaries)
-            rows = [r for r in result["crowds"] if (r["kind"], r["taps"], r["canaries_not_built"]) == wanted]
-            extra = "canaries (not built)" if canaries else "taps" if taps else "no taps"
+            rows = [r for r in result["crowds"] if (r["kind"], r["taps"], r["canaries"] > 0) == wanted]
+            if not rows:
+                continue
+            extra = f"{'taps' if taps else 'no taps'}, {'1 % canaries' if canaries else '1 % of nodes cheat'}"
             advantage = [r["deviant"] - r["honest"] for r in rows]
             axes.plot([100 * r["share"] for r in rows], advantage, marker="o", label=f"{kind}, {extra}")
     axes.axhline(0, color="black", linewidth=0.8)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.trust import capture, games
+from bench.trust import canaries, capture, games
 from bench.trust import dilemma as d
 from bench.trust.plots import draw_all
 from bench.trust.report import save, tables
@@ -20,10 +20,10 @@ ECONOMY = Economy()
 RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results" / "trust.json"
 
 
-def payoffs(name: str, **changes: object) -> dict[str, d.Payoff]:
+def payoffs(name: str, epochs: int = 6, **changes: object) -> dict[str, d.Payoff]:
     game = games.game(Profile.load(name), ECONOMY, **changes)
     deviants = d.STRATEGIES[1:]
-    return d.play(game, [d.HONEST] * (games.SEATS - len(deviants)) + list(deviants), 6)
+    return d.play(game, [d.HONEST] * (games.SEATS - len(deviants)) + list(deviants), epochs)
 
 
 def test_without_failures_taps_or_canaries_the_lazy_earn_more_than_the_honest() -> None:
@@ -56,22 +56,70 @@ def test_where_nodes_fail_honest_verifiers_are_still_paid_and_never_slashed() ->
 
 
 @pytest.mark.parametrize("taps", [True, False])
-def test_canaries_if_they_were_built_would_make_the_lazy_lose(taps: bool) -> None:
-    out = payoffs("production", taps=taps, canaries=games.CANARIES)
-    assert out[d.LAZY_PASS].per_audit < 0
-    assert out[d.HONEST].jackpots > 0
+@pytest.mark.parametrize("name", games.PROFILES)
+def test_with_canaries_every_deviant_loses_taps_or_not(name: str, taps: bool) -> None:
+    out = payoffs(name, 40, taps=taps, canaries=0.05)
+    assert out[d.HONEST].per_audit > 0
     assert out[d.HONEST].slashed == 0
+    for strategy in d.STRATEGIES[1:]:
+        assert out[strategy].per_audit < 0, strategy
 
 
-def test_canaries_deter_from_the_share_that_the_formula_gives() -> None:
+@pytest.mark.parametrize("jobs", [24, 100, 400])
+@pytest.mark.parametrize("name", games.PROFILES)
+def test_at_the_recommended_share_one_lazy_verifier_loses_even_if_it_keeps_silent_when_caught(
+    name: str, jobs: int
+) -> None:
+    """Shipped parameters, float models, nobody cheats."""
+    game = games.game(Profile.load(name), ECONOMY, jobs=jobs, taps=False, canaries=games.CANARIES)
+    for bps in (game.rule.deviation_bps, game.rule.no_reveal_bps):
+        assert canaries.lazy_utility(game, games.SEATS, bps) < -game.audit_cost
+        assert canaries.ruinous(game, games.SEATS, bps) < games.CANARIES / 1.5
+    none = replace(game, canaries=0.0)
+    assert canaries.lazy_utility(none, games.SEATS, 0) == pytest.approx(game.reward)
+
+
+@pytest.mark.parametrize(("kind", "column"), [(d.LAZY_PASS, "deviation_bps"), (d.SILENT, "no_reveal_bps")])
+def test_canaries_deter_from_the_share_that_the_formula_gives(kind: str, column: str) -> None:
     """With so small a stake that the share is a few per cent, a game of some hundred epochs shows both sides of it."""
-    game = d.of(Profile.load("production"), 20.0, nodes=30, taps=False)
-    share = d.deterring_canaries(game, d.Canaries(0.0))
-    assert 0.02 < share < 0.1
+    profile = Profile.load("production")
+    bps = getattr(profile.committee, column)
+    game = d.of(profile, 5_000.0 / bps, nodes=30, taps=False)
+    share = canaries.deterring(game, 13, bps)
+    assert 0.01 < share < 0.1
     for factor, lazy_wins in ((0.3, True), (3.0, False)):
-        canaries = d.Canaries(factor * share)
-        out = d.play(replace(game, canaries=canaries), [d.HONEST] * 12 + [d.LAZY_PASS], 60)
-        assert (out[d.LAZY_PASS].per_audit > out[d.HONEST].per_audit) == lazy_wins
+        out = d.play(replace(game, canaries=factor * share), [d.HONEST] * 12 + [kind], 60)
+        assert (out[kind].per_audit > out[d.HONEST].per_audit) == lazy_wins
+
+
+@pytest.mark.parametrize(("kind", "column"), [(d.LAZY_PASS, "deviation_bps"), (d.SILENT, "no_reveal_bps")])
+def test_the_formula_says_what_the_game_plays(kind: str, column: str) -> None:
+    game = games.game(Profile.load("production"), ECONOMY, taps=False, canaries=0.05)
+    formula = canaries.lazy_utility(game, 20, getattr(game.rule, column))
+    played = d.play(game, [d.HONEST] * 19 + [kind], 80)[kind].per_audit
+    assert played == pytest.approx(formula, rel=0.2)
+
+
+def test_a_majority_that_does_not_compute_is_not_found_out_by_canaries_and_hurts_no_honest_verifier() -> None:
+    game = games.game(Profile.load("production"), ECONOMY, taps=False, canaries=0.05)
+    out = d.play(game, [d.HONEST] * 4 + [d.LAZY_PASS] * 52, 12)
+    assert out[d.LAZY_PASS].per_audit > out[d.HONEST].per_audit
+    assert out[d.HONEST].slashed == 0
+    few = d.play(game, [d.HONEST] * 46 + [d.LAZY_PASS] * 10, 12)
+    assert few[d.LAZY_PASS].per_audit < 0 < few[d.HONEST].per_audit
+
+
+def test_planting_costs_the_fees_of_the_other_hops_and_little_gas() -> None:
+    game = games.game(Profile.load("production"), ECONOMY, taps=False, canaries=games.CANARIES)
+    alone, four = (canaries.planting(game, hops, ECONOMY.cost, 300) for hops in (1, 4))
+    planted = game.jobs * game.canaries
+    assert alone.fees == pytest.approx(planted * (0.03 + ECONOMY.cost))
+    assert four.fees - alone.fees == pytest.approx(3 * planted)
+    assert four.of_income < 0.01
+    everything = canaries.planting(replace(game, canaries=1.0, jobs=1_000), 1, ECONOMY.cost, 300)
+    audited = 1_000 * replace(game, jobs=1_000).audit_rate
+    assert everything.openings == pytest.approx(1.0, abs=1e-6)
+    assert everything.gas == pytest.approx(canaries.OPEN_GAS + (audited - 1) * canaries.OPEN_GAS_MORE, rel=1e-3)
 
 
 def test_failures_of_nodes_deter_from_the_share_that_the_formula_gives() -> None:
