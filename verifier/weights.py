@@ -46,7 +46,8 @@ def warm_up() -> None:
 
 class EngineHouse:
     """Keeps executors by (manifest hash, layer range), least recently used first to go when `max_bytes` is exceeded;
-    with `one`, a new one takes the place of all others before it is loaded.
+    with `one`, a new one takes the place of all others before it is loaded, and one is loaded at a time; only an audit
+    that still runs holds on to another.
 
     All executors live on one thread of this object: use `run` to call them. Use as a context: `close` when done.
     """
@@ -63,6 +64,8 @@ class EngineHouse:
         self._limits: dict[bytes, Limits] = {}
         self._locks: dict[tuple[bytes, int, int], asyncio.Lock] = {}
         self._fetching: dict[bytes, asyncio.Lock] = {}
+        # Loads of other ranges would put engines beside the one that there is room for.
+        self._loading = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
 
     def close(self) -> None:
@@ -94,12 +97,14 @@ class EngineHouse:
                 directory = await self._published(model, lo, hi, mirrors)
                 manifest = await asyncio.to_thread(Manifest.load, directory)
                 self._limits[model.manifest_hash] = Limits.of(manifest.tolerance)
-                if self._one:
-                    self._engines.clear()
-                engine = await self.run(self._loader, directory, lo, hi)
-                self._engines[key] = engine
-                self._evict(key)
-            self._engines.move_to_end(key)
+                async with self._loading:
+                    if self._one:
+                        self._engines.clear()
+                    engine = await self.run(self._loader, directory, lo, hi)
+                    self._engines[key] = engine
+                    self._evict(key)
+            else:
+                self._engines.move_to_end(key)
         check_registered(engine, model)
         golden = self._home / "golden" / f"{model.manifest_hash.hex()}-{lo}-{hi}.npy"
         await self.run(self_test, engine, golden, self.limits(model))

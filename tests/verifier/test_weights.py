@@ -64,6 +64,24 @@ async def test_two_audits_at_once_load_the_weights_once(published: Path, tmp_pat
     assert loads == [3]
 
 
+async def test_where_one_engine_fits_loads_wait_for_each_other(published: Path, tmp_path: Path) -> None:
+    held: list[int] = []
+    house: EngineHouse
+
+    def counting(directory: Path, lo: int, hi: int) -> Executor:
+        held.append(len(house.held))
+        return load(directory, lo, hi)
+
+    house = EngineHouse(tmp_path / "home", [str(published)], 1 << 30, counting, one=True)
+    try:
+        engines = await asyncio.gather(*(house.executor(model_of(published), lo, lo + 1) for lo in (3, 4, 5)))
+        assert [engine.lo for engine in engines] == [3, 4, 5]
+        assert held == [0, 0, 0]
+        assert len(house.held) == 1
+    finally:
+        house.close()
+
+
 async def test_two_ranges_of_one_model_are_fetched_at_once(published: Path, tmp_path: Path) -> None:
     """Both want the tokenizer: neither may take the other's half-written file for a spoilt one, and abstain."""
     house = EngineHouse(tmp_path / "home", [], 1 << 30)
