@@ -39,8 +39,12 @@ def library(name: str, sources: list[str], headers: list[str]) -> Extension:
 
 setup(
     ext_modules=[
-        library("libproducts", ["products.c"], ["panels.h"]),
-        library("libsteps", ["steps.c"], ["rowsteps.h", "attention.h"]),
+        library(
+            "libproducts",
+            [f"products/{name}.c" for name in ("products", "tiles", "plain", "avx2", "vnni", "neon")],
+            [f"products/{name}.h" for name in ("products", "unpack", "few", "many", "floats", "tokens")],
+        ),
+        library("libsteps", ["steps.c"], ["rowsteps.h", "attention.h", "sampling.h"]),
         library("libkeccak", ["keccak.c"], ["permutation.h"]),
     ],
     cmdclass={"build_ext": BuildPlainLibrary},

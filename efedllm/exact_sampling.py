@@ -1,7 +1,7 @@
 """Choosing the next token of an exact model: the same token on every machine. docs/exact.md is its specification.
 
 Only element-wise IEEE 754 steps (numpy rounds each by itself), comparisons, and sums of integers. A verifier checks a
-token by computing it: there is no tolerance.
+token by computing it: there is no tolerance. `kernels/sampling.h` is the same in C, used where it is installed.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from efedllm.commitments.hashing import as_uint, keccak
+from efedllm.commitments.hashing import as_uint, keccak_each
 from efedllm.errors import ProtocolError
+from efedllm.kernels.steps import StepsLibrary, steps_library
 from efedllm.sampling import PPM, SamplingSpec, groups
 
 LOG2_E = np.float64(float.fromhex("0x1.71547652b82fep+0"))
@@ -64,9 +65,11 @@ def token_weights(logits: Logits, temperature_milli: int) -> Weights:
     return np.rint(exp2(bounded).astype(np.float64) * np.float64(1 << WEIGHT_BITS)).astype(np.int64)
 
 
-def draw(seed: bytes, position: int) -> int:
-    """The draw in [0, 2^64) for the token at absolute `position`: first 8 bytes of K(seed | u32 position)."""
-    return int.from_bytes(keccak(seed + as_uint(position, 32, "position").to_bytes(4, "big"))[:8], "big")
+def draws(seed: bytes, first: int, count: int) -> npt.NDArray[np.uint64]:
+    """The draws in [0, 2^64) for the tokens at `count` absolute positions from `first` on: the first 8 bytes of
+    K(seed | u32 position), big-endian."""
+    digests = keccak_each([seed + as_uint(first + i, 32, "position").to_bytes(4, "big") for i in range(count)])
+    return np.array([int.from_bytes(digest[:8], "big") for digest in digests], dtype=np.uint64)
 
 
 def sample_exact(logits: Logits, spec: SamplingSpec, position: int) -> int:
@@ -75,9 +78,7 @@ def sample_exact(logits: Logits, spec: SamplingSpec, position: int) -> int:
     Raises ProtocolError "nonfinite" or "bad-shape".
     """
     _check(logits, 1)
-    if spec.greedy:
-        return int(np.argmax(logits))
-    return _sampled(logits, spec, position)
+    return int(sample_exact_rows(logits[None], spec, position)[0])
 
 
 def sample_exact_rows(logits: Logits, spec: SamplingSpec, first: int) -> npt.NDArray[np.intp]:
@@ -89,31 +90,60 @@ def sample_exact_rows(logits: Logits, spec: SamplingSpec, first: int) -> npt.NDA
     _check(logits, 2)
     if spec.greedy:
         return np.asarray(np.argmax(logits, axis=1), dtype=np.intp)
+    if not len(logits):
+        return np.zeros(0, dtype=np.intp)
+    library = steps_library()
+    return sample_in_numpy(logits, spec, first) if library is None else sample_in_c(library, logits, spec, first)
+
+
+def sample_in_c(library: StepsLibrary, logits: Logits, spec: SamplingSpec, first: int) -> npt.NDArray[np.intp]:
+    """`sample_exact_rows` by the native library, of one or more finite rows and a temperature above 0."""
+    rows = np.ascontiguousarray(logits)
+    count, vocab = rows.shape
+    given = draws(spec.seed, first, count)
+    out = np.empty(count, dtype=np.int64)
+    work = np.empty(library.sample_room(vocab), dtype=np.uint8)
+    library.sample(
+        rows.ctypes.data,
+        count,
+        vocab,
+        spec.temperature_milli,
+        spec.top_k,
+        spec.top_p_ppm,
+        given.ctypes.data,
+        out.ctypes.data,
+        work.ctypes.data,
+    )
+    return out.astype(np.intp, copy=False)
+
+
+def sample_in_numpy(logits: Logits, spec: SamplingSpec, first: int) -> npt.NDArray[np.intp]:
+    """`sample_exact_rows` where there is no native library, of finite logits and a temperature above 0."""
+    given = [int(one) for one in draws(spec.seed, first, len(logits))]
     if 0 < spec.top_k < logits.shape[1]:
-        return np.array([_sampled(row, spec, first + i) for i, row in enumerate(logits)], dtype=np.intp)
+        return np.array([_sampled(row, spec, one) for row, one in zip(logits, given, strict=True)], dtype=np.intp)
     out = np.zeros(len(logits), dtype=np.intp)
     for group in groups(len(logits), logits.shape[1]):
-        rows = logits[group]
+        rows, some = logits[group], given[group]
         weights = token_weights(rows, spec.temperature_milli)
-        positions = range(first + group.start, first + group.start + len(rows))
         if spec.top_p_ppm < PPM:
-            out[group] = [_drawn(row, w, spec, at) for row, w, at in zip(rows, weights, positions, strict=True)]
+            out[group] = [_drawn(row, w, spec, one) for row, w, one in zip(rows, weights, some, strict=True)]
             continue
         sums = np.cumsum(weights, axis=1)
-        targets = [_target(spec, at, int(total)) for at, total in zip(positions, sums[:, -1], strict=True)]
+        targets = [_target(one, int(total)) for one, total in zip(some, sums[:, -1], strict=True)]
         out[group] = np.count_nonzero(sums <= np.array(targets)[:, None], axis=1)
     return out
 
 
-def _sampled(logits: Logits, spec: SamplingSpec, position: int) -> int:
+def _sampled(logits: Logits, spec: SamplingSpec, given: int) -> int:
     if 0 < spec.top_k < logits.size:
         # All that tie with the last one that top-k keeps, so that the lower ids can be taken of them. They hold the
         # highest, which sets the scale of the weights: what is left is sampled like a row of its own.
         lowest = np.partition(logits, logits.size - spec.top_k)[logits.size - spec.top_k]
         ids = np.flatnonzero(logits >= lowest)
         if ids.size < logits.size:
-            return int(ids[_sampled(logits[ids], spec, position)])
-    return _drawn(logits, token_weights(logits, spec.temperature_milli), spec, position)
+            return int(ids[_sampled(logits[ids], spec, given)])
+    return _drawn(logits, token_weights(logits, spec.temperature_milli), spec, given)
 
 
 def _check(logits: Logits, ndim: int) -> None:
@@ -123,14 +153,14 @@ def _check(logits: Logits, ndim: int) -> None:
         raise ProtocolError("nonfinite", "The logits hold NaN or infinity.")
 
 
-def _drawn(logits: Logits, weights: Weights, spec: SamplingSpec, position: int) -> int:
+def _drawn(logits: Logits, weights: Weights, spec: SamplingSpec, given: int) -> int:
     ids = _kept(logits, weights, spec)
     sums = np.cumsum(weights[ids])
-    return int(ids[np.searchsorted(sums, _target(spec, position, int(sums[-1])), side="right")])
+    return int(ids[np.searchsorted(sums, _target(given, int(sums[-1])), side="right")])
 
 
-def _target(spec: SamplingSpec, position: int, total: int) -> int:
-    return (draw(spec.seed, position) * total) >> _DRAW_BITS
+def _target(given: int, total: int) -> int:
+    return (given * total) >> _DRAW_BITS
 
 
 def _kept(logits: Logits, weights: Weights, spec: SamplingSpec) -> npt.NDArray[np.intp]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from efedllm import exact_sampling
 from efedllm.commitments.hashing import keccak
 from efedllm.errors import ProtocolError
-from efedllm.exact_sampling import WEIGHT_BITS, sample_exact, sample_exact_rows, token_weights
+from efedllm.exact_sampling import WEIGHT_BITS, sample_exact, sample_exact_rows, sample_in_numpy, token_weights
 from efedllm.sampling import SamplingSpec, sample
 
 Row = npt.NDArray[np.float32]
@@ -155,6 +155,24 @@ def test_large_vocabularies_are_sampled_by_the_definition(spread: float, top_k: 
     wanted = [reference(row, spec, 5 + i, token_weights(row, 900).tolist()) for i, row in enumerate(logits)]
     assert sample_exact_rows(logits, spec, 5).tolist() == wanted
     assert [sample_exact(row, spec, 5 + i) for i, row in enumerate(logits)] == wanted
+
+
+@pytest.mark.parametrize("top_p_ppm", [1, 500_000, 999_999, OFF])
+@pytest.mark.parametrize("top_k", [0, 1, 50, 700, 4999])
+@pytest.mark.parametrize("rounded", [0, 1, 5])
+def test_the_native_sampler_is_the_one_in_numpy(rounded: int, top_k: int, top_p_ppm: int) -> None:
+    """Ties at every cut, tokens of no weight, rows in falling and rising order."""
+    spec = SamplingSpec(800, top_k, top_p_ppm, keccak(b"native"))
+    logits = np.round(np.random.default_rng(7).normal(0, 6, (12, 5000)), rounded).astype(np.float32)
+    logits[1], logits[2], logits[3] = np.sort(logits[1]), -np.sort(logits[2]), 2.5
+    logits[4, ::3] = -0.0
+    assert sample_exact_rows(logits, spec, 9).tolist() == sample_in_numpy(logits, spec, 9).tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows, specs.filter(lambda spec: not spec.greedy), st.integers(0, 2**32 - 1))
+def test_both_samplers_on_small_rows(logits: Row, spec: SamplingSpec, position: int) -> None:
+    assert sample_exact(logits, spec, position) == int(sample_in_numpy(logits[None], spec, position)[0])
 
 
 def test_a_draw_follows_the_distribution() -> None:

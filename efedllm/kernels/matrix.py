@@ -12,6 +12,8 @@ from torch import Tensor
 from efedllm.kernels.native import CLinear, CMatrix, Library, Variant
 
 _PANEL = 16
+# TOKENS and MANY of products.h: calls of more than _FEW tokens take more memory, until _MANY are computed together.
+_FEW, _MANY = 16, 256
 _INT8 = 8
 
 
@@ -185,7 +187,7 @@ class TiledLinears:
         self._c = (CLinear * len(maps))(*(_linear(m) for m in maps))
         self._at = ctypes.addressof(self._c)
         self._scratch = scratch or Scratch()
-        self._workspace = library.workspace(self._at, len(maps), self.columns)
+        self._workspaces = tuple(library.workspace(self._at, len(maps), self.columns, n) for n in (_FEW, _MANY))
 
     def exact(self, x: Tensor) -> Tensor:
         """x float64 [n, columns] -> float64 [n, sum of sizes], the maps' outputs side by side (docs/exact.md).
@@ -220,7 +222,7 @@ class TiledLinears:
             q.data_ptr(),
             len(q),
             y.data_ptr(),
-            self._scratch.address(self._workspace),
+            self._scratch.address(self._workspaces[len(q) > _FEW]),
             self.variant,
             self._threads,
         )
@@ -240,7 +242,7 @@ class TiledLinears:
             n,
             y.data_ptr(),
             self._rows,
-            self._scratch.address(self._workspace),
+            self._scratch.address(self._workspaces[n > _FEW and dtype == torch.float64]),
             self.variant,
             self._threads,
         )

@@ -87,7 +87,7 @@ def load_library(path: Path) -> Library:
         tile_bytes=function("efl_tile_bytes", [c_void_p], c_int64),
         tile=function("efl_tile", [c_void_p, c_void_p, c_int64, c_void_p]),
         rows=function("efl_rows", [c_void_p, c_void_p, c_int64, c_void_p]),
-        workspace=function("efl_workspace", [c_void_p, c_int64, c_int64], c_int64),
+        workspace=function("efl_workspace", [c_void_p, c_int64, c_int64, c_int64], c_int64),
         times=function("efl_times", [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int, c_int]),
         exact=function("efl_exact", _PRODUCTS),
         floats=function("efl_floats", _PRODUCTS),

@@ -198,3 +198,50 @@ static void NAME(add)(const float *x, const double *y, int64_t n, float *out) {
         out[i] = fabsf(sum) < 0x1p-126f ? 0.0f : sum;
     }
 }
+
+static int NAME(canonical)(const double *x, int64_t n, float *out) {
+    uint32_t odd = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float y = (float)x[i];
+        uint32_t bits;
+        memcpy(&bits, &y, 4);
+        odd |= (bits & 0x7f800000u) == 0x7f800000u;
+        out[i] = fabsf(y) < 0x1p-126f ? 0.0f : y;
+    }
+    return !odd;
+}
+
+/* rint(2^30 * 2^z) with z = (x - max x) * 1000 / temperature * log2(e), z >= -120; y has room for n, rounded up to LANES.
+ * Returns their sum. */
+static int64_t NAME(weights)(const float *x, int64_t n, double temperature, int32_t *y) {
+    float most = x[0];
+    int64_t at = 0;
+    if (n >= LANES) {
+        eight_floats tops, next;
+        memcpy(&tops, x, sizeof tops);
+        for (at = LANES; at + LANES <= n; at += LANES) {
+            memcpy(&next, x + at, sizeof next);
+            const eight_words is = next > tops;
+            tops = (eight_floats)(((eight_words)next & is) | ((eight_words)tops & ~is));
+        }
+        for (int l = 0; l < LANES; l++) most = tops[l] > most ? tops[l] : most;
+    }
+    for (; at < n; at++) most = x[at] > most ? x[at] : most;
+    eight lowest = {0};
+    lowest -= 120.0;
+    bits8 sums = {0};
+    for (int64_t i = 0; i < n; i += LANES) {
+        const int64_t m = n - i < LANES ? n - i : LANES;
+        eight_floats part = {0};
+        memcpy(&part, x + i, (size_t)m * sizeof *x);
+        const eight z = (NAME(wide)(part) - (double)most) * 1000.0 / temperature * LOG2_E;
+        const eight_floats power = NAME(exp2)(__builtin_convertvector(NAME(larger)(z, lowest), eight_floats));
+        eight_words weights = __builtin_convertvector(NAME(whole)(NAME(wide)(power) * 0x1p30), eight_words);
+        for (int l = (int)m; l < LANES; l++) weights[l] = 0;
+        memcpy(y + i, &weights, sizeof weights);
+        sums += __builtin_convertvector(weights, bits8);
+    }
+    int64_t sum = 0;
+    for (int l = 0; l < LANES; l++) sum += sums[l];
+    return sum;
+}

@@ -134,7 +134,10 @@ typedef struct {
 #undef LEVEL
 #endif
 
-#define STEPS(level) {norm_##level, heads_##level, attend_##level, gated_##level, gelu_##level, add_##level}
+#define STEPS(level) {norm_##level, heads_##level, attend_##level, gated_##level, gelu_##level, add_##level, canonical_##level, \
+                      weights_##level}
+
+typedef int64_t (*weights_function)(const float *, int64_t, double, int32_t *);
 
 typedef struct {
     void (*norm)(const float *, int64_t, int64_t, const double *, const double *, double, double *);
@@ -144,6 +147,8 @@ typedef struct {
     void (*gated)(const double *, int64_t, int64_t, double *);
     void (*gelu)(const double *, int64_t, double *);
     void (*add)(const float *, const double *, int64_t, float *);
+    int (*canonical)(const double *, int64_t, float *);
+    weights_function weights;
 } steps;
 
 static const steps *chosen(void) {
@@ -160,6 +165,8 @@ static const steps *chosen(void) {
 #endif
     return &plain;
 }
+
+#include "sampling.h"
 
 /* x float [n, d] -> y double [n, d]: RMSNorm, or LayerNorm with a bias. */
 void efl_norm(const float *x, int64_t n, int64_t d, const double *weight, const double *bias, double eps, double *y) {
@@ -197,3 +204,19 @@ void efl_gelu(const double *x, int64_t n, double *out) { chosen()->gelu(x, n, ou
 
 /* canonical(x + y): float, without -0 and subnormal numbers. */
 void efl_add(const float *x, const double *y, int64_t n, float *out) { chosen()->add(x, y, n, out); }
+
+/* canonical(x), double [n] -> float. Returns whether all are finite. */
+int efl_canonical(const double *x, int64_t n, float *out) { return chosen()->canonical(x, n, out); }
+
+/* Bytes of work that `efl_sample` needs. */
+int64_t efl_sample_room(int64_t vocab) { return sample_room(vocab); }
+
+/* The token of every row of finite logits [n, vocab] at a temperature in thousandths above 0: out [n]. top_k 0 and top_p
+ * 1000000 (millionths) are off; draws [n] are uniform in [0, 2^64). vocab < 2^31. */
+void efl_sample(const float *logits, int64_t n, int64_t vocab, int64_t temperature, int64_t top_k, int64_t top_p,
+                const uint64_t *draws, int64_t *out, char *work) {
+    const scratch b = scratch_of(work, vocab);
+    const weights_function weights = chosen()->weights;
+    for (int64_t row = 0; row < n; row++)
+        out[row] = sample_row(logits + row * vocab, vocab, temperature, top_k, top_p, draws[row], weights, &b);
+}

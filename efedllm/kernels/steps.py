@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import c_double, c_int64, c_void_p
+from ctypes import c_double, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -51,6 +51,9 @@ class StepsLibrary:
     gated: Any
     gelu: Any
     add: Any
+    canonical: Any
+    sample_room: Any
+    sample: Any
 
 
 def load_steps(path: Path) -> StepsLibrary:
@@ -71,6 +74,9 @@ def load_steps(path: Path) -> StepsLibrary:
         gated=function("efl_gated", p, i, i, p),
         gelu=function("efl_gelu", p, i, p),
         add=function("efl_add", p, p, i, p),
+        canonical=function("efl_canonical", p, i, p, result=c_int),
+        sample_room=function("efl_sample_room", i, result=i),
+        sample=function("efl_sample", p, i, i, i, i, i, p, p, p),
     )
 
 

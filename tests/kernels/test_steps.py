@@ -17,7 +17,9 @@ from efedllm.engine.exact.cache import ExactCache
 from efedllm.engine.exact.products import Kernel
 from efedllm.engine.exact.rope import Rotation, make_tables
 from efedllm.engine.exact.steps import Heads, NativeSteps, Norm, Steps, TorchSteps, steps_for
+from efedllm.exact_sampling import sample_in_c, sample_in_numpy
 from efedllm.kernels.steps import MOST_DIM, load_steps, steps_library
+from efedllm.sampling import SamplingSpec
 from tests.model_fixtures import ROOT
 
 SOURCE = ROOT / "efedllm" / "kernels" / "steps.c"
@@ -76,6 +78,26 @@ def test_activations_and_sums(builds: list[NativeSteps], n: int, width: int, see
         assert torch.equal(native.gated(y), PLAIN.gated(y))
         assert torch.equal(native.gelu(y), PLAIN.gelu(y))
         assert native.add(x, y).numpy().tobytes() == PLAIN.add(x, y).numpy().tobytes()
+        own, finite = native.canonical(y)
+        assert finite
+        assert own.numpy().tobytes() == PLAIN.canonical(y)[0].numpy().tobytes()
+
+
+@given(
+    vocab=st.sampled_from([1, 7, 8, 50, 3000]),
+    sampling=st.tuples(
+        st.sampled_from([1, 700, 5000]), st.sampled_from([0, 3, 100]), st.sampled_from([1, 9 * 10**5, 10**6])
+    ),
+    seed=st.integers(0, 1 << 30),
+)
+@settings(max_examples=40, deadline=None)
+def test_samplers(builds: list[NativeSteps], vocab: int, sampling: tuple[int, int, int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = np.round(rng.normal(0, 3, (3, vocab)), 1).astype(np.float32)
+    spec = SamplingSpec(*sampling, rng.bytes(32))
+    want = sample_in_numpy(logits, spec, seed).tolist()
+    for native in builds:
+        assert sample_in_c(native.library, logits, spec, seed).tolist() == want
 
 
 @given(
@@ -135,6 +157,7 @@ def test_what_is_not_a_number_does_not_become_one(builds: list[NativeSteps], odd
     for native in builds:
         assert not native.norm(norm, x)[1].isfinite().all()
         assert not native.add(x, qkv)[1].isfinite().all()
+        assert not native.canonical(qkv)[1]
         *_, out = attended(native, heads, None, [qkv.clone()])
         assert not out[1].isfinite().all()
         assert out[0].isfinite().all()

@@ -21,7 +21,7 @@ from efedllm.engine.exact.layer import ExactLayer
 from efedllm.engine.exact.load import ExactFiles, ExactModules, load_exact
 from efedllm.engine.exact.products import Kernel, fastest_kernel
 from efedllm.engine.exact.rope import RopeTables, Rotation, make_tables
-from efedllm.engine.exact.steps import Angles
+from efedllm.engine.exact.steps import Angles, steps_for
 from efedllm.engine.exact.tap import Tap
 from efedllm.engine.protocol import Float32, Int32, StepItem
 from efedllm.engine.room import Room
@@ -62,6 +62,7 @@ class ExactShardEngine(RangeEngine):
         self._tables = tables
         self._rotation = None if tables is None else Rotation(tables)
         self._kernel = kernel
+        self._steps = steps_for(kernel, shape.head_dim)
         self._room = room
         self._block = block
         self._report: TierReport | None = None
@@ -207,8 +208,9 @@ class ExactShardEngine(RangeEngine):
         if self._room is not None:
             self._room.for_logits(len(hidden))
         with torch.inference_mode():
-            out = canonical(head(norm(_states(hidden).double())))
-            _check_finite(out)
+            out, finite = self._steps.canonical(head(self._steps.norm(norm, _states(hidden))))
+            if not finite:
+                raise _overflow()
             return out.numpy()
 
     def embed(self, ids: Int32, positions: Int32 | None = None) -> Float32:
@@ -232,9 +234,13 @@ def _states(states: npt.NDArray[np.generic]) -> Tensor:
 
 def _check_finite(states: Tensor) -> None:
     if not torch.isfinite(states).all():
-        raise ModelError(
-            "overflow", "The model's numbers left the range of float32.", "The weights or the inputs are not sound."
-        )
+        raise _overflow()
+
+
+def _overflow() -> ModelError:
+    return ModelError(
+        "overflow", "The model's numbers left the range of float32.", "The weights or the inputs are not sound."
+    )
 
 
 def _decode_one(shape: EngineShape, rotation: Rotation | None, index: int, layer: ExactLayer) -> None:

@@ -81,6 +81,9 @@ class Steps(Protocol):
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """canonical(x + y), float32 like x."""
 
+    def canonical(self, y: Tensor) -> tuple[Tensor, bool]:
+        """canonical(y), float32, and whether all of it is finite."""
+
 
 class TorchSteps:
     def norm(self, norm: Norm, x: Tensor) -> Tensor:
@@ -110,12 +113,20 @@ class TorchSteps:
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         return canonical(x.double() + y)
 
+    def canonical(self, y: Tensor) -> tuple[Tensor, bool]:
+        out = canonical(y)
+        return out, bool(torch.isfinite(out).all())
+
 
 class NativeSteps:
     """By the C library, for heads of up to MOST_DIM."""
 
     def __init__(self, library: StepsLibrary) -> None:
         self._c = library
+
+    @property
+    def library(self) -> StepsLibrary:
+        return self._c
 
     def norm(self, norm: Norm, x: Tensor) -> Tensor:
         if x.dtype != torch.float32:
@@ -199,6 +210,11 @@ class NativeSteps:
         out = torch.empty_like(x)
         self._c.add(x.data_ptr(), y.data_ptr(), x.numel(), out.data_ptr())
         return out
+
+    def canonical(self, y: Tensor) -> tuple[Tensor, bool]:
+        y = y.contiguous()
+        out = torch.empty(y.shape)
+        return out, bool(self._c.canonical(y.data_ptr(), y.numel(), out.data_ptr()))
 
 
 def steps_for(kernel: Kernel, head_dim: int) -> Steps:
