@@ -21,7 +21,7 @@ help:
 setup: $(VENV)/.ready node_modules/.ready
 
 # torch comes first and pinned: resolving it through another package can pull several GB of CUDA libraries.
-$(VENV)/.ready: pyproject.toml setup.py $(wildcard efedllm/kernels/*.[ch])
+$(VENV)/.ready: pyproject.toml setup.py $(wildcard efedllm/kernels/*.[ch] efedllm/kernels/products/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@echo "installing the Python packages into $(VENV) (a few minutes the first time)"

@@ -18,7 +18,7 @@ _INT8 = 8
 
 
 class TiledMatrix:
-    """value[r, c] = (q[r, c] * mult[r, c // group]) * scale[r], in panels of 16 rows (see products.c).
+    """value[r, c] = (q[r, c] * mult[r, c // group]) * scale[r], in panels of 16 rows (see products/tiles.c).
 
     Takes the bytes of its published form, rounded up to whole panels and, per group, to whole tiles.
     """

@@ -26,7 +26,7 @@ SWITCH = "EFEDLLM_NATIVE"
 
 
 class Variant(IntEnum):
-    """Instruction sets, by their numbers in products.c."""
+    """Instruction sets, by their numbers in products/products.c."""
 
     PLAIN = 0
     AVX2 = 1
@@ -35,7 +35,7 @@ class Variant(IntEnum):
 
 
 class CMatrix(ctypes.Structure):
-    """`matrix` of products.c; addresses of memory that the caller keeps alive."""
+    """`matrix` of products/products.c; addresses of memory that the caller keeps alive."""
 
     _fields_ = (
         ("tiles", c_void_p),
@@ -49,7 +49,7 @@ class CMatrix(ctypes.Structure):
 
 
 class CLinear(ctypes.Structure):
-    """`linear` of products.c."""
+    """`linear` of products/products.c."""
 
     _fields_ = (("base", CMatrix), ("v", CMatrix), ("u", CMatrix), ("bias", c_void_p))
 
@@ -59,7 +59,7 @@ _PRODUCTS = [c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int64, c
 
 @dataclass(frozen=True, eq=False)
 class Library:
-    """Functions of products.c. They check nothing: shapes, strides and sizes are the caller's business."""
+    """Functions of products/products.c. They check nothing: shapes, strides and sizes are the caller's business."""
 
     tile_bytes: Any
     tile: Any
