@@ -32,22 +32,33 @@ class Party:
 def unsigned_positions(
     domain: Domain, leaves: Sequence[bytes], start: int, evidence: BoundaryEvidence, signers: frozenset[str]
 ) -> list[int]:
-    """Positions from `start` whose leaf no envelope covers that one of `signers` sent. Pure."""
+    """Positions from `start` whose leaf no envelope covers that one of `signers` sent. Pure.
+
+    An envelope names the one before it by digest, so that a signature on it says that its signer sent that one too:
+    going backwards, one signature is checked where the chain is whole.
+    """
     covered = [False] * len(leaves)
-    for record in evidence.envelopes:
+    digests = domain.digests([record.envelope for record in evidence.envelopes])
+    attested = b""
+    for record, digest in zip(reversed(evidence.envelopes), reversed(digests), strict=True):
         envelope = record.envelope
         end = envelope.from_pos + envelope.n
-        if record.sender_sig is None or end > len(leaves) or end <= start:
+        if end <= start:
+            break
+        fits = end <= len(leaves) and chunk_hash(leaves[envelope.from_pos : end]) == envelope.chunk_hash
+        if digest != attested and not (fits and _sent_by(digest, record.sender_sig, signers)):
             continue
-        if chunk_hash(leaves[envelope.from_pos : end]) != envelope.chunk_hash:
-            continue
-        try:
-            signer = recover(envelope.digest(domain), record.sender_sig)
-        except ProtocolError:
-            continue
-        if signer in signers:
+        attested = envelope.prev
+        if fits:
             covered[envelope.from_pos : end] = [True] * envelope.n
     return [position for position in range(start, len(leaves)) if not covered[position]]
+
+
+def _sent_by(digest: bytes, signature: bytes | None, signers: frozenset[str]) -> bool:
+    try:
+        return signature is not None and recover(digest, signature) in signers
+    except ProtocolError:
+        return False
 
 
 async def check_inputs(

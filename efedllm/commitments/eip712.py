@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, ClassVar, Self
 
-from efedllm.commitments.hashing import address_bytes, as_address, as_h32, as_uint, keccak
+from efedllm.commitments.hashing import address_bytes, as_address, as_h32, as_uint, keccak, keccak_each
 from efedllm.errors import ProtocolError
 
 _DOMAIN_TYPE = keccak(b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)")
@@ -36,6 +37,12 @@ class Domain:
     def digest(self, struct_hash: bytes) -> bytes:
         """K(0x1901 | domain separator | struct hash)."""
         return keccak(b"\x19\x01" + self.separator + struct_hash)
+
+    def digests(self, messages: Sequence[TypedMessage]) -> list[bytes]:
+        """The digests of messages of one class."""
+        head = b"\x19\x01" + self.separator
+        hashes = keccak_each([message.encoding() for message in messages])
+        return keccak_each([head + one for one in hashes])
 
 
 @lru_cache(maxsize=64)
@@ -66,10 +73,10 @@ def parse_hex(value: object, name: str, length: int | None = None) -> bytes:
     if not isinstance(value, str) or not value.startswith("0x") or not value[2:].isascii():
         raise ProtocolError("bad-message", f"{name} must be a 0x hex string.")
     try:
-        # bytes.fromhex skips white space, which would give one value several spellings.
-        if any(c.isspace() for c in value):
-            raise ValueError
         data = bytes.fromhex(value[2:])
+        # bytes.fromhex skips white space, which would give one value several spellings.
+        if len(value) != 2 + 2 * len(data):
+            raise ValueError
     except ValueError:
         raise ProtocolError("bad-message", f"{name} must be a 0x hex string.") from None
     if length is not None and len(data) != length:
@@ -131,9 +138,13 @@ class TypedMessage:
     def _check(self) -> None:
         """Further rules of a message; raises ProtocolError("bad-message")."""
 
+    def encoding(self) -> bytes:
+        """What hashStruct is the hash of: type hash and members, of one length for all messages of a class."""
+        return self._TYPE_HASH + b"".join([word(kind, getattr(self, name)) for name, kind in self._KINDS])
+
     def struct_hash(self) -> bytes:
         """EIP-712 hashStruct."""
-        return keccak(self._TYPE_HASH + b"".join([word(kind, getattr(self, name)) for name, kind in self._KINDS]))
+        return keccak(self.encoding())
 
     def to_json(self) -> dict[str, Any]:
         """JSON form: bytes and addresses as 0x hex, integers as numbers."""

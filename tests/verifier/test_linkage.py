@@ -62,6 +62,28 @@ def test_signatures_that_are_missing_or_broken_cover_nothing() -> None:
         assert unsigned_positions(DOMAIN, job.tree(1).leaves, 0, evidence, signer(0)) == [0, 1, 2, 3]
 
 
+def test_one_signature_covers_the_envelopes_before_it() -> None:
+    """The receiver cannot have made them up: the sender signed their digests."""
+    job = a_job()
+    leaves, envelopes = job.tree(1).leaves, job.evidence(1).envelopes
+    first = tuple(replace(record, sender_sig=bytes(65)) for record in envelopes[:-1])
+    assert len(first) == 1
+    shown = BoundaryEvidence(leaves, (*first, envelopes[-1]))
+    assert unsigned_positions(DOMAIN, leaves, 0, shown, signer(0)) == []
+    # Without the signature on the last one, or with another envelope before it, nothing covers the first rows.
+    unsigned = BoundaryEvidence(leaves, (*first, replace(envelopes[-1], sender_sig=None)))
+    assert unsigned_positions(DOMAIN, leaves, 0, unsigned, signer(0)) == [0, 1, 2, 3]
+    other = replace(first[0], envelope=replace(first[0].envelope, prev=keccak(b"another")))
+    assert unsigned_positions(DOMAIN, leaves, 0, BoundaryEvidence(leaves, (other, envelopes[-1])), signer(0)) == [
+        0,
+        1,
+        2,
+    ]
+    # A row that is not what was sent stays uncovered, what was sent before it does not.
+    changed = BoundaryEvidence(leaves, (envelopes[0], replace(envelopes[-1], sender_sig=None)))
+    assert unsigned_positions(DOMAIN, leaves, 0, changed, signer(0)) == [3]
+
+
 async def inputs(job: Job, shown: Job, lies: Lies | None = None) -> Fault | None:
     """Hop 1 committed `job` and shows the envelopes of `shown`."""
     async with ServedNode(NODES[1], 1, [shown], lies or Lies()) as node, NodeReader(QUICK) as reader:
