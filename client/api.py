@@ -68,7 +68,12 @@ class Client:
             journal = directory / f"transactions-{account.address.lower()}.json" if account is not None else None
             chain = await stack.enter_async_context(
                 await Chain.connect(
-                    settings.need_rpc(), deployment, account, budget=settings.rpc_budget, journal=journal
+                    settings.need_rpc(),
+                    deployment,
+                    account,
+                    budget=settings.rpc_budget,
+                    journal=journal,
+                    histories=directory / "events",
                 )
             )
             store = await Store.at(directory / "client.db")

@@ -14,11 +14,13 @@ from efedllm.chain.artifacts import artifact
 from efedllm.chain.codec import Codec
 from efedllm.chain.connection import Rpc, RpcError
 from efedllm.chain.deployment import Deployment
+from efedllm.chain.eventfile import EventFile
 from efedllm.chain.readers import Readers
 from efedllm.chain.reverts import decode_revert
 from efedllm.chain.sender import Receipt, Sender
 from efedllm.chain.types import ChainEvent, ChainTime, TxResult, chain_time
 from efedllm.errors import ChainError
+from efedllm.logs import get_logger
 
 if TYPE_CHECKING:
     from efedllm.commitments.messages import Domain
@@ -32,8 +34,16 @@ LOG_CHUNK = 5000
 class Chain(Readers):
     """Calls, transactions, events and typed readers on one deployed network. Make one with `Chain.connect`."""
 
-    def __init__(self, rpc: Rpc, deployment: Deployment, sender: Sender | None, account: LocalAccount | None) -> None:
+    def __init__(
+        self,
+        rpc: Rpc,
+        deployment: Deployment,
+        sender: Sender | None,
+        account: LocalAccount | None,
+        histories: Path | None = None,
+    ) -> None:
         super().__init__()
+        self._histories = histories
         self.rpc = rpc
         self.deployment = deployment
         self.account = account
@@ -51,12 +61,13 @@ class Chain(Readers):
         budget: float = 30.0,
         journal: Path | None = None,
         tx_timeout: float = 180.0,
+        histories: Path | None = None,
     ) -> Self:
         """Connect and check that this is the deployment's chain and that its contracts exist.
 
         `budget`: seconds that an outage of the RPC server is waited out, for every later request too. `journal`: file
-        in which unfinished transactions survive a restart. Raises ChainError "rpc-down", "wrong-chain",
-        "no-contract" or "abi-mismatch".
+        in which unfinished transactions survive a restart; `histories`: folder in which the events that were read are
+        kept for the next process. Raises ChainError "rpc-down", "wrong-chain", "no-contract" or "abi-mismatch".
         """
         rpc = Rpc(rpc_url, budget=budget)
         try:
@@ -70,7 +81,7 @@ class Chain(Readers):
             sender = (
                 Sender(rpc, account, chain_id, journal=journal, timeout=tx_timeout) if account is not None else None
             )
-            chain = cls(rpc, deployment, sender, account)
+            chain = cls(rpc, deployment, sender, account, histories)
             await chain._check_contracts()
         except BaseException:
             await rpc.close()
@@ -97,8 +108,14 @@ class Chain(Readers):
                 )
 
     async def close(self) -> None:
-        """Close the connections."""
-        await self.rpc.close()
+        """Keep the events that were read, close the connections."""
+        try:
+            await asyncio.to_thread(self.save_histories)
+        except OSError as error:
+            # The next process reads them again.
+            get_logger("chain").warning("events not kept", reason=str(error))
+        finally:
+            await self.rpc.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -142,6 +159,15 @@ class Chain(Readers):
             return self._codecs[contract]
         except KeyError as error:
             raise ChainError("no-contract", f"The deployment has no contract {contract}.") from error
+
+    def event_file(self, contract: str) -> EventFile | None:
+        """Where a contract's events are kept; None when they are not."""
+        if self._histories is None:
+            return None
+        item = self.deployment.contracts[contract]
+        identity = {"chain_id": self.chain_id, "first_block": self.deployment.block, "abi_sha256": item.abi_sha256}
+        address = self.address(contract)
+        return EventFile(self._histories / f"{self.chain_id}-{address}.json", contract, address, identity)
 
     async def call(self, contract: str, fn: str, *args: Any, block: BlockTag = "latest") -> Any:
         """Result of a view: one value, a list of several, structs as named tuples with Solidity's field names.

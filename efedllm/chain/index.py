@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from efedllm.chain.eventfile import Snapshot
 from efedllm.chain.types import ChainEvent
 
 # Blocks that are read again each time: a server may know the newest blocks and miss their latest logs.
@@ -21,17 +22,25 @@ class EventIndex:
     """All events between `first_block` and the head, in chain order.
 
     block_hash: hash of a block by number, None when there is none. What was read of blocks that the chain no longer
-    has is dropped and read again.
+    has is dropped and read again; that holds for what was `kept` by an earlier process, too.
     """
 
-    def __init__(self, fetch: Fetch, head: Head, block_hash: BlockHash, first_block: int) -> None:
+    def __init__(
+        self, fetch: Fetch, head: Head, block_hash: BlockHash, first_block: int, kept: Snapshot | None = None
+    ) -> None:
+        kept = kept or Snapshot()
         self._fetch = fetch
         self._head = head
         self._block_hash = block_hash
         self._first = first_block
-        self._anchors: list[tuple[int, bytes]] = []
-        self._events: list[ChainEvent] = []
+        self._anchors = list(kept.anchors)
+        self._events = list(kept.events)
         self._lock = asyncio.Lock()
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What was read so far, to be kept."""
+        return Snapshot(tuple(self._anchors), tuple(self._events))
 
     async def events(self) -> list[ChainEvent]:
         """Every event up to the current head. Do not modify the list."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from eth_utils.address import to_checksum_address
 
+from efedllm.chain.eventfile import EventFile
 from efedllm.chain.index import EventIndex
 from efedllm.chain.reverts import RevertError
 from efedllm.chain.types import BatchInfo, ChainEvent, ModelInfo, NodeInfo, SessionInfo, VerifierInfo
@@ -48,17 +49,30 @@ class Readers:
         """See Chain.now."""
         raise NotImplementedError
 
+    def event_file(self, contract: str) -> EventFile | None:
+        """See Chain.event_file."""
+        raise NotImplementedError
+
+    def save_histories(self) -> None:
+        """Keep what `history` read in the files of `event_file`. Raises OSError."""
+        for contract, index in self._indexes.items():
+            file = self.event_file(contract)
+            if file is not None:
+                file.save(index.snapshot)
+
     async def history(self, contract: str, *names: str) -> list[ChainEvent]:
         """All events of a contract since the deployment (cached; only new blocks are read), filtered by name."""
-        index = self._indexes.get(contract)
-        if index is None:
+        if contract not in self._indexes:
 
             async def fetch(start: int, end: int) -> list[ChainEvent]:
                 return await self.events(contract, from_block=start, to_block=end)
 
-            index = EventIndex(fetch, self.block_number, self.block_hash, self.deployment.block)
-            self._indexes[contract] = index
-        events = await index.events()
+            file = self.event_file(contract)
+            kept = await asyncio.to_thread(file.load) if file is not None else None
+            index = EventIndex(fetch, self.block_number, self.block_hash, self.deployment.block, kept)
+            # Somebody may have asked for the same contract meanwhile.
+            self._indexes.setdefault(contract, index)
+        events = await self._indexes[contract].events()
         return [event for event in events if not names or event.name in names]
 
     # --- models ---
