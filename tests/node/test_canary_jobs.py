@@ -151,6 +151,7 @@ async def test_a_canary_fails_where_it_is_recomputed_and_shows_nowhere(audited: 
         }
 
 
+@pytest.mark.parametrize("audited", ["exact"], indirect=True)
 async def test_a_cancelled_canary_ends_like_any_job(audited: Audited) -> None:
     lab = audited.lab
     async with await lab.client() as client:
