@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bench.attacks.executors import Identity
 from bench.attacks.wrapped import Switch
@@ -36,6 +37,7 @@ from tests.verifier.audit_network import (
 )
 from tests.verifier.test_tap_epochs import LazyAuditor
 from verifier.app import Verifier
+from verifier.cli import _status_of
 from verifier.duties import take_seat
 
 LAYERS = ((0, 4), (4, 8))
@@ -131,6 +133,13 @@ class CanaryNetwork:
     async def happened(self, contract: str, name: str, epoch: int) -> list[dict[str, object]]:
         """Arguments of the events of an epoch."""
         return [event.args for event in await self.chain.history(contract, name) if event.args["epoch"] == epoch]
+
+    async def status(self, index: int) -> dict[str, Any]:
+        """What `efedllm verifier status` says of a verifier."""
+        config = self.network.config(index)
+        return await _status_of(
+            self.chain, self.network.live.deployment, self.network.chain_address(index), config.home
+        )
 
     async def stake(self, index: int) -> int:
         view = await self.chain.call("StakeVault", "stakeOf", self.network.chain_address(index))

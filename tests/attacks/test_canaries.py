@@ -90,6 +90,8 @@ async def test_a_canary_is_forgiven_and_finds_the_verifier_that_did_not_look(net
     shown = await revealed_taps(net.network, epoch)
     print_ = await net.chain.call("VerifierCommittee", "canaryOf", epoch, node)
     assert print_ != 0
+    (record,) = (await net.status(VERIFIERS[0]))["epochs"]
+    assert (record["epoch"], record["canaries"]) == (epoch, [node])
     assert {fingerprint(shown[net.network.chain_address(i)][node]) for i in VERIFIERS if i != LAZY} == {print_}
 
 
