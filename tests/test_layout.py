@@ -18,6 +18,7 @@ TORCH_FREE_FILES = (
     "efedllm/logs.py",
     "efedllm/models/manifest.py",
     "efedllm/models/source.py",
+    "efedllm/models/tensors.py",
     "efedllm/models/tokenizer.py",
     "efedllm/sampling.py",
     "efedllm/settings.py",
