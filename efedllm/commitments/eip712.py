@@ -89,6 +89,12 @@ def to_hex(data: bytes) -> str:
     return "0x" + data.hex()
 
 
+def refuse(condition: bool, message: str) -> None:
+    """Raise ProtocolError("bad-message") if `condition` holds."""
+    if condition:
+        raise ProtocolError("bad-message", message)
+
+
 def as_object(value: object, keys: frozenset[str], name: str) -> dict[str, Any]:
     """`value` if it is a JSON object with exactly `keys`; ProtocolError("bad-message") otherwise."""
     if not isinstance(value, dict) or value.keys() != keys:

@@ -1,7 +1,6 @@
 """The signed messages: what each party promises, and the digest its signature covers.
 
-JobSpec, HopCommit, Envelope and Hello live in the domain {EFL, 1, chain, CommitmentLog}; SessionKey and Voucher in
-{EfedSession, 1, chain, SessionEscrow}, where the contract checks them.
+They live in the domain {EFL, 1, chain, CommitmentLog}; those of the payment channel, in `session`, in the escrow's.
 """
 
 from __future__ import annotations
@@ -13,15 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from efedllm.commitments.canonical import WireDtype
-from efedllm.commitments.eip712 import Domain, TypedMessage, as_object, parse_hex, to_hex, word
-from efedllm.commitments.hashing import ZERO32, as_address, as_h32, as_uint, keccak, sha256
+from efedllm.commitments.eip712 import Domain, TypedMessage, as_object, parse_hex, refuse, to_hex
+from efedllm.commitments.hashing import ZERO32, as_address, as_h32, as_uint, sha256
 from efedllm.commitments.leaves import job_id
+from efedllm.commitments.session import BPS, MAX_HOPS, SessionKey, Voucher, escrow_domain
 from efedllm.errors import ProtocolError
 
 NO_EOS = 0xFFFFFFFF
 PPM = 1_000_000
-BPS = 10_000
-MAX_HOPS = 64
 MAX_ENDPOINT = 256
 
 __all__ = [
@@ -62,11 +60,6 @@ def ids_hash(ids: npt.ArrayLike) -> bytes:
     return sha256(ids_bytes(ids))
 
 
-def _refuse(condition: bool, message: str) -> None:
-    if condition:
-        raise ProtocolError("bad-message", message)
-
-
 @dataclass(frozen=True)
 class JobSpec(TypedMessage):
     """What the client asks for; signed by SessionKey.signer. temperature_milli 0 is greedy, top_k 0 and top_p_ppm
@@ -100,9 +93,9 @@ class JobSpec(TypedMessage):
     eos_token: int = NO_EOS
 
     def _check(self) -> None:
-        _refuse(self.prompt_tokens < 1, "A prompt must hold at least one token.")
-        _refuse(not 1 <= self.top_p_ppm <= PPM, "top_p must be above 0 and at most 1 (1000000 ppm).")
-        _refuse(self.wire_dtype not in (WireDtype.F32, WireDtype.BF16), "The wire dtype must be 1 (f32) or 2 (bf16).")
+        refuse(self.prompt_tokens < 1, "A prompt must hold at least one token.")
+        refuse(not 1 <= self.top_p_ppm <= PPM, "top_p must be above 0 and at most 1 (1000000 ppm).")
+        refuse(self.wire_dtype not in (WireDtype.F32, WireDtype.BF16), "The wire dtype must be 1 (f32) or 2 (bf16).")
 
     @property
     def job_id(self) -> bytes:
@@ -172,9 +165,9 @@ class HopCommit(TypedMessage):
     epoch: int
 
     def _check(self) -> None:
-        _refuse(self.lo >= self.hi, "A hop must serve at least one layer.")
-        _refuse(self.profile > HALF_PROFILE, "The profile must be 0 (float), 1 (exact) or 2 (float in bfloat16).")
-        _refuse(self.wire_dtype not in (WireDtype.F32, WireDtype.BF16), "The wire dtype must be 1 (f32) or 2 (bf16).")
+        refuse(self.lo >= self.hi, "A hop must serve at least one layer.")
+        refuse(self.profile > HALF_PROFILE, "The profile must be 0 (float), 1 (exact) or 2 (float in bfloat16).")
+        refuse(self.wire_dtype not in (WireDtype.F32, WireDtype.BF16), "The wire dtype must be 1 (f32) or 2 (bf16).")
 
     def digest(self, domain: Domain) -> bytes:
         """What the node's signer signs, what the next hop repeats as prev_commit and what the hop leaf holds."""
@@ -207,7 +200,7 @@ class Envelope(TypedMessage):
     prev: bytes
 
     def _check(self) -> None:
-        _refuse(self.n < 1, "An envelope must hold at least one row.")
+        refuse(self.n < 1, "An envelope must hold at least one row.")
 
     def digest(self, domain: Domain) -> bytes:
         """What both sides sign, and `prev` of the boundary's next envelope."""
@@ -234,111 +227,6 @@ class Hello(TypedMessage):
 Hello.seal()
 
 
-def escrow_domain(chain_id: int, escrow: str) -> Domain:
-    """The EIP-712 domain of SessionEscrow."""
-    return Domain(chain_id, escrow, "EfedSession", "1")
-
-
-@dataclass(frozen=True)
-class Voucher(TypedMessage):
-    """A running total the session pays, in wei of EFED, for `tokens` billed tokens; signed by SessionKey.signer."""
-
-    NAME: ClassVar[str] = "Voucher"
-    SOLIDITY: ClassVar[tuple[tuple[str, str], ...]] = (
-        ("bytes32", "sessionId"),
-        ("uint128", "cumulative"),
-        ("uint64", "tokens"),
-        ("bytes32", "receiptsRoot"),
-    )
-    session_id: bytes
-    cumulative: int
-    tokens: int
-    receipts_root: bytes
-
-    def digest(self, chain_id: int, escrow: str) -> bytes:
-        """What SessionEscrow checks."""
-        return escrow_domain(chain_id, escrow).digest(self.struct_hash())
-
-
-Voucher.seal()
-
-
-_SESSION_FIELDS: tuple[tuple[str, str], ...] = (
-    ("client", "address"),
-    ("signer", "address"),
-    ("model_id", "bytes32"),
-    ("nonce", "uint64"),
-    ("expiry", "uint40"),
-    ("max_price_per_ktok", "uint64"),
-)
-_SESSION_KEYS = frozenset([name for name, _ in _SESSION_FIELDS] + ["nodes", "shares"])
-
-
-@dataclass(frozen=True)
-class SessionKey:
-    """The terms of a payment channel between a client and a route. `shares` in basis points, one a node, sum 10000.
-
-    expiry: unix seconds of the chain; max_price_per_ktok: gwei of EFED for 1000 tokens, whole route. Raises
-    ProtocolError("bad-message").
-    """
-
-    client: str
-    signer: str
-    model_id: bytes
-    nonce: int
-    expiry: int
-    max_price_per_ktok: int
-    nodes: tuple[str, ...]
-    shares: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        put = object.__setattr__
-        put(self, "client", as_address(self.client, "client"))
-        put(self, "signer", as_address(self.signer, "signer"))
-        as_h32(self.model_id, "model_id")
-        as_uint(self.nonce, 64, "nonce")
-        as_uint(self.expiry, 40, "expiry")
-        as_uint(self.max_price_per_ktok, 64, "max_price_per_ktok")
-        _refuse(
-            not isinstance(self.nodes, list | tuple) or not isinstance(self.shares, list | tuple),
-            "nodes and shares must be lists.",
-        )
-        _refuse(not 1 <= len(self.nodes) <= MAX_HOPS, f"A route has 1 to {MAX_HOPS} nodes.")
-        put(self, "nodes", tuple(as_address(node, "nodes") for node in self.nodes))
-        put(self, "shares", tuple(as_uint(share, 16, "shares") for share in self.shares))
-        _refuse(len(self.shares) != len(self.nodes), "Every node of a route needs one share.")
-        _refuse(len(set(self.nodes)) != len(self.nodes), "A node stands only once in a route.")
-        _refuse(sum(self.shares) != BPS, "The shares must add up to 10000 basis points.")
-
-    def abi(self) -> bytes:
-        """`abi.encode(key)` without its leading offset: eight head words, then nodes, then shares."""
-        head = b"".join([word(kind, getattr(self, name)) for name, kind in _SESSION_FIELDS])
-        nodes = word("uint256", len(self.nodes)) + b"".join([word("address", node) for node in self.nodes])
-        shares = word("uint256", len(self.shares)) + b"".join([word("uint16", share) for share in self.shares])
-        first = 8 * 32
-        return head + word("uint256", first) + word("uint256", first + len(nodes)) + nodes + shares
-
-    def session_id(self, chain_id: int, escrow: str) -> bytes:
-        """`keccak256(abi.encode(block.chainid, address(escrow), key))`."""
-        escrow = as_address(escrow, "escrow")
-        return keccak(word("uint256", chain_id) + word("address", escrow) + word("uint256", 3 * 32) + self.abi())
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON form: bytes and addresses as 0x hex, integers as numbers."""
-        out: dict[str, Any] = {
-            name: to_hex(getattr(self, name)) if kind == "bytes32" else getattr(self, name)
-            for name, kind in _SESSION_FIELDS
-        }
-        return {**out, "nodes": list(self.nodes), "shares": list(self.shares)}
-
-    @classmethod
-    def from_json(cls, value: object) -> Self:
-        """The key behind `to_json`; ProtocolError("bad-message") on anything else."""
-        data = dict(as_object(value, _SESSION_KEYS, "SessionKey"))
-        data["model_id"] = parse_hex(data["model_id"], "model_id", 32)
-        return cls(**data)
-
-
 @dataclass(frozen=True)
 class RouteHop:
     """One node of a route as its client sees it. `shard_root` is checked against commits where it is known."""
@@ -353,10 +241,10 @@ class RouteHop:
     def __post_init__(self) -> None:
         object.__setattr__(self, "node", as_address(self.node, "node"))
         object.__setattr__(self, "signer", as_address(self.signer, "signer"))
-        _refuse(not isinstance(self.endpoint, str) or len(self.endpoint) > MAX_ENDPOINT, "An endpoint is a short URL.")
+        refuse(not isinstance(self.endpoint, str) or len(self.endpoint) > MAX_ENDPOINT, "An endpoint is a short URL.")
         as_uint(self.lo, 16, "lo")
         as_uint(self.hi, 16, "hi")
-        _refuse(self.lo >= self.hi, "A hop must serve at least one layer.")
+        refuse(self.lo >= self.hi, "A hop must serve at least one layer.")
         if self.shard_root is not None:
             as_h32(self.shard_root, "shard_root")
 
@@ -392,7 +280,7 @@ class SignedCommit:
     signature: bytes
 
     def __post_init__(self) -> None:
-        _refuse(not isinstance(self.signature, bytes) or len(self.signature) != 65, "A signature must be 65 bytes.")
+        refuse(not isinstance(self.signature, bytes) or len(self.signature) != 65, "A signature must be 65 bytes.")
 
     def to_json(self) -> dict[str, Any]:
         """{commit, signature}."""
