@@ -41,7 +41,7 @@ setup(
     ext_modules=[
         library(
             "libproducts",
-            [f"products/{name}.c" for name in ("products", "tiles", "plain", "avx2", "vnni", "neon")],
+            [f"products/{name}.c" for name in ("products", "tiles", "peak", "plain", "avx2", "vnni", "neon")],
             [f"products/{name}.h" for name in ("products", "unpack", "few", "many", "floats", "tokens")],
         ),
         library("libsteps", ["steps.c"], ["rowsteps.h", "attention.h", "sampling.h"]),

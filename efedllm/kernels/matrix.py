@@ -233,7 +233,7 @@ class TiledLinears:
             raise ValueError(f"expected {dtype} [n, {self.columns}], not {x.dtype}{list(x.shape)}")
         x = x.contiguous()
         n = x.shape[0]
-        y = torch.empty((n, self._rows), dtype=dtype)
+        y = x.new_empty((n, self._rows))
         function(  # type: ignore[operator]
             self._at,
             len(self.sizes),

@@ -69,6 +69,7 @@ class Library:
     exact: Any
     floats: Any
     expand: Any
+    peak: Any
     variants: tuple[Variant, ...]
     """What this machine runs, fastest first."""
 
@@ -92,6 +93,7 @@ def load_library(path: Path) -> Library:
         exact=function("efl_exact", _PRODUCTS),
         floats=function("efl_floats", _PRODUCTS),
         expand=function("efl_expand", [c_void_p, c_int64, c_int64, c_void_p, c_int]),
+        peak=function("efl_peak", [c_int, c_int64], c_int64),
         variants=tuple(v for v in sorted(Variant, reverse=True) if supported(v)),
     )
 

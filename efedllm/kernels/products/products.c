@@ -2,7 +2,7 @@
  * in float32. Called through ctypes (native.py), which checks every shape first. No Python, no allocation, no state.
  *
  * This file chooses the instruction set, shares out rows to threads and puts whole linear maps together; the loops are in
- * plain.c, avx2.c, vnni.c and neon.c, which include few.h, many.h, floats.h and tokens.h; tiles.c has the layout in memory.
+ * plain.c, avx2.c, vnni.c and neon.c, which include few.h, many.h, floats.h and tokens.h; tiles.c has the layout in memory, peak.c a yardstick.
  *
  * Built with -ffp-contract=off: the exact products must not fuse a multiplication with an addition.
  */
@@ -12,7 +12,7 @@
 #include <pthread.h>
 #endif
 
-enum { PLAIN, AVX2, VNNI, NEON, MAX_THREADS = 64 };
+enum { MAX_THREADS = 64 };
 
 /* y = base x + u (v x) + bias; absent matrices have no rows. */
 typedef struct {

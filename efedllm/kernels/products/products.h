@@ -5,6 +5,8 @@
 #include <stdint.h>
 #include <string.h>
 
+enum { PLAIN, AVX2, VNNI, NEON }; /* instruction sets, as in native.py */
+
 enum {
     ROWS = 16,     /* of a panel */
     TILE = 64,     /* bytes */
