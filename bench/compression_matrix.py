@@ -14,7 +14,8 @@ from torch import Tensor
 
 from efedllm.compression import CompressOptions, compress
 from efedllm.compression.factor import truncate, whiten_inputs, whiten_outputs
-from efedllm.compression.lowbit import Inputs, quantize
+from efedllm.compression.lowbit import quantize
+from efedllm.compression.metric import Inputs
 from efedllm.compression.plan import largest_rank
 from efedllm.compression.twosided import nested_factors
 

@@ -30,7 +30,8 @@ class Moments:
     """What compression needs about one linear module.
 
     Exactly one of `inputs` (E[x x^T], [in, in], when in <= out or all inputs are asked for) and `outputs` (E[y y^T] of
-    y = W x without the bias, [out, out]) is set; float64. `input_power` is the mean of x_i^2; `mean` is E[x] [in].
+    y = W x without the bias, [out, out]) is set; float64. `input_power` is the mean of x_i^2; `mean` is E[x] [in],
+    where a module of the layer has a bias.
     """
 
     inputs: Tensor | None = None
@@ -56,7 +57,7 @@ class _Sums:
         self._add((rows.T @ rows).double())
 
     def add_total(self, rows: Tensor) -> None:
-        total = rows.double().sum(dim=0)
+        total = rows.sum(dim=0, dtype=torch.float64)
         self.total = total if self.total is None else self.total.add_(total)
 
     def _add(self, product: Tensor) -> None:
@@ -69,6 +70,7 @@ class _Collector:
 
     layer: nn.Module
     all_inputs: bool = False
+    biased: bool = False
     sums: dict[str, _Sums] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
     _seen: list[tuple[Tensor, str]] = field(default_factory=list)
@@ -92,12 +94,13 @@ class _Collector:
             x = args[0].reshape(-1, cols)
             sums = self.sums.setdefault(path, _Sums())
             sums.tokens += len(x)
-            sums.power += float(x.double().square().sum()) / cols
             if rows < cols and not self.all_inputs:
                 bias = getattr(module, "bias", None)
                 y = output.reshape(-1, rows)
                 sums.add(y if bias is None else y - bias)
-                sums.add_total(x)
+                sums.power += float(x.square().sum(dtype=torch.float64)) / cols
+                if self.biased:
+                    sums.add_total(x)
                 return
             owner = next((name for tensor, name in self._seen if tensor is args[0]), None)
             if owner is None:
@@ -107,7 +110,8 @@ class _Collector:
                     sums.add_fast(x)
                 else:
                     sums.add(x)
-                sums.add_total(x)
+                if self.biased:
+                    sums.add_total(x)
             self.owners[path] = owner
 
         return collect
@@ -116,17 +120,15 @@ class _Collector:
         result: dict[str, Moments] = {}
         means: dict[int, Tensor] = {}
         for path, sums in self.sums.items():
-            power = sums.power / sums.tokens
             shared = self.sums[self.owners.get(path, path)]
             assert shared.matrix is not None
             # The same object for all modules that share it: what is derived from it is derived once.
             matrix = means.setdefault(id(shared), shared.matrix / sums.tokens)
-            assert shared.total is not None
-            mean = shared.total / sums.tokens
-            if path not in self.owners:
-                result[path] = Moments(outputs=matrix, input_power=power, mean=mean)
-                continue
-            result[path] = Moments(inputs=matrix, input_power=power, mean=mean)
+            mean = None if shared.total is None else shared.total / sums.tokens
+            if path in self.owners:
+                result[path] = Moments(inputs=matrix, input_power=float(matrix.diagonal().mean()), mean=mean)
+            else:
+                result[path] = Moments(outputs=matrix, input_power=sums.power / sums.tokens, mean=mean)
         return result
 
 
@@ -177,7 +179,7 @@ class Calibration:
     def advance(self, layer: nn.Module, *, collect: bool, all_inputs: bool = False) -> dict[str, Moments]:
         """Run `layer` (real float32 weights) on all windows; returns the moments of its linear modules if `collect`,
         those of the inputs even where the outputs are fewer if `all_inputs`."""
-        collector = _Collector(layer, all_inputs)
+        collector = _Collector(layer, all_inputs, has_bias(layer))
         with torch.inference_mode():
             for start in range(0, self.shape[0], self.step):
                 forward = self.forward(layer, self.states(start, start + self.step))
@@ -193,6 +195,11 @@ class Calibration:
         # Without a mask a decoder's attention is causal over the whole window, which `window_for` keeps inside any
         # sliding window, and an encoder's is over all of it.
         return lambda: layer(x, attention_mask=None, position_ids=where, **extra)
+
+
+def has_bias(layer: nn.Module) -> bool:
+    """Whether any linear module of the layer has one."""
+    return any(is_matrix(module) and getattr(module, "bias", None) is not None for module in layer.modules())
 
 
 def window_for(config: Any) -> int:

@@ -4,67 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
+from functools import partial
 
 import torch
 
 import efedllm
 from efedllm.compression.calibrate import Moments
-from efedllm.compression.encode import DTYPE_NAMES, Encoded, encode_dense
 from efedllm.compression.forms import Layer, MeasuredLayer, Measurement, groups_of, make, measure
-from efedllm.compression.options import SVD_METHODS, CompressOptions, check
+from efedllm.compression.options import CompressOptions, check
 from efedllm.compression.original import Original
-from efedllm.compression.plan import (
-    DENSE,
-    FACTORS_BELOW,
-    INT8,
-    LADDER,
-    Choice,
-    Group,
-    Measured,
-    Plan,
-    all_int8,
-    allocate_groups,
-    check_budget,
-    keep_within,
-    lowrank_int4,
-    plan_from_json,
-    plan_to_json,
-    uniform,
-)
+from efedllm.compression.plan import Plan, plan_from_json, plan_to_json
+from efedllm.compression.planner import Planner
+from efedllm.compression.publish import embed_tensors, head_tensors, make_manifest
 from efedllm.compression.report import HealReport, Report, peak_memory
 from efedllm.compression.runner import Runner, open_runner
 from efedllm.compression.scratch import MeasuredFiles
 from efedllm.compression.sensitivity import Backward, Curvature
 from efedllm.compression.work import WorkDirectory
 from efedllm.errors import ConfigError
-from efedllm.models.checkpoint import PLAIN_NAMES, resolve
+from efedllm.models.checkpoint import resolve
 from efedllm.models.families import build_skeleton, is_matrix, read_config
-from efedllm.models.manifest import (
-    EMBED_FILE,
-    HEAD_FILE,
-    LAYER_EMBED,
-    LAYER_HEAD,
-    MANIFEST_NAME,
-    FileInfo,
-    Manifest,
-    Quant,
-    TensorInfo,
-    layer_file,
-    weights_root,
-)
+from efedllm.models.manifest import EMBED_FILE, HEAD_FILE, MANIFEST_NAME, Manifest, TensorInfo, layer_file
 
 CompressProgress = Callable[[int, int, float], None]
 """Called with (steps done, steps in total, estimated seconds left) after each layer, and once for embeddings and
 head. `auto` and `kfac` pass over the layers twice."""
 
-RANK = 8
 # The curvature needs fewer tokens than the integers: it only ranks the matrices.
 _CURVATURE_TOKENS = 16_384
+# What other arithmetic left behind under equal options is made again.
+_ARITHMETIC = "2"
 _PLAN_NOTE = "plan"
 _BEGUN = "begun"
 
@@ -147,31 +119,22 @@ class _Job:
         self._options = options
         self._original = original
         self._skeleton = original.skeleton
-        self._int8 = options.int8
         if options.out.resolve() == original.source.resolve():
             raise ConfigError("bad-options", "The model cannot be published into itself.", "Choose another --out.")
         self._item = original.dtype.itemsize
-        self._keep = options.keep
         self._shapes = original.shapes
-        if options.budget is not None and options.method in SVD_METHODS:
-            self._keep = keep_within(self._shapes, options.budget, int8=self._int8, item=self._item)
-        self._measures = options.method in ("auto", "kfac")
-        budget = options.share or 1.0
-        self._factors = options.method == "kfac" or (options.method == "auto" and budget < FACTORS_BELOW)
-        # Beside integers, factors are integers too.
-        self._int8_factors = self._int8 or options.method == "auto"
         # Before anything is written: a budget that cannot be kept leaves an earlier result alone.
-        self._fixed_plan = self._plan_without_measuring()
+        self._planner = Planner(options, original.shapes, original.dtype.itemsize)
         self._packs = options.method in ("lowrank+int4", "auto")
-        whitens = options.method == "whiten" and self._keep < 1
+        whitens = options.method == "whiten" and self._planner.keep < 1
         # What the forms are fitted to, and what has to be read at all.
         self._collects = self._packs or whitens
-        self._calibrates = self._collects or self._measures
+        self._calibrates = self._collects or self._planner.measures
 
     def run(self, runner: Runner, progress: CompressProgress) -> Manifest:
         out, layers = self._options.out, self._skeleton.layers
         work = WorkDirectory(out, self.options_hash())
-        steps = layers + 1 + (layers if self._measures else 0)
+        steps = layers + 1 + (layers if self._planner.measures else 0)
         started = time.monotonic()
         done = made = 0
 
@@ -183,9 +146,9 @@ class _Job:
 
         (out / MANIFEST_NAME).unlink(missing_ok=True)
         report(0)
-        entries = list(work.keep_or_write(EMBED_FILE, self._embed_tensors))
+        entries = list(work.keep_or_write(EMBED_FILE, partial(embed_tensors, self._original, int8=self._options.int8)))
         if not self._skeleton.family.is_encoder:
-            entries += work.keep_or_write(HEAD_FILE, self._head_tensors)
+            entries += work.keep_or_write(HEAD_FILE, partial(head_tensors, self._original, int8=self._options.int8))
         report(1, fresh=False)
         files = self._files(work)
         plan = self._plan(work, runner, files, report)
@@ -200,44 +163,9 @@ class _Job:
         work.finish()
         return manifest
 
-    def _plan_without_measuring(self) -> Plan | None:
-        """The form of every matrix for methods that do not look at the weights; None for the others. Raises ConfigError
-        "budget-too-small"."""
-        options, shapes = self._options, self._shapes
-        if self._measures:
-            budget = options.share
-            assert budget is not None
-            if self._factors:
-                self._allocate([self._costless()])
-            else:
-                check_budget(shapes, budget, self._item)
-            return None
-        if options.method == "int8":
-            return all_int8(shapes, options.budget)
-        if options.method == "lowrank+int4":
-            return lowrank_int4(shapes, options.budget, RANK)
-        return uniform(shapes, self._keep, int8=self._int8, item=self._item)
-
-    def _costless(self) -> Measured:
-        """All forms there are, as if none lost anything."""
-        spectra: dict[Group, tuple[float, ...]]
-        spectra = {(name,): (0.0,) * (min(shape) + 1) for name, shape in self._shapes.items()}
-        return Measured(tuple(spectra), {name: dict.fromkeys(self._table(), 0.0) for name in self._shapes}, spectra)
-
-    def _table(self) -> tuple[Choice, ...]:
-        """The forms of a single matrix that are compared, besides factors."""
-        if self._options.method == "kfac":
-            return () if self._options.all_factored else (INT8 if self._int8 else DENSE,)
-        return tuple(choice for choice in LADDER if choice != DENSE or not self._options.integers)
-
-    def _allocate(self, measured: list[Measured]) -> Plan:
-        budget = self._options.share
-        assert budget is not None
-        return allocate_groups(self._shapes, measured, budget, int8=self._int8_factors, item=self._item)
-
     def _plan(self, work: WorkDirectory, runner: Runner, files: MeasuredFiles, report: Callable[..., None]) -> Plan:
-        if self._fixed_plan is not None:
-            return self._fixed_plan
+        if self._planner.fixed is not None:
+            return self._planner.fixed
         found = work.note(_PLAN_NOTE)
         if found is not None:
             report(self._skeleton.layers, fresh=False)
@@ -251,15 +179,22 @@ class _Job:
                 report(1)
         else:
             report(self._skeleton.layers, fresh=False)
-        plan = self._allocate(measured)
+        plan = self._planner.allocate(measured)
         work.save_note(_PLAN_NOTE, plan_to_json(plan))
         return plan
 
     def _files(self, work: WorkDirectory) -> MeasuredFiles:
         """What was measured does not depend on the budget."""
-        text = self._original.text_hash() if self._measures else ""
-        forms = [repr(choice) for choice in self._table()]
-        known = [self._sources(), text, self._options.calibration_tokens, forms, self._factors, self._int8_factors]
+        text = self._original.text_hash() if self._planner.measures else ""
+        forms = [repr(choice) for choice in self._planner.table]
+        known = [
+            self._sources(),
+            text,
+            self._options.calibration_tokens,
+            forms,
+            self._planner.factors,
+            self._planner.int8_factors,
+        ]
         identity = hashlib.sha256(json.dumps(known).encode()).hexdigest()
         return MeasuredFiles(self._options.measured or work.folder("measured"), identity)
 
@@ -268,7 +203,7 @@ class _Job:
         original, layers = self._original, self._skeleton.layers
         tokens = min(_CURVATURE_TOKENS, self._options.calibration_tokens)
         calibration = original.calibration(tokens, work.scratch("states"))
-        backward = Backward(calibration, layers, original.load, work.scratch("inputs"))
+        backward = Backward(calibration, layers, original.load, work.scratch("inputs"), outputs=self._planner.factors)
         try:
             works = (self._measurement(index, found) for index, found in backward.run(original.head()))
             yield from zip(reversed(range(layers)), runner.map(measure, works), strict=True)
@@ -284,9 +219,9 @@ class _Job:
             matrices={name: self._original.matrix(name) for name in curvatures},
             curvatures=curvatures,
             biased=frozenset(self._biases(index)),
-            table=self._table(),
-            factors=self._factors,
-            int8=self._int8_factors,
+            table=self._planner.table,
+            factors=self._planner.factors,
+            int8=self._planner.int8_factors,
             item=self._item,
         )
 
@@ -315,7 +250,7 @@ class _Job:
         original, prefix = self._original, self._skeleton.layer_prefix(index)
         names = [f"{prefix}{name}" for name, _ in self._skeleton.layer(index).named_parameters()]
         matrices = {name: original.matrix(name) for name in names if name in self._shapes}
-        nested, means = files.read(index, matrices, plan) if self._factors else ({}, {})
+        nested, means = files.read(index, matrices, plan) if self._planner.factors else ({}, {})
         return Layer(
             index=index,
             file=layer_file(index),
@@ -356,70 +291,8 @@ class _Job:
     def _sources(self) -> dict[str, str]:
         config = hashlib.sha256((self._original.source / "config.json").read_bytes()).hexdigest()
         weights = self._original.checkpoint.fingerprint()
-        return {"config": config, "weights": weights, "version": efedllm.__version__}
-
-    def _embed_tensors(self) -> Iterator[Encoded]:
-        family = self._skeleton.family
-        name = f"{family.embed}.weight"
-        yield encode_dense(name, LAYER_EMBED, EMBED_FILE, self._original.checkpoint.tensor(name), int8=self._int8)
-        if family.positions is not None:
-            name = f"{family.positions}.weight"
-            yield encode_dense(name, LAYER_EMBED, EMBED_FILE, self._original.checkpoint.tensor(name))
-        if family.types is not None:
-            name = f"{family.types}.weight"
-            yield encode_dense(name, LAYER_EMBED, EMBED_FILE, self._original.checkpoint.tensor(name))
-        if family.embed_norm is not None:
-            norm = self._skeleton.model.get_submodule(family.embed_norm)
-            for name, _ in norm.named_parameters(prefix=family.embed_norm):
-                yield encode_dense(name, LAYER_EMBED, EMBED_FILE, self._original.checkpoint.tensor(name))
-
-    def _head_tensors(self) -> Iterator[Encoded]:
-        family = self._skeleton.family
-        for name, _ in self._skeleton.model.get_submodule(family.norm).named_parameters(prefix=family.norm):
-            yield encode_dense(name, LAYER_HEAD, HEAD_FILE, self._original.checkpoint.tensor(name))
-        if not self._skeleton.tied:
-            name = f"{family.head}.weight"
-            yield encode_dense(name, LAYER_HEAD, HEAD_FILE, self._original.checkpoint.tensor(name), int8=self._int8)
+        return {"config": config, "weights": weights, "version": efedllm.__version__, "arithmetic": _ARITHMETIC}
 
     def manifest(self, entries: list[TensorInfo]) -> Manifest:
-        out, skeleton = self._options.out, self._skeleton
-        for name in PLAIN_NAMES:
-            if (self._original.source / name).is_file():
-                shutil.copyfile(self._original.source / name, out / name)
-        plain = [name for name in PLAIN_NAMES if (out / name).is_file()]
-        files = tuple(_file_info(out / name) for name in sorted({*plain, *(entry.file for entry in entries)}))
-        tensors = tuple(sorted(entries, key=lambda t: (t.layer, t.name)))
-        dtype = DTYPE_NAMES[self._original.dtype]
-        return Manifest(
-            architecture=str(skeleton.config.architectures[0])
-            if skeleton.config.architectures
-            else type(skeleton.model).__name__,
-            model_type=str(skeleton.config.model_type),
-            layers=skeleton.layers,
-            hidden=skeleton.hidden,
-            vocab=skeleton.vocab,
-            tied=skeleton.tied,
-            dtype=dtype,
-            method=self._options.method,
-            keep=float(self._keep),
-            quant=self._quant(entries),
-            tensors=tensors,
-            files=files,
-            budget=self._options.share,
-            calibration=self._original.text_hash() if self._calibrates or self._options.heal else None,
-            heal=self._options.heal,
-            weights_root="0x" + weights_root(tensors, files).hex(),
-            created_by=f"efedllm {efedllm.__version__}",
-        )
-
-    def _quant(self, entries: list[TensorInfo]) -> Quant:
-        if any(entry.form == "packed" for entry in entries):
-            return "packed"
-        rows = any(entry.dtype == "int8" and entry.name in self._shapes for entry in entries)
-        return "int8" if rows else self._options.quant
-
-
-def _file_info(path: Path) -> FileInfo:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileInfo(name=path.name, size=path.stat().st_size, sha256=digest)
+        calibrated = self._calibrates or self._options.heal > 0
+        return make_manifest(self._options, self._original, entries, keep=self._planner.keep, calibrated=calibrated)

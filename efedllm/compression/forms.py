@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from efedllm.compression.calibrate import Moments
+from efedllm.compression.compare import losses
 from efedllm.compression.encode import Encoded, encode_dense, encode_factors, encode_packed, storage_dtype
 from efedllm.compression.factor import truncate, whiten_inputs, whiten_outputs
-from efedllm.compression.lowbit import Inputs, output_error, quantize
-from efedllm.compression.plan import Choice, Group, Measured, Plan, largest_rank, losses, stacks_of
+from efedllm.compression.lowbit import output_error, quantize
+from efedllm.compression.metric import Inputs
+from efedllm.compression.plan import Choice, Group, Measured, Plan, largest_rank, stacks_of
 from efedllm.compression.sensitivity import Curvature
 from efedllm.compression.twosided import Nested, nested_factors, unit_energy
 
@@ -55,27 +57,24 @@ def measure(work: Measurement) -> MeasuredLayer:
     nested: dict[Group, Nested] = {}
     for group in work.groups:
         curvature = work.curvatures[group[0]]
-        if any(choice.bits < 8 for choice in work.table):
-            shared = Inputs.of(curvature.inputs)
-            for name in group:
-                table[name] = losses(work.matrices[name], work.curvatures[name], shared, work.item, work.table)
-        elif work.table:
-            # Rows of 8 or 16 bits do not look at the inputs.
-            nothing = Inputs(curvature.inputs, curvature.inputs, curvature.inputs)
-            for name in group:
-                table[name] = losses(work.matrices[name], work.curvatures[name], nothing, work.item, work.table)
+        if work.table:
+            # Rows of 8 or 16 bits are not fitted to the inputs.
+            inputs = Inputs.of(curvature.inputs, factor=any(choice.bits < 8 for choice in work.table))
+            matrices = {name: work.matrices[name] for name in group}
+            sensitivity = {name: work.curvatures[name].power for name in group}
+            table |= losses(matrices, sensitivity, inputs, work.item, work.table)
         if work.factors:
             gram = curvature.inputs
-            if all(name in work.biased for name in group):
+            if curvature.mean is not None and all(name in work.biased for name in group):
                 gram = gram - torch.outer(curvature.mean, curvature.mean)
             for part in [*((name,) for name in group), *stacks_of(group)]:
                 weights = [work.matrices[name] for name in part]
                 cap = largest_rank([(len(w), w.shape[1]) for w in weights], int8=work.int8, item=work.item)
-                outputs = [work.curvatures[name].outputs for name in part]
+                outputs = [one for name in part if (one := work.curvatures[name].outputs) is not None]
                 nested[part] = nested_factors(weights, gram, outputs, cap)
     spectra = {part: tuple(map(float, one.losses)) for part, one in nested.items()}
-    means = {name: work.curvatures[name].mean for name in sorted(work.biased)} if work.factors else {}
-    return Measured(work.groups, table, spectra), nested, means
+    means = {name: mean for name in sorted(work.biased) if (mean := work.curvatures[name].mean) is not None}
+    return Measured(work.groups, table, spectra), nested, means if work.factors else {}
 
 
 @dataclass(frozen=True)
@@ -203,15 +202,15 @@ class _Maker:
         layer, weight = self._layer, self._layer.matrices[name]
         moments = layer.moments[name]
         assert moments.inputs is not None
-        assert moments.mean is not None
         if name not in layer.biases:
             key = id(moments.inputs)
             inputs = self._inputs.get(key) or self._inputs.setdefault(key, Inputs.of(moments.inputs))
         else:
             inputs = Inputs.of(_centred(moments.inputs, moments.mean))
         matrix = quantize(weight, inputs, choice.bits, group=choice.group, rank=choice.rank)
-        if name in layer.biases:
-            self._shifts[layer.biases[name]] = (weight.double() - matrix.dense()) @ moments.mean
+        mean = self._mean(name)
+        if mean is not None:
+            self._shifts[layer.biases[name]] = (weight.double() - matrix.dense()) @ mean
         return encode_packed(name, layer.index, layer.file, matrix)
 
 

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
 from efedllm.compression.allocation import Option, Shape, choose, combine, front
-from efedllm.compression.encode import quantize_rows
 from efedllm.compression.factor import rank_for
-from efedllm.compression.lowbit import GROUP, Inputs, LowBit, output_error, quantize, residual_factors
-from efedllm.compression.sensitivity import Curvature
+from efedllm.compression.lowbit import GROUP
 from efedllm.errors import ConfigError
 from efedllm.models.packing import packed_bytes
 
@@ -64,32 +59,6 @@ _RANKS = 64
 def budget_bytes(shapes: Mapping[str, Shape], budget: float) -> int:
     """`budget` of the bytes of 16-bit dense weights."""
     return int(budget * sum(2 * rows * cols for rows, cols in shapes.values()))
-
-
-def losses(
-    weight: Tensor, curvature: Curvature, inputs: Inputs, item: int = 2, forms: Sequence[Choice] = LADDER
-) -> dict[Choice, float]:
-    """The expected rise of the model's loss for every form, from the error GPTQ really leaves."""
-    w = weight.double()
-    bases: dict[tuple[int, int], LowBit] = {}
-    found: dict[Choice, float] = {}
-    for choice in forms:
-        if choice.nbytes((w.shape[0], w.shape[1]), item) > DENSE.nbytes((w.shape[0], w.shape[1]), item):
-            continue
-        if choice.bits == 16:
-            error = torch.zeros_like(w)
-        elif choice.bits == 8:
-            q, scale = quantize_rows(w)
-            error = w - q.double() * scale.double().unsqueeze(1)
-        else:
-            key = (choice.bits, choice.group)
-            if key not in bases:
-                bases[key] = quantize(w, inputs, choice.bits, group=choice.group, refine=False)
-            error = w - bases[key].dense()
-            if choice.rank:
-                error = error - residual_factors(error, inputs.gram, min(choice.rank, *w.shape)).product()
-        found[choice] = 0.5 * output_error(error, curvature.inputs, curvature.outputs)
-    return found
 
 
 Group = tuple[str, ...]

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from efedllm.compression.calibrate import Calibration
+from efedllm.compression.calibrate import Calibration, has_bias
 from efedllm.compression.counter import signs, uniforms
 from efedllm.compression.states import States
 from efedllm.models.families import is_matrix
@@ -27,19 +27,31 @@ _DRAWS = "EFL.curvature.1"
 
 @dataclass(frozen=True)
 class Curvature:
-    """Second moments of one linear module: `inputs` [in, in] and output gradients `outputs` [out, out]; `mean` of the
-    inputs [in]; float64. Modules that read the same tensor have the same `inputs` object."""
+    """Second moments of one linear module: `inputs` [in, in]; of the gradients at its outputs `power` [out], their mean
+    squares, and `outputs` [out, out] where asked for; `mean` of the inputs [in] where a module of the layer has a bias.
+    float64. Modules that read the same tensor have the same `inputs` object."""
 
     inputs: Tensor
-    outputs: Tensor
-    mean: Tensor
+    power: Tensor
+    outputs: Tensor | None
+    mean: Tensor | None
 
 
 class Backward:
     """The backward pass over a calibration text, whose states are at the embedding."""
 
-    def __init__(self, calibration: Calibration, layers: int, load: Callable[[int], nn.Module], scratch: Path) -> None:
-        """`load(i)` gives layer i with float32 weights; `scratch` is created, and removed by `close`."""
+    def __init__(
+        self,
+        calibration: Calibration,
+        layers: int,
+        load: Callable[[int], nn.Module],
+        scratch: Path,
+        *,
+        outputs: bool = True,
+    ) -> None:
+        """`load(i)` gives layer i with float32 weights; `scratch` is created, and removed by `close`. `outputs`:
+        whether the curvature between different outputs is wanted."""
+        self._outputs = outputs
         self._calibration = calibration
         self._layers = layers
         self._load = load
@@ -114,6 +126,15 @@ class Backward:
             flat = rows.detach().reshape(-1, rows.shape[-1])
             accumulate(kind, path, (flat.T @ flat).double())
 
+        def add_gradient(path: str, rows: Tensor) -> None:
+            if self._outputs:
+                add("g", path, rows)
+            else:
+                flat = rows.detach().reshape(-1, rows.shape[-1])
+                accumulate("p", path, flat.square().sum(dim=0).double())
+
+        biased = has_bias(layer)
+
         shared: dict[str, str] = {}
         seen: list[tuple[Tensor, str]] = []
 
@@ -124,8 +145,10 @@ class Backward:
                 if owner == path:
                     seen.append((args[0], path))
                     add("x", path, args[0])
-                    accumulate("m", path, args[0].detach().double().flatten(0, -2).sum(dim=0))
-                output.register_hook(lambda grad: add("g", path, grad))  # type: ignore[no-untyped-call]
+                    if biased:
+                        total = args[0].detach().flatten(0, -2).sum(dim=0, dtype=torch.float64)
+                        accumulate("m", path, total)
+                output.register_hook(lambda grad: add_gradient(path, grad))  # type: ignore[no-untyped-call]
 
             return collect
 
@@ -146,8 +169,11 @@ class Backward:
             for handle in handles:
                 handle.remove()
         tokens = self._calibration.tokens
-        inputs = {path: (sums["x", path] / tokens, sums["m", path] / tokens) for path in set(shared.values())}
-        return {
-            path: Curvature(inputs[owner][0], sums["g", path] / tokens, inputs[owner][1])
-            for path, owner in shared.items()
-        }
+        inputs = {path: sums["x", path] / tokens for path in set(shared.values())}
+        means = {path: sums["m", path] / tokens if biased else None for path in inputs}
+        found = {}
+        for path, owner in shared.items():
+            outputs = sums["g", path] / tokens if self._outputs else None
+            power = sums["p", path] / tokens if outputs is None else outputs.diagonal()
+            found[path] = Curvature(inputs[owner], power, outputs, means[owner])
+        return found

@@ -42,28 +42,39 @@ def nested_factors(weights: Sequence[Tensor], gram: Tensor, outputs: Sequence[We
 
     Both sides get a ridge of a hundredth of their mean diagonal.
     """
-    roots = [_root(one) for one in outputs]
-    weighted = torch.cat([_times(root, w.double()) for root, w in zip(roots, weights, strict=True)])
-    rows, cols = weighted.shape
+    wide = [w.double() for w in weights]
+    rows, cols = sum(len(w) for w in wide), wide[0].shape[1]
     cap = min(cap, rows, cols)
     if cols <= rows:
         lower = damped_cholesky(gram, RIDGE)
         if lower is None:
             # No ridge repairs the matrix: count the inputs as uncorrelated.
             lower = torch.eye(cols, dtype=torch.float64) * gram.diagonal().clamp_min(0).mean().sqrt().clamp_min(1e-30)
-        a = weighted @ lower
-        energies, kept = _leading(a.T @ a, cap)
-        left = a @ kept
+        # With A = W S the pairs are those of A^T C A, and A times its eigenvectors is u: C need not be factored.
+        mapped = [w @ lower for w in wide]
+        energies, kept = _leading(
+            sum((a.T @ _curved(one, a) for one, a in zip(outputs, mapped, strict=True)), torch.zeros(())), cap
+        )
+        u = torch.cat([a @ kept for a in mapped])
         v = torch.linalg.solve_triangular(lower, kept.T, upper=False, left=False)
     else:
         # From the side of the outputs, which are fewer: G need not be factored.
+        roots = [_root(one) for one in outputs]
+        weighted = torch.cat([_times(root, w) for root, w in zip(roots, wide, strict=True)])
         ridge = RIDGE * gram.diagonal().mean()
         energies, left = _leading(weighted @ gram @ weighted.T + ridge * (weighted @ weighted.T), cap)
         v = left.T @ weighted
-    parts = torch.split(left, [len(w) for w in weights])
-    u = torch.cat([_divided(root, part) for root, part in zip(roots, parts, strict=True)])
+        parts = torch.split(left, [len(w) for w in wide])
+        u = torch.cat([_divided(root, part) for root, part in zip(roots, parts, strict=True)])
     tail = 0.5 * torch.cat([energies, energies.new_zeros(1)]).flip(0).cumsum(0).flip(0)
     return Nested(u.T.float().contiguous(), v.float().contiguous(), tail[: cap + 1])
+
+
+def _curved(weight: Weight, a: Tensor) -> Tensor:
+    """C A, with the ridge."""
+    if isinstance(weight, float):
+        return weight * a
+    return (weight @ a).add_(a, alpha=RIDGE * float(weight.diagonal().mean()))
 
 
 def _leading(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from efedllm.compression.lowbit import Inputs, output_error, quantize
+from efedllm.compression.lowbit import output_error, quantize
+from efedllm.compression.metric import Inputs
 
 SHAPES = [(48, 80), (80, 48)]
 
