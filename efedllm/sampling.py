@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from efedllm.commitments.hashing import as_h32, as_uint, keccak
+from efedllm.commitments.hashing import as_h32, as_uint, keccak_each
 from efedllm.errors import ProtocolError
+from efedllm.kernels.steps import StepsLibrary, steps_library
 
 if TYPE_CHECKING:
     from efedllm.commitments.messages import JobSpec
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 PPM = 1_000_000
 # Float64 sums over a vocabulary differ by about 1e-13 between machines; far below any probability that matters.
 _SLACK = 1e-9
+# Where top-p reaches its share within so many tokens, the others need not be put in order.
+_HEAD = 256
 # Logits worked on at once where many rows are given: temporaries stay in the processor's cache.
 _GROUP = 1 << 16
 Logits = npt.NDArray[Any]
@@ -59,9 +62,15 @@ class SamplingSpec:
 
 def uniform(seed: bytes, position: int) -> float:
     """The draw in [0, 1) for the token at absolute `position`: first 8 bytes of K(seed | u32 position) over 2**64."""
-    word = keccak(seed + as_uint(position, 32, "position").to_bytes(4, "big"))[:8]
+    return float(uniforms(seed, position, 1)[0])
+
+
+def uniforms(seed: bytes, first: int, count: int) -> Weights:
+    """`uniform` at `count` absolute positions from `first` on."""
+    messages = [seed + as_uint(first + i, 32, "position").to_bytes(4, "big") for i in range(count)]
+    words = [int.from_bytes(digest[:8], "big") / 2.0**64 for digest in keccak_each(messages)]
     # Rounds to 53 bits: the largest words would become 1.0.
-    return min(int.from_bytes(word, "big") / 2.0**64, 1.0 - 2.0**-53)
+    return np.minimum(np.array(words, dtype=np.float64), 1.0 - 2.0**-53)
 
 
 def groups(rows: int, vocab: int) -> Iterator[slice]:
@@ -229,7 +238,8 @@ def are_consistent(
     """`is_consistent` of every row of logits [n, V]: its token, its tolerance, absolute positions first, first + 1, ...
 
     The same sums in the same order, so that no verdict differs; but rows are scaled together, top-k needs no sort, and
-    only tokens that top-k may keep are weighed. Raises what `is_consistent` raises.
+    only tokens that top-k may keep are weighed. A token that these very logits give is consistent and not looked at
+    any further. Raises what `is_consistent` raises.
     """
     _checked(logits, 2)
     for tolerance in tolerances:
@@ -244,16 +254,48 @@ def are_consistent(
         highest = logits.max(axis=1).astype(np.float64)
         return np.asarray(known & (given >= highest - 2.0 * np.asarray(tolerances)), dtype=np.bool_)
     out = np.zeros(len(logits), dtype=np.bool_)
-    for group in groups(len(logits), n):
-        scaled = _scaled(logits[group], spec)
+    library = steps_library()
+    if library is not None and logits.dtype == np.float32:
+        draws, given = uniforms(spec.seed, first, len(logits)), np.asarray(tokens)
+        for group in groups(len(logits), n):
+            sampled = _likely(library, logits[group], spec, draws[group])
+            out[group] = (sampled >= 0) & (sampled == given[group])
+    rest = np.flatnonzero(~out)
+    for group in groups(len(rest), n):
+        rows = rest[group]
+        scaled = _scaled(logits[rows], spec)
         cuts = _cuts(scaled, spec.top_k)
-        for values, cut, low, row in zip(
-            scaled, cuts, scaled.min(axis=1), range(group.start, group.start + len(scaled)), strict=True
-        ):
+        for values, cut, low, row in zip(scaled, cuts, scaled.min(axis=1), rows.tolist(), strict=True):
             shift = tolerances[row] * 1000.0 / spec.temperature_milli
             reach = _reach(shift, float(low))
             out[row] = _judged(values, cut, spec, first + row, tokens[row], shift, reach)
     return out
+
+
+def _likely(library: StepsLibrary, logits: Logits, spec: SamplingSpec, draws: Weights) -> npt.NDArray[np.int64]:
+    """What `sample` gives for rows of float32 logits [n, V] and their draws [n]; -1 where that takes a longer sort."""
+    count, vocab = logits.shape
+    cut = 0 < spec.top_k < vocab
+    top = spec.top_k if cut else min(vocab, _HEAD)
+    if not cut and spec.top_p_ppm >= PPM:
+        sums = np.cumsum(np.exp(_scaled(logits, spec)), axis=1)
+        return np.asarray(np.minimum(np.count_nonzero(sums <= draws[:, None] * sums[:, -1:], axis=1), vocab - 1))
+    places = np.empty((count, top), dtype=np.int32)
+    rows = np.ascontiguousarray(logits)
+    work = np.empty(library.sample_room(vocab), dtype=np.uint8)
+    library.highest(rows.ctypes.data, count, vocab, top, places.ctypes.data, work.ctypes.data)
+    weights: Weights = np.exp(_scaled(np.take_along_axis(rows, places, axis=1), spec))
+    settled = np.ones(count, dtype=np.bool_)
+    if spec.top_p_ppm < PPM:
+        total = weights.sum(axis=1) if cut or top == vocab else np.exp(_scaled(rows, spec)).sum(axis=1)
+        order = np.argsort(-np.take_along_axis(rows, places, axis=1), axis=1, kind="stable")
+        heavy = np.take_along_axis(weights, order, axis=1)
+        kept = np.cumsum(heavy, axis=1) - heavy < (spec.top_p_ppm / PPM * total)[:, None]
+        settled = ~kept[:, -1] if top < vocab and not cut else settled
+        np.put_along_axis(weights, order, heavy * kept, axis=1)
+    sums = np.cumsum(weights, axis=1)
+    chosen = np.minimum(np.count_nonzero(sums <= draws[:, None] * sums[:, -1:], axis=1), top - 1)
+    return np.where(settled, np.take_along_axis(places, chosen[:, None], axis=1)[:, 0], -1).astype(np.int64)
 
 
 def _cuts(scaled: Weights, top_k: int) -> Weights | list[None]:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from efedllm import sampling
 from efedllm.commitments.hashing import keccak
 from efedllm.errors import ProtocolError
-from efedllm.sampling import SamplingSpec, are_consistent, is_consistent, sample, uniform
+from efedllm.kernels.steps import steps_library
+from efedllm.sampling import SamplingSpec, are_consistent, is_consistent, sample, uniform, uniforms
 
 SEED = keccak(b"seed")
 PLAIN = SamplingSpec(1000, 0, 1_000_000, SEED)
@@ -272,6 +273,24 @@ def test_many_rows_of_a_large_vocabulary_are_judged_as_alone(top_k: int, top_p_p
         verdicts += alone
     assert all(verdicts[:48])
     assert not all(verdicts)
+
+
+@pytest.mark.skipif(steps_library() is None, reason="no native steps in this installation")
+@pytest.mark.parametrize("top_p_ppm", [1_000_000, 950_000, 1])
+@pytest.mark.parametrize("top_k", [0, 1, 50, 2999])
+@pytest.mark.parametrize("spread", [0.2, 3.0])
+def test_most_sampled_tokens_are_told_without_a_sort(spread: float, top_k: int, top_p_ppm: int) -> None:
+    spec = SamplingSpec(900, top_k, top_p_ppm, SEED)
+    logits = np.round(np.random.default_rng(5).normal(0, spread, (20, 3000)), 2).astype(np.float32)
+    library = steps_library()
+    assert library is not None
+    likely = sampling._likely(library, logits, spec, uniforms(SEED, 9, 20))
+    wanted = [sample(row, spec, 9 + i) for i, row in enumerate(logits)]
+    settled = likely >= 0
+    assert likely[settled].tolist() == np.array(wanted)[settled].tolist()
+    # Nearly even probabilities reach a share of 95 % with more tokens than are sorted.
+    assert settled.mean() == 1 or (top_k == 0 and top_p_ppm == 950_000)
+    assert settled.mean() > 0.5 or spread < 1
 
 
 @settings(max_examples=150, deadline=None)

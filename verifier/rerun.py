@@ -27,7 +27,7 @@ from verifier.statistic import (
     Outcome,
     compare,
     compare_exact,
-    logit_tolerance,
+    logit_tolerances,
 )
 
 # Logit rows computed at once: bounds memory for large vocabularies.
@@ -192,7 +192,7 @@ def check_tokens(
                 detail = f"token {tokens[offset]} at position {position + offset} is not {ours[offset]}"
                 return Fault("wrong-token", detail, Outcome.SEVERE)
             continue
-        tolerances = [logit_tolerance(row, limits) for row in rows]
+        tolerances = logit_tolerances(rows, limits).tolist()
         for offset in np.flatnonzero(~are_consistent(rows, sampling, position, tokens, tolerances)).tolist():
             where = f"token {tokens[offset]} at position {position + offset}"
             wide = SEVERE_AT * tolerances[offset]

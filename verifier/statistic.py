@@ -199,6 +199,7 @@ def chunk_mismatch(y: Array, y_ref: Array, limits: Limits = MEASURED) -> tuple[f
     return float(shares.max()), outcome
 
 
-def logit_tolerance(logits: Array, limits: Limits = MEASURED) -> float:
-    """How far one recomputed logit row [vocab] may be off, in logit units."""
-    return limits.logits * max(1.0, float(np.abs(logits).max()))
+def logit_tolerances(logits: Array, limits: Limits = MEASURED) -> NDArray[np.float64]:
+    """How far each of the recomputed logit rows [n, vocab] may be off, in logit units, float64 [n]."""
+    largest = np.maximum(logits.max(axis=1), -logits.min(axis=1)).astype(np.float64)
+    return np.asarray(limits.logits * np.maximum(1.0, largest), dtype=np.float64)

@@ -220,3 +220,13 @@ void efl_sample(const float *logits, int64_t n, int64_t vocab, int64_t temperatu
     for (int64_t row = 0; row < n; row++)
         out[row] = sample_row(logits + row * vocab, vocab, temperature, top_k, top_p, draws[row], weights, &b);
 }
+
+/* Where the `top` highest of every row of finite x [n, width] are, of equal ones the first: [n, top], ascending in a row.
+ * 0 < top <= width. `efl_sample_room` says how much work it needs. */
+void efl_highest(const float *x, int64_t n, int64_t width, int64_t top, int32_t *places, char *work) {
+    const scratch b = scratch_of(work, width);
+    for (int64_t row = 0; row < n; row++) {
+        highest(x + row * width, width, top, &b);
+        memcpy(places + row * top, b.ids, (size_t)top * sizeof *places);
+    }
+}

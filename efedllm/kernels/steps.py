@@ -54,6 +54,7 @@ class StepsLibrary:
     canonical: Any
     sample_room: Any
     sample: Any
+    highest: Any
 
 
 def load_steps(path: Path) -> StepsLibrary:
@@ -77,6 +78,7 @@ def load_steps(path: Path) -> StepsLibrary:
         canonical=function("efl_canonical", p, i, p, result=c_int),
         sample_room=function("efl_sample_room", i, result=i),
         sample=function("efl_sample", p, i, i, i, i, i, p, p, p),
+        highest=function("efl_highest", p, i, i, i, p, p),
     )
 
 
