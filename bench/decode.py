@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
-from bench.kernels import tenth
 from bench.memory.run import machine
 from bench.memory.speed import last_level
 from bench.memory.synthetic import RANK, LlamaShape, publish_synthetic
+from bench.timing import tenth
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.protocol import StepItem
 from efedllm.engine.shard import ShardEngine

@@ -1,14 +1,14 @@
-"""Bytes of weights per second of the native products, against the memory bandwidth measured in the same run.
+"""Bytes of weights per second of the native products, against the memory bandwidth measured in the same run; and with
+many tokens (kernels_many.py), products per second against the processor's peak.
 
 All weights lie in one buffer of 8 times the last-level cache that every call goes on reading where the one before it
-stopped, so that they are cold. The kernels of a shape take turns; time is the thread's processor time, a figure is the
-10th percentile of its calls, and so is the bandwidth's: other work on the machine only ever adds to it.
+stopped, so that they are cold. The kernels of a shape take turns, beginning with another one each time: what a kernel
+leaves in the caches is the next one's. Time is the thread's processor time, a figure is the 10th percentile of its
+calls, and so is the bandwidth's: other work on the machine only ever adds to it.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from bench import kernels_many
 from bench.memory.run import machine
 from bench.memory.speed import last_level
+from bench.timing import tenth, timed
 from efedllm.engine.exact.products import native_library
 from efedllm.kernels.matrix import Scratch, TiledLinear, TiledLinears, TiledMatrix
 from efedllm.kernels.native import Library, Variant
@@ -91,12 +93,14 @@ def run(turns: int, say: Callable[[str], None]) -> dict[str, Any]:
         for tokens in TOKENS:
             kernels = dict(_kernels(library, *shape, tokens, weights))
             taken: dict[str, list[float]] = {name: [] for name in kernels}
-            for _ in range(turns):
+            names = list(kernels)
+            for turn in range(turns):
                 for name, read in _READS.items():
-                    reads[name].append(_timed(partial(read, weights.take(_READ))))
-                for name, (_, call) in kernels.items():
-                    taken[name].append(_timed(call))
-            found += [(shape, tokens, name, kernels[name][0], times) for name, times in taken.items()]
+                    reads[name].append(timed(partial(read, weights.take(_READ))))
+                for place in range(len(names)):
+                    name = names[(turn + place) % len(names)]
+                    taken[name].append(timed(kernels[name].prepare()))
+            found += [(shape, tokens, name, kernels[name].nbytes, times) for name, times in taken.items()]
     bandwidth = max(_READ / tenth(times) for times in reads.values())
     rates = [
         Rate(*shape, tokens, name, round(tenth(times) * 1e6, 1), round(size / tenth(times) / 1e9, 2),
@@ -112,6 +116,8 @@ def run(turns: int, say: Callable[[str], None]) -> dict[str, Any]:
         "bandwidth_gbps": round(bandwidth / 1e9, 2),
         "variants": [v.name.lower() for v in library.variants],
         "least_of_bandwidth": _least(rates, library),
+        "call": kernels_many.calls(library, turns),
+        "many": kernels_many.run(library, turns, say),
         "rates": [asdict(rate) for rate in rates],
     }
 
@@ -124,36 +130,35 @@ def _least(rates: list[Rate], library: Library) -> dict[str, float]:
     return {n: min(r.of_bandwidth for r in large if r.kernel == n) for n in [*names, "torch float32", "torch bfloat16"]}
 
 
-def _timed(call: Callable[[], object]) -> float:
-    start = time.thread_time()
-    call()
-    return time.thread_time() - start
+@dataclass(frozen=True)
+class _Timed:
+    """`prepare` gives one call with cold weights; `nbytes` of them."""
 
-
-def tenth(times: list[float]) -> float:
-    """The 10th percentile."""
-    return statistics.quantiles(times, n=10)[0]
+    nbytes: int
+    prepare: Callable[[], Callable[[], object]]
 
 
 def _kernels(
     library: Library, rows: int, columns: int, tokens: int, weights: ColdWeights
-) -> Iterator[tuple[str, tuple[int, Callable[[], object]]]]:
-    """Name, bytes of weights and one call of every kernel."""
+) -> Iterator[tuple[str, _Timed]]:
+    """Every kernel by its name."""
     x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(0))
     wide = x.double()
     for form, bits in (("int8", 8), ("int4", 4)):
         for variant in library.variants:
             cold = _Cold(library, rows, columns, bits, variant, weights)
-            yield f"exact {form} {variant.name.lower()}", (cold.nbytes, lambda c=cold: c.next().exact(wide))  # type: ignore[misc]
-            yield f"float {form} {variant.name.lower()}", (cold.nbytes, lambda c=cold: c.next().floats(x))  # type: ignore[misc]
+            for kind, inputs in (("exact", wide), ("float", x)):
+                yield f"{kind} {form} {variant.name.lower()}", _Timed(cold.nbytes, partial(cold.call, inputs))
     for dtype in (torch.float32, torch.bfloat16):
-        size = rows * columns * dtype.itemsize
-        inputs = x.to(dtype)
+        yield (
+            f"torch {str(dtype).removeprefix('torch.')}",
+            _Timed(rows * columns * dtype.itemsize, partial(_of_torch, x.to(dtype), rows, weights)),
+        )
 
-        def call(size: int = size, dtype: torch.dtype = dtype, inputs: Tensor = inputs) -> Tensor:
-            return linear(inputs, weights.take(size).view(dtype).view(rows, columns))
 
-        yield f"torch {str(dtype).removeprefix('torch.')}", (size, call)
+def _of_torch(inputs: Tensor, rows: int, weights: ColdWeights) -> Callable[[], Tensor]:
+    size = rows * inputs.shape[1] * inputs.itemsize
+    return partial(linear, inputs, weights.take(size).view(inputs.dtype).view(rows, inputs.shape[1]))
 
 
 class _Cold:
@@ -172,6 +177,7 @@ class _Cold:
         self._weights = weights
         self._maps = TiledLinears(library, [TiledLinear(matrix, None, None)], scratch=Scratch(), variant=variant)
 
-    def next(self) -> TiledLinears:
+    def call(self, x: Tensor) -> Callable[[], Tensor]:
+        """The product with weights that are not in a cache; of floats where x is float32."""
         self._maps.point_base_at(self._weights.take(self._size))
-        return self._maps
+        return partial(self._maps.floats if x.dtype == torch.float32 else self._maps.exact, x)

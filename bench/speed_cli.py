@@ -22,7 +22,8 @@ def kernels(
     out: Out = Path("bench/results/kernels.json"),
     as_json: AsJson = False,
 ) -> None:
-    """Bytes of weights per second of the native products against the memory bandwidth, and of torch's."""
+    """Bytes of weights per second of the native products against the memory bandwidth, and of torch's; products of many
+    tokens per second against the processor's peak; the cost of a call."""
     from bench.kernels import run
 
     result = _measured(lambda say: run(turns, say), out, as_json)
@@ -41,6 +42,23 @@ def kernels(
     Console().print(table)
     for name, share in result["least_of_bandwidth"].items():
         print(f"{name}: at least {share:.0%} of the bandwidth for M = 1..4, matrices of 4 million weights and more")
+    many = result["many"]
+    for variant, peak in many["peak_gmacs"].items():
+        print(f"peak of {variant}: {peak} GMAC/s of int16 by int8")
+    table = Table(title="GMAC/s of exact products (share of the peak)")
+    for column in ("rows x columns", "kernel", "M = 16", "M = 64", "M = 128", "M = 192"):
+        table.add_column(column, justify="right", no_wrap=True)
+    lines.clear()
+    for product in many["products"]:
+        key = (f"{product['rows']} x {product['columns']}", product["kernel"])
+        lines.setdefault(key, []).append(f"{product['gmacs']} ({product['of_peak']:.0%})")
+    for key, values in lines.items():
+        table.add_row(*key, *values)
+    Console().print(table)
+    for name, share in many["least_of_peak"].items():
+        print(f"{name}: at least {share:.0%} of the peak for M >= 64, matrices of a million weights and more")
+    call = result["call"]
+    print(f"one call: {call['c_function_us']} us through ctypes, {call['with_tensors_us']} us with its tensors")
 
 
 def decode(

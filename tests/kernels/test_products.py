@@ -90,11 +90,11 @@ def test_every_instruction_set_gives_the_sums_of_int64(
         assert torch.equal(expanded.double(), torch.from_numpy(values).double()), variant
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_the_longest_rows_of_extremes_are_exact(native: Library, sign: int) -> None:
+@pytest.mark.parametrize(("sign", "tokens"), [(1, 2), (-1, 2), (-1, 26)])
+def test_the_longest_rows_of_extremes_are_exact(native: Library, sign: int, tokens: int) -> None:
     """65536 columns, every product as large as it gets and of one sign."""
     columns = 1 << 16
-    q = torch.full((2, columns), sign * Q_MAX, dtype=torch.int16)
+    q = torch.full((tokens, columns), sign * Q_MAX, dtype=torch.int16)
     for bits, group in ((8, columns), (6, 1 << 14), (6, 32), (4, 64)):
         half = 1 << (bits - 1)
         w = np.full((17, columns), -half, dtype=np.int8)
@@ -103,7 +103,7 @@ def test_the_longest_rows_of_extremes_are_exact(native: Library, sign: int) -> N
         want = float(-half * (1 if bits == 8 else -128) * sign * Q_MAX * columns)
         for variant in native.variants:
             got = TiledLinears(native, [TiledLinear(matrix, None, None)], variant=variant).times(q)
-            assert torch.equal(got, torch.full((2, 17), want, dtype=torch.float64)), (variant, bits, group)
+            assert torch.equal(got, torch.full((tokens, 17), want, dtype=torch.float64)), (variant, bits, group)
 
 
 def random_maps(native: Library, columns: int, seed: int) -> tuple[list[TiledLinear], list[list[tuple[Int64, Tensor]]]]:
@@ -153,7 +153,56 @@ def by_definition(x: Tensor, maps: list[TiledLinear], parts: list[list[tuple[Int
     return torch.cat(outputs, dim=1)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 16, 17, 50])
+@pytest.mark.parametrize("bits", BITS)
+def test_rows_of_extreme_weights_and_blocks_of_several_panels_are_exact(native: Library, bits: int) -> None:
+    """Where the sum of few products reaches the end of an int32, beside rows where that of many does not."""
+    rows, columns, tokens = 7 * 16, 700, 40
+    rng = np.random.default_rng(bits)
+    half = 1 << (bits - 1)
+    w = rng.integers(-half, half, (rows, columns))
+    mult = rng.integers(-128, 128, (rows, 1 if bits == 8 else -(-columns // 64)))
+    for first, value in ((3, -half), (40, half - 1), (99, -half)):
+        w[first], mult[first] = value, -128
+    w[70, ::2], w[70, 1::2], mult[70] = -half, half - 1, 127
+    if bits == 8:
+        mult[:] = 1
+    w = w.astype(np.int8)
+    q = np.where(rng.random((tokens, columns)) < 0.5, -Q_MAX, Q_MAX)
+    q[0], q[1] = Q_MAX, -Q_MAX
+    want = torch.from_numpy(q @ integers(w, mult, bits, 64).T).double()
+    maps = [TiledLinear(tiled(native, w, mult, None, bits, 64), None, None)]
+    for variant in native.variants:
+        for n in (1, 4, tokens):
+            got = TiledLinears(native, maps, variant=variant).times(torch.from_numpy(q[:n].astype(np.int16)))
+            assert torch.equal(got, want[:n]), (variant, n)
+
+
+@given(
+    exponent=st.integers(-60, 60),
+    largest=st.floats(1, 2, exclude_max=True),
+    seed=st.integers(0, 1 << 30),
+)
+@settings(max_examples=60, deadline=None)
+def test_activations_between_two_integers_are_rounded_as_quotients(
+    native: Library, exponent: int, largest: float, seed: int
+) -> None:
+    """Activations whose quotient by their scale is half an integer, or a few units in the last place beside it."""
+    columns = 150
+    rng = np.random.default_rng(seed)
+    most = largest * 2.0**exponent
+    scale = most / Q_MAX
+    x = (rng.integers(-Q_MAX, Q_MAX, columns) + 0.5) * scale
+    for _ in range(2):
+        x = np.nextafter(x, rng.choice(np.array([-np.inf, 0, np.inf]), columns))
+    x[rng.integers(columns)] = most
+    wanted, token = quantize(torch.from_numpy(x)[None])
+    unit = TiledMatrix(native, torch.eye(columns, dtype=torch.int8), columns)
+    for variant in native.variants:
+        got = TiledLinears(native, [TiledLinear(unit, None, None)], variant=variant).exact(torch.from_numpy(x)[None])
+        assert torch.equal(got, wanted * token), variant
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 16, 17, 50, 300])
 @pytest.mark.parametrize("columns", [64, 100, 333])
 def test_whole_maps_have_the_bits_of_the_specification(native: Library, tokens: int, columns: int) -> None:
     maps, parts = random_maps(native, columns, tokens)
