@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from efedllm.models.manifest import (
     LAYER_HEAD,
     FileInfo,
     Manifest,
+    Quant,
     TensorInfo,
     layer_file,
     part_names,
@@ -69,50 +70,69 @@ def publish_synthetic(directory: Path, shape: LlamaShape, form: Form, keep: floa
     """Write a published model. Embedding and head are int8 unless `form` is fp32; "lowrank" keeps `keep` of the
     parameters of every matrix, in int8.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    config = shape.config()
-    skeleton = build_skeleton(config, "eager")
-    config.save_pretrained(directory)
+    skeleton = build_skeleton(shape.config(), "eager")
     generator = torch.Generator().manual_seed(1)
-    tensors: list[TensorInfo] = []
-    files = ["config.json"]
     groups: dict[str, list[str]] = {EMBED_FILE: [], HEAD_FILE: []}
     made: dict[tuple[int, ...], Encoded] = {}
     for name, _ in skeleton.model.named_parameters():
-        groups.setdefault(_place(skeleton, name)[1], []).append(name)
-    for file, names in groups.items():
-        entries = [_variant(skeleton, name, form, keep, generator, made) for name in names]
-        write_tensor_file(directory / file, {k: part for entry in entries for k, part in entry.parts.items()})
+        groups.setdefault(place_of(skeleton, name)[1], []).append(name)
+    return publish_entries(
+        directory,
+        skeleton,
+        ([_variant(skeleton, name, form, keep, generator, made) for name in names] for names in groups.values()),
+        quant={"fp32": "none", "int4": "packed", "int4+rank": "packed"}.get(form, "int8"),  # type: ignore[arg-type]
+        keep=keep if form == "lowrank" else 1.0,
+        created_by="bench",
+    )
+
+
+def publish_entries(
+    directory: Path,
+    skeleton: Skeleton,
+    files: Iterable[Sequence[Encoded]],
+    *,
+    quant: Quant,
+    keep: float = 1.0,
+    created_by: str,
+) -> Manifest:
+    """Write config.json, a file for each of `files`, which are the tensors of one file each, and the manifest."""
+    directory.mkdir(parents=True, exist_ok=True)
+    skeleton.config.save_pretrained(directory)
+    tensors: list[TensorInfo] = []
+    for entries in files:
+        file = directory / entries[0].info.file
+        write_tensor_file(file, {name: part for entry in entries for name, part in entry.parts.items()})
         tensors += [entry.info for entry in entries]
-        files.append(file)
     ordered = tuple(sorted(tensors, key=lambda t: (t.layer, t.name)))
-    infos = tuple(_info(directory / name) for name in sorted(files))
+    infos = tuple(FileInfo.of(directory / name) for name in sorted({"config.json", *(t.file for t in ordered)}))
     manifest = Manifest(
         architecture=type(skeleton.model).__name__,
-        model_type=config.model_type,
+        model_type=skeleton.config.model_type,
         layers=skeleton.layers,
         hidden=skeleton.hidden,
         vocab=skeleton.vocab,
-        tied=False,
+        tied=skeleton.tied,
         dtype="float32",
         method="truncate",
-        keep=keep if form == "lowrank" else 1.0,
-        quant={"fp32": "none", "int4": "packed", "int4+rank": "packed"}.get(form, "int8"),  # type: ignore[arg-type]
+        keep=keep,
+        quant=quant,
         tensors=ordered,
         files=infos,
         weights_root="0x" + weights_root(ordered, infos).hex(),
-        created_by="bench",
+        created_by=created_by,
     )
     manifest.save(directory)
     return manifest
 
 
-def _place(skeleton: Skeleton, name: str) -> tuple[int, str]:
+def place_of(skeleton: Skeleton, name: str) -> tuple[int, str]:
+    """(layer, file) of a parameter; everything beside layers and embeddings goes with the head."""
     family = skeleton.family
     if name.startswith(family.layers + "."):
         layer = int(name[len(family.layers) + 1 :].split(".")[0])
         return layer, layer_file(layer)
-    return (LAYER_EMBED, EMBED_FILE) if name == f"{family.embed}.weight" else (LAYER_HEAD, HEAD_FILE)
+    embeds = name in (f"{family.embed}.weight", f"{family.positions}.weight")
+    return (LAYER_EMBED, EMBED_FILE) if embeds else (LAYER_HEAD, HEAD_FILE)
 
 
 def _variant(
@@ -124,7 +144,7 @@ def _variant(
     made: dict[tuple[int, ...], Encoded],
 ) -> Encoded:
     """Matrices of the layers are drawn once per shape; each has the rows in another order, which is quicker to make."""
-    layer, file = _place(skeleton, name)
+    layer, file = place_of(skeleton, name)
     shape = tuple(skeleton.model.get_parameter(name).shape)
     if len(shape) == 1 or file in (EMBED_FILE, HEAD_FILE):
         return _encoded(skeleton, name, form, keep, generator)
@@ -156,7 +176,7 @@ def _turned(part: Part, rows: int) -> memoryview:
 
 
 def _encoded(skeleton: Skeleton, name: str, form: Form, keep: float, generator: torch.Generator) -> Encoded:
-    layer, file = _place(skeleton, name)
+    layer, file = place_of(skeleton, name)
     shape = tuple(skeleton.model.get_parameter(name).shape)
     if len(shape) == 1:
         return encode_dense(name, layer, file, torch.ones(shape))
@@ -186,10 +206,3 @@ def _encoded(skeleton: Skeleton, name: str, form: Form, keep: float, generator: 
 def _small(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Multiples of one step, so that rounding to int8 is quick and exact."""
     return torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8).float().mul_(_INT8_ROW_SCALE)
-
-
-def _info(path: Path) -> FileInfo:
-    with path.open("rb") as file:
-        return FileInfo(
-            name=path.name, size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest()
-        )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.memory.synthetic import place_of, publish_entries
 from efedllm.commitments.canonical import WireDtype, decode, encode
 from efedllm.compression.encode import Encoded, encode_dense, encode_factors, encode_packed
 from efedllm.compression.lowbit import Factors, LowBit
@@ -22,18 +23,7 @@ from efedllm.engine.load import TensorReader
 from efedllm.engine.protocol import Float32, Int32, StepItem
 from efedllm.engine.protocol import Sequence as TokenSequence
 from efedllm.models.families import build_skeleton, is_matrix, linear_shape
-from efedllm.models.manifest import (
-    EMBED_FILE,
-    HEAD_FILE,
-    LAYER_EMBED,
-    LAYER_HEAD,
-    FileInfo,
-    Manifest,
-    TensorInfo,
-    layer_file,
-    part_names,
-    weights_root,
-)
+from efedllm.models.manifest import FileInfo, Manifest, Quant, TensorInfo, part_names, weights_root
 from efedllm.models.packing import group_count
 from efedllm.models.tensorfile import Part, TensorFile, write_tensor_file
 from tests.model_fixtures import family_config
@@ -69,48 +59,19 @@ def _tensor(name: str, shape: Sequence[int], center: float = 0.0, width: float =
 
 def publish_counters(directory: Path, family: str, form: Form) -> Manifest:
     """Write the tiny model of `family`, every number of it from counters: no LAPACK, no torch.randn."""
-    directory.mkdir(parents=True, exist_ok=True)
-    config = family_config(family)
-    skeleton = build_skeleton(config, "eager")
-    config.save_pretrained(directory)
-    entries = list(_encoded(skeleton, form))
-    files: dict[str, dict[str, Part]] = {}
-    for entry in entries:
-        files.setdefault(entry.info.file, {}).update(entry.parts)
-    for name, parts in files.items():
-        write_tensor_file(directory / name, parts)
-    tensors = tuple(sorted((e.info for e in entries), key=lambda t: (t.layer, t.name)))
-    infos = tuple(_info(directory / name) for name in sorted([*files, "config.json"]))
-    manifest = Manifest(
-        architecture=type(skeleton.model).__name__,
-        model_type=config.model_type,
-        layers=skeleton.layers,
-        hidden=skeleton.hidden,
-        vocab=skeleton.vocab,
-        tied=skeleton.tied,
-        dtype="float32",
-        method="truncate",
-        keep=1.0,
-        quant="packed" if isinstance(form, str) else "int8",
-        tensors=tensors,
-        files=infos,
-        weights_root="0x" + weights_root(tensors, infos).hex(),
-        created_by="test",
-    )
-    manifest.save(directory)
-    return manifest
+    skeleton = build_skeleton(family_config(family), "eager")
+    files: dict[str, list[Encoded]] = {}
+    for entry in _encoded(skeleton, form):
+        files.setdefault(entry.info.file, []).append(entry)
+    quant: Quant = "packed" if isinstance(form, str) else "int8"
+    return publish_entries(directory, skeleton, files.values(), quant=quant, created_by="test")
 
 
 def _encoded(skeleton: Any, form: Form) -> Iterator[Encoded]:
     family = skeleton.family
     matrices = 0
     for name, parameter in skeleton.model.named_parameters():
-        if name.startswith(family.layers + "."):
-            layer = int(name[len(family.layers) + 1 :].split(".")[0])
-            file = layer_file(layer)
-        else:
-            embeds = name in (f"{family.embed}.weight", f"{family.positions}.weight")
-            layer, file = (LAYER_EMBED, EMBED_FILE) if embeds else (LAYER_HEAD, HEAD_FILE)
+        layer, file = place_of(skeleton, name)
         if parameter.ndim == 1:
             center = 0.0 if name.endswith("bias") else 1.0
             yield encode_dense(name, layer, file, _tensor(name, tuple(parameter.shape), center))
@@ -199,7 +160,7 @@ def publish_repacked(source: Path, directory: Path) -> Manifest:
         write_tensor_file(directory / name, parts_of_file)
     new = {entry.info.name: entry.info for entry in entries}
     tensors = tuple(new.get(t.name, t) for t in manifest.tensors)
-    infos = tuple(_info(directory / f.name) for f in manifest.files)
+    infos = tuple(FileInfo.of(directory / f.name) for f in manifest.files)
     changes = {
         "quant": "packed",
         "tensors": tensors,
@@ -219,11 +180,6 @@ def _rounded(w: Tensor, group: int = 32) -> LowBit:
     steps = (mult * scale.double().unsqueeze(1)).repeat_interleave(group, dim=1)
     q = (w / steps).round().clamp(-8, 7).to(torch.int8)
     return LowBit(q, mult.to(torch.int8), scale, 4, group)
-
-
-def _info(path: Path) -> FileInfo:
-    data = path.read_bytes()
-    return FileInfo(name=path.name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def load_parts(directory: Path, parts: int, kernel: Kernel | None = None, threads: int = 1) -> list[ExactShardEngine]:
