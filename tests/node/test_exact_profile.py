@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from tests.live_network import LiveNetwork
 from tests.node.node_kit import Lab
 
 PROMPT = [7, 3, 90, 11, 42]
-WARM = {"temperature_milli": 1500, "top_k": 40, "top_p_ppm": 970_000, "seed": bytes(range(32))}
+WARM: dict[str, Any] = {"temperature_milli": 1500, "top_k": 40, "top_p_ppm": 970_000, "seed": bytes(range(32))}
 
 
 @pytest.fixture(scope="module")
