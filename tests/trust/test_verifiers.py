@@ -79,6 +79,17 @@ def test_at_the_recommended_share_one_lazy_verifier_loses_even_if_it_keeps_silen
     assert canaries.lazy_utility(none, games.SEATS, 0) == pytest.approx(game.reward)
 
 
+def test_at_the_recommended_share_the_game_has_the_lazy_and_the_copying_lose_and_the_honest_earn() -> None:
+    """Production, a float model; four of each kind, so that some hundred epochs hold enough canaries."""
+    game = games.game(Profile.load("production"), ECONOMY, taps=False, canaries=games.CANARIES)
+    deviants = [kind for kind in (d.LAZY_PASS, d.SILENT, d.COPY) for _ in range(4)]
+    out = d.play(game, [d.HONEST] * (games.SEATS - len(deviants)) + deviants, 300)
+    assert out[d.HONEST].per_audit > 0
+    assert out[d.HONEST].slashed == 0
+    for kind in set(deviants):
+        assert out[kind].per_audit < 0, kind
+
+
 @pytest.mark.parametrize(("kind", "column"), [(d.LAZY_PASS, "deviation_bps"), (d.SILENT, "no_reveal_bps")])
 def test_canaries_deter_from_the_share_that_the_formula_gives(kind: str, column: str) -> None:
     """With so small a stake that the share is a few per cent, a game of some hundred epochs shows both sides of it."""
