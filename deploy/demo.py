@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +74,21 @@ class Cheater:
     slashed: int = 0
     severe: bool = False
     tx: str = ""
+
+
+def exclusions_end(nodes: Iterable[NodeInfo]) -> int | None:
+    """First epoch in which every one of `nodes` may work; None when they all may now."""
+    return max((node.jailed_until for node in nodes if node.standing == EXCLUDED), default=None)
+
+
+def came_out_well(before: NodeInfo, after: NodeInfo, failed: bool, theta: int) -> bool:
+    """Whether an honest node's audit went well: it is trusted and active. One that cheated in an earlier demo on this
+    chain takes many epochs to get there: its trust must have grown."""
+    if failed or after.standing == EXCLUDED:
+        return False
+    if before.offences:
+        return after.trust_ppm > before.trust_ppm
+    return after.trust_ppm >= theta and after.standing == ACTIVE
 
 
 @dataclass
@@ -170,6 +185,11 @@ class Demo:
     async def _honest_round(self) -> None:
         # A seat taken in one epoch counts from the next one on.
         epoch = await self._driver.start_next_epoch()
+        free = exclusions_end((await self._infos()).values())
+        if free is not None:
+            self._say(f"A node that cheated in an earlier demo is excluded until epoch {free}: going there.")
+            epoch = await self._driver.start_epoch(free)
+        before = await self._infos()
         seats = await self._chain.call("SeatRegistry", "seatsOf", epoch)
         self._check("verifiers seated", len(seats) == len(self._network.verifiers), f"{len(seats)} seats")
         self._say(f"Round 1, epoch {epoch}: the wallet {self._network.wallet.address} buys two inferences.")
@@ -186,17 +206,24 @@ class Demo:
         self._check("every node got work", everyone == {*first.route, *second.route})
         self._say("The epoch: batches, seed, audits, verdicts, pay.")
         await self._audit(epoch, [first, second])
+        failures = await self._chain.history("VerifierCommittee", "NodeFailed")
+        failed = {event.args["node"] for event in failures if event.args["epoch"] == epoch}
+        theta, after = await self._theta(), await self._infos()
         for member in self._network.nodes:
-            info = await self._chain.node(member.address)
+            node = member.address
             self._check(
                 f"{member.name} passed its audit",
-                info.trust_ppm >= await self._theta() and info.standing == ACTIVE,
-                f"trust {info.trust_ppm / 1e6:.3f}, standing {info.standing}",
+                came_out_well(before[node], after[node], node in failed, theta),
+                f"trust {after[node].trust_ppm / 1e6:.3f}, standing {after[node].standing}",
             )
         claims = await self._chain.history("RewardPool", "RewardClaimed")
         paid = {event.args["account"] for event in claims if event.args["epoch"] == epoch}
-        working = everyone | set(seats)
+        # Nodes on probation live on fees alone.
+        working = {node for node in everyone if after[node].standing == ACTIVE} | set(seats)
         self._check("nodes and verifiers were rewarded", working <= paid, f"{len(paid & working)} of {len(working)}")
+
+    async def _infos(self) -> dict[str, NodeInfo]:
+        return {member.address: await self._chain.node(member.address) for member in self._network.nodes}
 
     async def _theta(self) -> int:
         return int((await self._chain.call("VerifierCommittee", "params")).theta)

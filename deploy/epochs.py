@@ -58,7 +58,10 @@ class EpochDriver:
 
     async def start_next_epoch(self) -> int:
         """Go to the beginning of the next epoch and return its number."""
-        epoch = (await self._chain.now()).epoch + 1
+        return await self.start_epoch((await self._chain.now()).epoch + 1)
+
+    async def start_epoch(self, epoch: int) -> int:
+        """Go to the beginning of `epoch`, which must not be past, and return it."""
         await self._clock.skip_to(epoch, 0.01)
         return epoch
 

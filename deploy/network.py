@@ -12,7 +12,7 @@ from typing import IO, Any, Self, TypeVar
 
 from eth_account.signers.local import LocalAccount
 
-from deploy.accounts import Keys, Purse, fund
+from deploy.accounts import Keys, Purse, fund, replace_slashed
 from deploy.bundled import ensure_model
 from deploy.deployer import deploy_contracts
 from deploy.devclock import DevClock, tick
@@ -159,7 +159,12 @@ class LocalNetwork:
             self._published = await publish(self.chain, self.model_dir)
             self._make_members(manifest.layers)
             self._report("funding accounts")
-            await fund(self.chain, [self.wallet, *(member.purse for member in self.nodes + self.verifiers)])
+            purses = [member.purse for member in self.nodes + self.verifiers]
+            await fund(self.chain, [self.wallet, *purses])
+            if self.is_local:
+                # Else a node that cheated in an earlier demo could not start again for want of stake.
+                for name in await replace_slashed(self.chain, purses):
+                    self._report(f"{name} gets back the stake that was slashed")
             if self.options.processes:
                 await self._start_members()
             self._write_network_file()

@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from deploy.accounts import GAS_MONEY, Keys, fund
+from deploy.accounts import GAS_MONEY, Keys, fund, replace_slashed
 from deploy.bundled import ModelChoice, cached, ensure_model
 from deploy.demo_cli import wipe
 from deploy.homefiles import lock_home
@@ -180,6 +180,22 @@ async def test_funding_twice_pays_once(deployed: LiveNetwork, chain: Chain, tmp_
     assert (tmp_path / "password").stat().st_mode & 0o077 == 0
     assert isinstance(chain, Readers)
     assert deployed.deployment == Deployment.load(deployed.path)
+
+
+async def test_what_was_slashed_is_replaced_once(deployed: LiveNetwork, chain: Chain, tmp_path: Path) -> None:
+    keys = Keys(tmp_path, light=True)
+    purses = [keys.purse("a", 5 * WEI), keys.purse("b", 7 * WEI)]
+    await fund(chain, purses)
+    assert await replace_slashed(chain, purses) == []
+    account = keystore.load(purses[0].path, keystore.read_password(purses[0].password_file))
+    async with await Chain.connect(deployed.rpc_url, deployed.deployment, account) as slashed:
+        await slashed.ensure_allowance("StakeVault", 3 * WEI)
+        await slashed.send("StakeVault", "stake", 3 * WEI)
+        assert await replace_slashed(chain, purses) == []
+        await slashed.send("EfedToken", "burn", WEI)
+    assert await replace_slashed(chain, purses) == ["a"]
+    assert await replace_slashed(chain, purses) == []
+    assert [await chain.token_balance(purse.address) for purse in purses] == [2 * WEI, 7 * WEI]
 
 
 async def test_model_server_serves_the_manifests_files_and_nothing_else(model: Path) -> None:
