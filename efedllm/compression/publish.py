@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import efedllm
 from efedllm.compression.encode import DTYPE_NAMES, Encoded, encode_dense
@@ -60,7 +58,7 @@ def make_manifest(
         if (original.source / name).is_file():
             shutil.copyfile(original.source / name, out / name)
     plain = [name for name in PLAIN_NAMES if (out / name).is_file()]
-    files = tuple(_file_info(out / name) for name in sorted({*plain, *(entry.file for entry in entries)}))
+    files = tuple(FileInfo.of(out / name) for name in sorted({*plain, *(entry.file for entry in entries)}))
     tensors = tuple(sorted(entries, key=lambda t: (t.layer, t.name)))
     named = skeleton.config.architectures
     return Manifest(
@@ -89,9 +87,3 @@ def _quant(options: CompressOptions, original: Original, entries: Sequence[Tenso
         return "packed"
     rows = any(entry.dtype == "int8" and entry.name in original.shapes for entry in entries)
     return "int8" if rows else options.quant
-
-
-def _file_info(path: Path) -> FileInfo:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileInfo(name=path.name, size=path.stat().st_size, sha256=digest)
