@@ -45,7 +45,7 @@ class Product:
 def run(library: Library, turns: int, say: Callable[[str], None]) -> dict[str, Any]:
     """The peaks of this machine, the rates of every product, and the least share of the peak at 64 tokens and more."""
     variants = [v for v in library.variants if library.peak(v, 1)]
-    # glibc keeps twice the largest block ever freed: with less, outputs would be fresh pages of the system at every call.
+    # glibc keeps twice the largest block ever freed; with less, every output would be fresh pages of the system.
     torch.empty(24 << 20, dtype=torch.uint8)
     spins: dict[Variant, list[float]] = {v: [] for v in variants}
     found: list[tuple[tuple[int, int], int, str, Variant, list[float]]] = []

@@ -28,7 +28,7 @@ INLINE words weigh(const int16_t *from, int64_t step) {
     return ((words)sum & 0xffff) + ((words)sum >> 16) + CUT;
 }
 
-/* Adds `more` to the weights of `wide` panels; where a row's would be too much, weights begin again with `more`: returns 1. */
+/* Adds `more` to the weights of `wide` panels. Where a row's would be too much, they begin again with `more`: returns 1. */
 INLINE int outweighs(words *weights, const words *more, int64_t wide) {
     uint32_t over[ROWS], any = 0;
     words excess = {0};
@@ -43,8 +43,8 @@ INLINE int outweighs(words *weights, const words *more, int64_t wide) {
     return any != 0;
 }
 
-/* Columns [start, start + columns) of panels [p, p + wide) -> int16 [columns / 2][wide][ROWS][2]; returns the number of cuts,
- * whose ends are counted in columns from `start`. */
+/* Columns [start, start + columns) of panels [p, p + wide) -> int16 [columns / 2][wide][ROWS][2]. Returns the number of
+ * cuts, whose ends are counted in columns from `start`. */
 static int64_t unpack_block(const matrix *m, const layout *l, int64_t p, int64_t wide, int64_t start, int64_t columns,
                             int16_t *to, int64_t *ends) {
     const int64_t step = wide * ROWS * 2, size = panel_bytes(m);

@@ -11,7 +11,8 @@
 
 enum { STEP = 1, WIDE = 1, HEIGHT = 3 };
 
-static inline void sum(const uint8_t *w, int64_t tiles, const int16_t *q, int64_t stride, int32_t (*sums)[ROWS], const int T) {
+static inline void sum(const uint8_t *w, int64_t tiles, const int16_t *q, int64_t stride, int32_t (*sums)[ROWS],
+                       const int T) {
     int32x4_t s[ROWS];
     (void)stride, (void)T;
     for (int r = 0; r < ROWS; r++) s[r] = vdupq_n_s32(0);

@@ -7,7 +7,8 @@
 
 enum { STEP = 1 };
 
-static inline void sum(const uint8_t *w, int64_t tiles, const int16_t *q, int64_t stride, int32_t (*sums)[ROWS], const int T) {
+static inline void sum(const uint8_t *w, int64_t tiles, const int16_t *q, int64_t stride, int32_t (*sums)[ROWS],
+                       const int T) {
     (void)stride, (void)T;
     memset(sums, 0, sizeof *sums);
     for (int64_t k = 0; k < tiles; k++, q += 4)

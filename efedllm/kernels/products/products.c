@@ -2,7 +2,8 @@
  * in float32. Called through ctypes (native.py), which checks every shape first. No Python, no allocation, no state.
  *
  * This file chooses the instruction set, shares out rows to threads and puts whole linear maps together; the loops are in
- * plain.c, avx2.c, vnni.c and neon.c, which include few.h, many.h, floats.h and tokens.h; tiles.c has the layout in memory, peak.c a yardstick.
+ * plain.c, avx2.c, vnni.c and neon.c, which include few.h, many.h, floats.h and tokens.h; tiles.c has the layout in
+ * memory, peak.c a yardstick.
  *
  * Built with -ffp-contract=off: the exact products must not fuse a multiplication with an addition.
  */
@@ -142,7 +143,8 @@ static void multiply(const functions *f, int threads, const matrix *m, integers 
     const int enough = f->many && x->a.tokens >= f->from && (m->bits != 8 || !m->mult);
     const arrange_function arrange = enough ? f->arrange_many : f->arrange_few;
     const int64_t kind = m->mult ? -m->bits : m->bits;
-    if (x->arranged != arrange || x->kind != kind || had->group != l.group || had->padded != l.padded || had->cols != l.cols) {
+    if (x->arranged != arrange || x->kind != kind || had->group != l.group || had->padded != l.padded ||
+        had->cols != l.cols) {
         arrange(m, x->q, &x->a, x->space);
         x->arranged = arrange, x->kind = kind;
     }

@@ -35,7 +35,7 @@ typedef struct {
     layout shape;
     int64_t tokens;
     const double *scale;      /* [tokens] */
-    const int16_t *q;         /* few: [tokens][cols]; many: [blocks][tokens][columns of the block], columns 1 and 2 of 4 swapped */
+    const int16_t *q;         /* few: [tokens][cols]; many: [blocks][tokens][columns of a block], columns 1 and 2 of 4 swapped */
     const int8_t *high, *low; /* few, AVX-512: [tokens][cols]: q = 256 high + low */
     const int32_t *sums;      /* few, AVX-512: [strips][tokens][2]: of high and of low, times -2^(bits-1) */
     const float *x;           /* float profile: [tokens][cols] */

@@ -10,6 +10,10 @@
  */
 #include "products.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 /* One value of a panel; column in padded coordinates. */
 static int get(const uint8_t *panel, int64_t bits, int row, int64_t column) {
     int64_t tile = column / 4, byte = row * 4 + column % 4;
@@ -60,10 +64,21 @@ static uint8_t stored(const uint8_t *row, int64_t bits, int64_t index) {
     return (uint8_t)(word >> bit % 8 & ((1u << bits) - 1));
 }
 
+/* A stream through pages of 4 kB waits at each for its address; where the system has pages of 2 MB to give, ask for them. */
+static void ask_for_large_pages(const uint8_t *from, int64_t size) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const int64_t page = 2 << 20, start = up((int64_t)from, page), end = ((int64_t)from + size) / page * page;
+    if (end > start) (void)madvise((void *)start, (size_t)(end - start), MADV_HUGEPAGE);
+#else
+    (void)from, (void)size;
+#endif
+}
+
 /* Published rows (int8, or packed as models/packing.py says) of `stride` bytes -> tiles. */
 void efl_tile(const matrix *m, const uint8_t *rows, int64_t stride, uint8_t *tiles) {
     const layout l = layout_of(m);
     const int64_t size = panel_bytes(m);
+    ask_for_large_pages(tiles, efl_tile_bytes(m));
     uint8_t unit[8 * TILE] __attribute__((aligned(64)));
     for (int64_t start = 0; start < m->rows; start += ROWS, tiles += size) {
         const int64_t count = least(m->rows - start, ROWS);

@@ -126,7 +126,8 @@ INLINE void pass_of(const pass *a, const layout *l, int64_t strip, const int T, 
                         const __m512d down = _mm512_cvtepi32_pd(i ? _mm512_extracti64x4_epi64(below[t], 1)
                                                                   : _mm512_castsi512_si256(below[t]));
                         double *to = a->totals[t] + 8 * i;
-                        _mm512_storeu_pd(to, _mm512_add_pd(_mm512_loadu_pd(to), _mm512_fmadd_pd(up, _mm512_set1_pd(256), down)));
+                        const __m512d all = _mm512_fmadd_pd(up, _mm512_set1_pd(256), down);
+                        _mm512_storeu_pd(to, _mm512_add_pd(_mm512_loadu_pd(to), all));
                     }
                     above[t] = below[t] = _mm512_setzero_si512();
                 }
@@ -178,7 +179,8 @@ static void few(const matrix *m, const activations *a, const target *to, int64_t
         }
 }
 
-/* High and low bytes of the integers of every group, filled up with zeros, and minus 2^(bits-1) times their sums over each strip. */
+/* High and low bytes of the integers of every group, filled up with zeros, and their sums over each strip times
+ * -2^(bits-1). */
 static void arrange_few(const matrix *m, const int16_t *q, activations *a, char *space) {
     const layout l = layout_of(m);
     const int64_t n = a->tokens, strip = strip_of(m);
