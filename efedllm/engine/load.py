@@ -66,6 +66,10 @@ class ShardModules:
         return replace(self, segment=None if self.segment is None else self.segment.to(device))
 
 
+_SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"))
+"""Names of the linear modules of a block that read the same input."""
+
+
 def held_by(module: nn.Module) -> list[Tensor]:
     """Every tensor that `module` keeps in memory."""
     return [*module.parameters(), *module.buffers()]
@@ -198,6 +202,8 @@ class _FloatReader(TensorReader):
         super().__init__(tensors)
         self._library = library() if native else None
         self._scratch = Scratch()
+        # The v parts of the layer being read: followers of a stack take that of its first.
+        self._shared: dict[str, Tensor | TiledMatrix] = {}
 
     def matrix(self, file: TensorFile, name: str) -> Tensor:
         """A dense matrix, float32."""
@@ -234,15 +240,38 @@ class _FloatReader(TensorReader):
         bias = self.vector(file, f"{path}.bias", tensor.rows) if has_bias else None
         if self._library is not None and (tensor.form == "packed" or tensor.dtype == "int8"):
             check_layout(file, tensor)
-            return NativeLinear(
-                self._library, _tiled(self._library, self.parts(file, tensor), tensor, bias), self._scratch
-            )
+            published = _tiled(self._library, self.parts(file, tensor), tensor, bias)
+            if tensor.stack and published.v is not None:
+                shared = self._shared.setdefault(tensor.parts[1], published.v)
+                assert isinstance(shared, TiledMatrix)
+                published = replace(published, v=shared)
+            return NativeLinear(self._library, published, self._scratch)
         if tensor.form == "packed":
             return _packed(file, tensor, bias)
         if tensor.form == "lowrank":
             u, v = _expanded(file, tensor)
+            if tensor.stack:
+                kept = self._shared.setdefault(tensor.parts[1], v)
+                assert isinstance(kept, Tensor)
+                v = kept
             return LowRankLinear(u, v, bias)
         return DenseLinear(_expanded(file, tensor)[0], bias)
+
+    def join(self, block: nn.Module) -> None:
+        """Let modules of one input below `block`, all of which were read, compute what they share once."""
+        self._shared.clear()
+        for names in _SAME_INPUT:
+            found = [module for name in names if (module := getattr(block, name, None)) is not None]
+            native = [module for module in found if isinstance(module, NativeLinear)]
+            if len(native) > 1:
+                NativeLinear.join(native)
+            same: dict[int, list[LowRankLinear]] = {}
+            for module in found:
+                if isinstance(module, LowRankLinear):
+                    same.setdefault(module.v.data_ptr(), []).append(module)
+            for modules in same.values():
+                if len(modules) > 1:
+                    LowRankLinear.share(modules)
 
 
 def _fill(root: nn.Module, prefix: str, reader: _FloatReader, file: TensorFile) -> None:
@@ -256,6 +285,8 @@ def _fill(root: nn.Module, prefix: str, reader: _FloatReader, file: TensorFile) 
             dotted = f"{path}.{name}" if path else name
             value = reader.vector(file, prefix + dotted, parameter.numel())
             setattr(module, name, nn.Parameter(value, requires_grad=False))
+    for block in root.modules():
+        reader.join(block)
     for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
         if tensor.is_meta:
             raise _misfit(f"{prefix}{name} is not published")
