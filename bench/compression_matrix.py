@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 
 from efedllm.compression import CompressOptions, compress
+from efedllm.compression.compare import losses
+from efedllm.compression.encode import quantize_rows
 from efedllm.compression.factor import truncate, whiten_inputs, whiten_outputs
 from efedllm.compression.lowbit import quantize
 from efedllm.compression.metric import Inputs
-from efedllm.compression.plan import largest_rank
+from efedllm.compression.options import AUTO_BUDGET
+from efedllm.compression.plan import LADDER, allocate, largest_rank
+from efedllm.compression.planner import RANK
 from efedllm.compression.twosided import nested_factors
 
 SIZES = ((512, 512), (1024, 1024), (2048, 2048), (5632, 2048), (2048, 5632), (4096, 4096), (11008, 4096), (4096, 11008))
@@ -24,8 +28,6 @@ QUICK = SIZES[:3]
 # Llama-2-70B: hidden 8192, feed-forward 28672, 8 key/value heads of 128, 80 layers.
 MODEL_70B = tuple([(8192, 8192)] * 2 + [(1024, 8192)] * 2 + [(28672, 8192)] * 2 + [(8192, 28672)])
 LAYERS_70B = 80
-# GPTQ of both sides takes longest and says least about a matrix that is one of seven.
-_LARGEST_INT4 = 4096 * 4096
 _TOKENS = 512
 
 Say = Callable[[str], None]
@@ -88,14 +90,21 @@ def _methods(rows: int, cols: int) -> dict[str, Callable[[Tensor, Tensor, Tensor
     def kfac(w: Tensor, g: Tensor, c: Tensor) -> object:
         return nested_factors([w], g, [c], 2 * rank).at(rank, [rows])
 
-    methods: dict[str, Callable[[Tensor, Tensor, Tensor], object]] = {
+    def auto(w: Tensor, g: Tensor, c: Tensor) -> object:
+        """Every form compared, then the best within the default budget made, from a moment of its own."""
+        found = losses({"w": w}, {"w": c.diagonal()}, Inputs.of(g), 2, LADDER)
+        choice = allocate({"w": (rows, cols)}, found, AUTO_BUDGET)["w"]
+        if choice.bits >= 8:
+            return quantize_rows(w) if choice.bits == 8 else w
+        return quantize(w, Inputs.of(g), choice.bits, group=choice.group, rank=choice.rank)
+
+    return {
         "truncate": lambda w, _g, _c: truncate(w, rank),
         "whiten": whiten,
         "kfac": kfac,
+        "lowrank+int4": lambda w, g, _: quantize(w, Inputs.of(g), 4, rank=RANK),
+        "auto": auto,
     }
-    if rows * cols <= _LARGEST_INT4:
-        methods["int4 g64"] = lambda w, g, _: quantize(w, Inputs.of(g), 4)
-    return methods
 
 
 def _extrapolated(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -107,7 +116,7 @@ def _extrapolated(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
             for row in rows
             if row["method"] == name and min(row["rows"], row["cols"]) >= 1024 and row["cpu_seconds"] > 0
         ]
-        if len(points) < 2:
+        if len({size for size, _ in points}) < 2:
             continue
         mean_x, mean_y = (sum(p[i] for p in points) / len(points) for i in (0, 1))
         power = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
