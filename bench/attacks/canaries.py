@@ -45,8 +45,9 @@ def _asked(job: Job, consent: bytes, clients: tuple[str, ...] = (CLIENT.address,
 
 def unseen(lab: Lab, job: Job) -> str:
     """A canary as its node computes it, before a verifier that looks."""
-    place = canary_place(_consent(job.spec.job_id), NONCE, len(job.prompt))
-    given = Exchange(place, lab.engines[0].vocab)(0, np.asarray(lab.inputs(job, HOP)))
+    inputs = np.asarray(lab.inputs(job, HOP))
+    place = canary_place(_consent(job.spec.job_id), NONCE, len(inputs))
+    given = Exchange(place, lab.engines[0].vocab)(0, inputs)
     rows = decoded(lab.engines[HOP], given, len(job.prompt))
     wrong = rewritten(job, HOP + 1, encode(rows, job.wire))
     fault = lab.judge(wrong, HOP).fault

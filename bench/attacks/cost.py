@@ -1,150 +1,204 @@
-"""What an audit costs beside the decoding that it checks."""
+"""What an audit costs beside the decoding that it checks, on one thread, in that thread's processor time.
+
+Two ratios. Compute alone: one prefill with the comparison (on the last hop with every token), against the layers
+decoding (on the last hop with sampling). Whole: all that a verifier does with a leaf once it is fetched, against all
+that the hop does for it, trees, signatures and acknowledgements included. Sockets, disk and the chain are in neither.
+"""
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from bench.attacks.lab import RANGES, Job, Lab, Progress, decoded, prefilled
+from bench.attacks.lab import RANGES, Job, Lab, Progress
+from bench.attacks.parts import prefill_parts
+from bench.attacks.served import Audit, ServedHop, stepped
+from bench.memory.synthetic import Form, LlamaShape, publish_synthetic
+from bench.timing import timed
 from deploy.profile import Profile as NetworkProfile
-from efedllm.commitments.boundary import BoundaryTree
-from efedllm.commitments.canonical import WireDtype
-from efedllm.compression import CompressOptions, compress
 from efedllm.engine.exact.shard import ExactShardEngine
-from efedllm.engine.protocol import Executor
+from efedllm.engine.protocol import Executor, StepItem
 from efedllm.engine.shard import ShardEngine
-from efedllm.sampling import SamplingSpec
+from efedllm.kernels.native import library
+from efedllm.models.manifest import Manifest
+from verifier.rerun import check_tokens
+from verifier.statistic import compare_exact
 
 # Trust at which an honest node stands after a while, and the audit rate that follows (verification design, 5.2).
 SETTLED_TRUST = 0.94
 TARGET_RATIO = 0.10
 TARGET_LOAD = 0.03
+LAYERS = 4
+POSITIONS, PROMPT = 192, 64
+_SPIN = 200_000
+_READ = 256 << 20
+
+FORMS: tuple[tuple[str, Form], ...] = (("int8", "int8"), ("int4 with factors of rank 64", "int4+rank"))
+"""Of the larger models; the second is close to what `auto` publishes, 4.6 bits a weight."""
+
+
+@dataclass(frozen=True)
+class Race:
+    """Seconds of two pieces of work, the fastest of the turns; `ratio`: the median over the turns, which alternate."""
+
+    decode_seconds: float
+    audit_seconds: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What no audit by integer products is below here, if decoding reads its weights at full speed.
+
+    `peak_gmacs`: 10^9 products of int16 by int8 per second in registers alone; `read_gbps`: a plain read, round and
+    round, of as many bytes as the weights. Positions decoded one by one take the longer of both, a prefill the first.
+    """
+
+    peak_gmacs: float
+    read_gbps: float
+    ratio: float
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one hop of one job, the fastest of the turns; `ratio` is the median over the turns."""
+    """`compute` and `whole` as the module says; `parts`: seconds of one audit by what they go into."""
 
     what: str
     positions: int
-    decode_seconds: float
-    audit_seconds: float
-    ratio: float
+    decoded: int
+    compute: Race
+    whole: Race | None
+    bound: Bound | None
+    parts: dict[str, float]
     bytes_fetched: int
 
 
+def race(decode: Callable[[], object], audit: Callable[[], object], turns: int) -> Race:
+    """Both in turns."""
+    pairs = [(timed(decode), timed(audit)) for _ in range(turns)]
+    ratio = statistics.median(audited / decoded for decoded, audited in pairs)
+    return Race(round(min(d for d, _ in pairs), 5), round(min(a for _, a in pairs), 5), round(ratio, 4))
+
+
+def fastest(call: Callable[[], object], turns: int) -> float:
+    return min(timed(call) for _ in range(turns))
+
+
 def measure(lab: Lab, job: Job, turns: int) -> list[Cost]:
-    """Every hop of a real job: decoding it (the last hop samples too) against the whole audit of its leaf but for the
-    network: both trees, signatures, prefill, comparison, tokens."""
+    """Every hop of a real job."""
     found = []
-    for hop in range(len(RANGES)):
-        leaf = lab.leaf(job, hop)
+    for hop, (lo, hi) in enumerate(RANGES):
+        served = ServedHop(lab, job, hop)
+        audit = Audit.of(lab, job, hop, served.serve())
+        audit.whole()
+        engine = lab.engines[hop]
         found.append(
-            race(
-                f"pylib-7m layers {RANGES[hop][0]}:{RANGES[hop][1]}",
-                job.positions,
-                lambda hop=hop: _decode(lab, job, hop),  # type: ignore[misc]
-                lambda hop=hop, leaf=leaf: _audit(lab, job, hop, leaf),  # type: ignore[misc]
-                turns,
-                len(job.boundaries[hop]) + len(job.boundaries[hop + 1]),
+            Cost(
+                what=f"pylib-7m layers {lo}:{hi}",
+                positions=job.positions,
+                decoded=job.positions - len(job.prompt),
+                compute=race(served.compute, audit.compute, turns),
+                whole=race(served.serve, audit.whole, turns),
+                bound=_bound(engine, lab.manifest, job.positions, len(job.prompt)),
+                parts=_parts(audit, engine, 3 * turns),
+                bytes_fetched=len(job.boundaries[hop]) + len(job.boundaries[hop + 1]),
             )
         )
     return found
 
 
-def _decode(lab: Lab, job: Job, hop: int) -> None:
-    rows = decoded(lab.engines[hop], lab.inputs(job, hop), len(job.prompt))
-    if hop < len(RANGES) - 1:
-        return
-    spec = SamplingSpec.from_job(job.spec)
-    first = len(job.prompt) - 1
-    for i in range(len(job.emitted)):
-        row = np.ascontiguousarray(rows[first + i : first + i + 1])
-        lab.choose(lab.engines[hop], row, spec, len(job.prompt) + i)
+def _parts(audit: Audit, engine: Executor, turns: int) -> dict[str, float]:
+    job, hop = audit.job, audit.hop
+    inputs, hidden = audit.lab.inputs(job, hop), audit.lab.outputs(job, hop)
+    if isinstance(engine, ExactShardEngine):
+        parts = prefill_parts(engine, inputs, turns)
+        parts["comparing bytes"] = fastest(partial(compare_exact, job.boundaries[hop + 1], hidden), turns)
+    else:
+        parts = {"prefill": fastest(lambda: engine.step([StepItem(engine.new_sequence(), inputs)]), turns)}
+    parts["hashing both boundaries"] = fastest(audit.trees, turns)
+    parts["signatures, envelopes"] = fastest(audit.signed, turns)
+    if engine.has_head:
+        exact = isinstance(engine, ExactShardEngine)
+        tokens = fastest(lambda: check_tokens(engine, hidden, job.spec, job.emitted, exact=exact), turns)
+        first = len(job.prompt) - 1
+        logits = fastest(lambda: engine.logits(hidden[first : first + len(job.emitted)]), turns)
+        parts |= {"logits": logits, "sampling again": max(tokens - logits, 0.0)}
+    return {name: round(seconds, 6) for name, seconds in parts.items()}
 
 
-def _audit(lab: Lab, job: Job, hop: int, leaf: Any) -> None:
-    for boundary in (hop, hop + 1):
-        dtype, dim = (WireDtype.I32, 1) if boundary == 0 else (job.wire, lab.hidden)
-        tree = BoundaryTree(job.spec.job_id, boundary, dtype, dim)
-        tree.append(job.boundaries[boundary])
-        tree.root()
-    assert lab.judge(job, hop, leaf).fault is None
+def _bound(engine: Executor, manifest: Manifest, positions: int, prompt: int) -> Bound | None:
+    native = library()
+    if native is None or not isinstance(engine, ExactShardEngine):
+        return None
+    variant = native.variants[0]
+    products = native.peak(variant, _SPIN)
+    if not products:
+        return None
+    peak = products / fastest(partial(native.peak, variant, _SPIN), 9)
+    size = engine.weight_bytes
+    weights = torch.zeros(size // 8, dtype=torch.int64)
+    rounds = max(1, _READ // size)
+    read = rounds * size / fastest(lambda: [weights.sum() for _ in range(rounds)], 5)
+    multiplied = _products(manifest, engine.lo, engine.hi)
+    together, alone = multiplied / peak, max(size / read, multiplied / peak)
+    ratio = positions * together / (prompt * together + (positions - prompt) * alone)
+    return Bound(round(peak / 1e9, 1), round(read / 1e9, 2), round(ratio, 4))
 
 
-def race(
-    what: str, positions: int, decode: Callable[[], None], audit: Callable[[], None], turns: int, fetched: int
-) -> Cost:
-    """Both in turns."""
-    decoding: list[float] = []
-    auditing: list[float] = []
-    for _ in range(turns):
-        for work, seconds in ((decode, decoding), (audit, auditing)):
-            started = time.perf_counter()
-            work()
-            seconds.append(time.perf_counter() - started)
-    ratio = statistics.median(a / d for a, d in zip(auditing, decoding, strict=True))
-    return Cost(what, positions, round(min(decoding), 5), round(min(auditing), 5), round(ratio, 4), fetched)
-
-
-def larger(work: Path, turns: int, *, hidden: int, positions: int) -> list[Cost]:
-    """One hop of four layers of a random model, where fixed costs weigh less. Both profiles.
-
-    Decoding against hashing both boundaries and one prefill; comparing bytes is part of hashing them.
-    """
-    found = []
-    source = _random_checkpoint(work / f"random-{hidden}", hidden)
-    for profile in ("exact", "float"):
-        engine = _published(source, work / f"random-{hidden}-{profile}", profile)
-        generator = np.random.default_rng(5)
-        x = generator.standard_normal((positions, hidden)).astype(np.float32)
-        rows = prefilled(engine, x)
-
-        def audit(engine: Executor = engine, x: Any = x, rows: Any = rows) -> None:
-            for boundary in (x, rows):
-                tree = BoundaryTree(bytes(32), 1, WireDtype.F32, hidden)
-                tree.append(boundary.tobytes())
-                tree.root()
-            prefilled(engine, x)
-
-        def decode(engine: Executor = engine, x: Any = x) -> None:
-            decoded(engine, x, positions // 3)
-
-        what = f"random, 4 layers of width {hidden}, {profile}"
-        found.append(race(what, positions, decode, audit, turns, x.nbytes + rows.nbytes))
+def _products(manifest: Manifest, lo: int, hi: int) -> int:
+    """Products of one position in the matrices of layers [lo, hi)."""
+    found = 0
+    for t in manifest.tensors_for(lo, hi):
+        if t.cols > 1 and lo <= t.layer < hi:
+            found += (0 if t.form == "lowrank" else t.rows * t.cols) + t.rank * (t.rows + t.cols)
     return found
 
 
-def _random_checkpoint(out: Path, hidden: int) -> Path:
-    import torch
-    import transformers
+def larger(work: Path, turns: int, width: int, say: Progress) -> list[Cost]:
+    """One hop of four layers of a random model in the forms that are published, and its int8 form in floats."""
+    found = []
+    shape = LlamaShape(width, int(2.75 * width) // 64 * 64, LAYERS + 1, width // 64, max(1, width // 256), 512)
+    x = np.random.default_rng(5).standard_normal((POSITIONS, width)).astype(np.float32)
+    for name, form in FORMS:
+        path = work / f"random-{width}-{form}"
+        manifest = publish_synthetic(path, shape, form)
+        for kind, profile in ((ExactShardEngine, "exact"), (ShardEngine, "float")):
+            if profile == "float" and form != "int8":
+                continue
+            what = f"random, {LAYERS} layers of width {width}, {name}, {profile}"
+            say(f"cost of an audit: {what}")
+            engine: Executor = kind.load(path, 1, LAYERS + 1, threads=1)
 
-    torch.manual_seed(3)
-    config = transformers.LlamaConfig(
-        vocab_size=512,
-        hidden_size=hidden,
-        intermediate_size=int(2.75 * hidden) // 64 * 64,
-        num_hidden_layers=5,
-        num_attention_heads=hidden // 64,
-        num_key_value_heads=max(1, hidden // 256),
-        max_position_embeddings=1024,
-        tie_word_embeddings=False,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(out)
-    return out
+            def decode(engine: Executor = engine) -> None:
+                sequence = engine.new_sequence()
+                stepped(engine, sequence, x[:PROMPT])
+                for at in range(PROMPT, POSITIONS):
+                    stepped(engine, sequence, x[at : at + 1])
 
+            def audit(engine: Executor = engine) -> None:
+                stepped(engine, engine.new_sequence(), x)
 
-def _published(source: Path, out: Path, profile: str) -> Executor:
-    """Layers 1 to 5 of the random model as int8 rows."""
-    compress(CompressOptions(str(source), out, method="int8", quant="int8"))
-    kind = ExactShardEngine if profile == "exact" else ShardEngine
-    return kind.load(out, 1, 5, threads=1)
+            parts = prefill_parts(engine, x, turns) if isinstance(engine, ExactShardEngine) else {}
+            found.append(
+                Cost(
+                    what=what,
+                    positions=POSITIONS,
+                    decoded=POSITIONS - PROMPT,
+                    compute=race(decode, audit, turns),
+                    whole=None,
+                    bound=_bound(engine, manifest, POSITIONS, PROMPT),
+                    parts={part: round(seconds, 6) for part, seconds in parts.items()},
+                    bytes_fetched=2 * x.nbytes,
+                )
+            )
+    return found
 
 
 @dataclass(frozen=True)
@@ -163,9 +217,8 @@ def load(network: str, ratio: float) -> Load:
     committee = NetworkProfile.load(network).committee
     low, high = committee.p_min / 1e6, committee.p_max / 1e6
     rate = low + (high - low) * (1 - SETTLED_TRUST)
-    return Load(
-        network, committee.committee_size, round(rate, 4), ratio, round(rate * committee.committee_size * ratio, 4)
-    )
+    share = rate * committee.committee_size * ratio
+    return Load(network, committee.committee_size, round(rate, 4), round(ratio, 4), round(share, 4))
 
 
 def report(lab: Lab, job: Job, work: Path, *, quick: bool, say: Progress) -> dict[str, Any]:
@@ -173,17 +226,19 @@ def report(lab: Lab, job: Job, work: Path, *, quick: bool, say: Progress) -> dic
     turns = 3 if quick else 7
     say(f"{lab.profile}: cost of an audit")
     hops = measure(lab, job, turns)
-    ratio = sum(c.audit_seconds for c in hops) / sum(c.decode_seconds for c in hops)
+    ratio = sum(c.compute.audit_seconds for c in hops) / sum(c.compute.decode_seconds for c in hops)
+    wholes = [c.whole for c in hops if c.whole is not None]
+    whole = sum(w.audit_seconds for w in wholes) / sum(w.decode_seconds for w in wholes)
     result: dict[str, Any] = {
         "hops": [asdict(c) for c in hops],
         "route_ratio": round(ratio, 4),
+        "route_whole_ratio": round(whole, 4),
         "load": [asdict(load(name, ratio)) for name in ("testnet", "production")],
+        "load_whole": [asdict(load(name, whole)) for name in ("testnet", "production")],
         "target_ratio": TARGET_RATIO,
         "target_load": TARGET_LOAD,
     }
     if lab.profile == "exact":
-        say("cost of an audit of larger random models")
-        widths = (512,) if quick else (1024, 2048)
-        found = [cost for width in widths for cost in larger(work, 2, hidden=width, positions=192)]
+        found = [cost for width in ((512,) if quick else (1024, 2048)) for cost in larger(work, 3, width, say)]
         result["larger"] = [asdict(cost) for cost in found]
     return result

@@ -79,10 +79,13 @@ def summary(result: dict[str, Any]) -> list[str]:
         if "cost" in part:
             cost = part["cost"]
             lines.append(
-                f"{profile}: an audit takes {cost['route_ratio']:.1%} of the decoding that it checks; all audits "
+                f"{profile}: an audit computes {cost['route_ratio']:.1%} of the decoding that it checks, with hashes "
+                f"and signatures {cost['route_whole_ratio']:.1%} of the hop; all audits "
                 + ", ".join(f"{load['share']:.1%} ({load['network']})" for load in cost["load"])
             )
-            lines += [f"{profile}: {item['what']}: {item['ratio']:.1%}" for item in cost.get("larger", [])]
+            for item in [*cost["hops"], *cost.get("larger", [])]:
+                bound = "" if item["bound"] is None else f", no audit here below {item['bound']['ratio']:.1%}"
+                lines.append(f"{profile}: {item['what']}: {item['compute']['ratio']:.1%}{bound}")
     if "aimed" not in result.get("float", {}):
         return lines
     aimed = result["float"]["aimed"]

@@ -199,6 +199,19 @@ static void NAME(add)(const float *x, const double *y, int64_t n, float *out) {
     }
 }
 
+static void NAME(tap)(const double *x, int64_t n, int64_t width, const int64_t *where, int64_t count, char *out) {
+    for (int64_t row = 0; row < n; row++, x += width) {
+        double scale = NAME(largest)(x, width) / Q_MAX;
+        scale = scale < TINY ? TINY : scale;
+        memcpy(out, &scale, sizeof scale);
+        out += sizeof scale;
+        for (int64_t i = 0; i < count; i++, out += 2) {
+            const int16_t q = (int16_t)(int32_t)rint(x[where[i]] / scale);
+            memcpy(out, &q, sizeof q);
+        }
+    }
+}
+
 static int NAME(canonical)(const double *x, int64_t n, float *out) {
     uint32_t odd = 0;
     for (int64_t i = 0; i < n; i++) {

@@ -1,7 +1,7 @@
 /* Choosing tokens from logits, included once by steps.c; docs/exact.md says how, efedllm/exact_sampling.py is the same in
  * numpy. Time is linear in the vocabulary, whatever the logits are. */
 
-enum { FIRST_DIGITS = 11, DIGITS = 1 << FIRST_DIGITS };
+enum { DIGITS = 256 };
 
 /* In the order of the numbers; -0 is 0. */
 INLINE uint32_t key_of(float x) {
@@ -15,13 +15,11 @@ INLINE uint32_t key_of(float x) {
  * *left is what those of equal keys have to bring. room: n keys and n masses, which `keys` and `masses` may be. */
 static uint32_t crossing(const uint32_t *keys, const int32_t *masses, int64_t n, int64_t limit, int64_t *left,
                          uint32_t *key_room, int32_t *mass_room) {
-    static const int shifts[3] = {21, 10, 0};
     uint32_t found = 0;
-    for (int level = 0; level < 3; level++) {
-        const int shift = shifts[level], digits = level < 2 ? DIGITS : DIGITS / 2;
+    for (int shift = 24; shift >= 0; shift -= 8) {
         int64_t sums[DIGITS] = {0};
-        for (int64_t i = 0; i < n; i++) sums[keys[i] >> shift & (digits - 1)] += masses ? masses[i] : 1;
-        int digit = digits - 1;
+        for (int64_t i = 0; i < n; i++) sums[keys[i] >> shift & (DIGITS - 1)] += masses ? masses[i] : 1;
+        int digit = DIGITS - 1;
         for (; sums[digit] < limit; digit--) limit -= sums[digit];
         found |= (uint32_t)digit << shift;
         int64_t kept = 0;
@@ -29,7 +27,7 @@ static uint32_t crossing(const uint32_t *keys, const int32_t *masses, int64_t n,
             const uint32_t key = keys[i];
             if (masses) mass_room[kept] = masses[i];
             key_room[kept] = key;
-            kept += (int)(key >> shift & (digits - 1)) == digit;
+            kept += (int)(key >> shift & (DIGITS - 1)) == digit;
         }
         keys = key_room, n = kept;
         if (masses) masses = mass_room;

@@ -135,7 +135,7 @@ typedef struct {
 #endif
 
 #define STEPS(level) {norm_##level, heads_##level, attend_##level, gated_##level, gelu_##level, add_##level, canonical_##level, \
-                      weights_##level}
+                      tap_##level, weights_##level}
 
 typedef int64_t (*weights_function)(const float *, int64_t, double, int32_t *);
 
@@ -148,6 +148,7 @@ typedef struct {
     void (*gelu)(const double *, int64_t, double *);
     void (*add)(const float *, const double *, int64_t, float *);
     int (*canonical)(const double *, int64_t, float *);
+    void (*tap)(const double *, int64_t, int64_t, const int64_t *, int64_t, char *);
     weights_function weights;
 } steps;
 
@@ -207,6 +208,12 @@ void efl_add(const float *x, const double *y, int64_t n, float *out) { chosen()-
 
 /* canonical(x), double [n] -> float. Returns whether all are finite. */
 int efl_canonical(const double *x, int64_t n, float *out) { return chosen()->canonical(x, n, out); }
+
+/* Taps of the rows of x double [n, width]: each its scale and its integers at `count` places, little-endian on machines that
+ * are, out [n, 8 + 2 * count] bytes. */
+void efl_tap(const double *x, int64_t n, int64_t width, const int64_t *where, int64_t count, char *out) {
+    chosen()->tap(x, n, width, where, count, out);
+}
 
 /* Bytes of work that `efl_sample` needs. */
 int64_t efl_sample_room(int64_t vocab) { return sample_room(vocab); }

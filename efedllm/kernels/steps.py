@@ -52,6 +52,7 @@ class StepsLibrary:
     gelu: Any
     add: Any
     canonical: Any
+    tap: Any
     sample_room: Any
     sample: Any
     highest: Any
@@ -76,6 +77,7 @@ def load_steps(path: Path) -> StepsLibrary:
         gelu=function("efl_gelu", p, i, p),
         add=function("efl_add", p, p, i, p),
         canonical=function("efl_canonical", p, i, p, result=c_int),
+        tap=function("efl_tap", p, i, i, p, i, p),
         sample_room=function("efl_sample_room", i, result=i),
         sample=function("efl_sample", p, i, i, i, i, i, p, p, p),
         highest=function("efl_highest", p, i, i, i, p, p),

@@ -87,7 +87,7 @@ class ExactLayer:
         x = steps.add(x, self.attention(steps, steps.norm(self.attention_norm, x), angles, slot, batch))
         hidden = self.mlp.hidden(steps, steps.norm(self.mlp_norm, x))
         if tap is not None:
-            tap.take(hidden)
+            tap.take(steps, hidden)
         return steps.add(x, self.mlp.down(hidden))
 
     @property

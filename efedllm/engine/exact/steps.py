@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from efedllm.engine.exact.arithmetic import LOG2_E, canonical, gelu_tanh, layer_norm, quantize, rms_norm, silu
+from efedllm.engine.exact.arithmetic import (
+    LOG2_E,
+    canonical,
+    gelu_tanh,
+    layer_norm,
+    quantization_scale,
+    quantize,
+    rms_norm,
+    silu,
+)
 from efedllm.engine.exact.attention import attend
 from efedllm.engine.exact.cache import CachedLayer
 from efedllm.engine.exact.products import Kernel
@@ -84,6 +96,10 @@ class Steps(Protocol):
     def canonical(self, y: Tensor) -> tuple[Tensor, bool]:
         """canonical(y), float32, and whether all of it is finite."""
 
+    def tap(self, hidden: Tensor, where: Tensor) -> npt.NDArray[np.uint8]:
+        """hidden [n, width], places int64 [t] -> uint8 [n, 8 + 2 t]: of each row the scale, little-endian float64, and
+        the integers at those places, little-endian int16."""
+
 
 class TorchSteps:
     def norm(self, norm: Norm, x: Tensor) -> Tensor:
@@ -116,6 +132,12 @@ class TorchSteps:
     def canonical(self, y: Tensor) -> tuple[Tensor, bool]:
         out = canonical(y)
         return out, bool(torch.isfinite(out).all())
+
+    def tap(self, hidden: Tensor, where: Tensor) -> npt.NDArray[np.uint8]:
+        scale = quantization_scale(hidden)
+        integers = (hidden[:, where] / scale).round_().to(torch.int16)
+        parts = [scale.numpy().astype("<f8").view(np.uint8), integers.numpy().astype("<i2").view(np.uint8)]
+        return np.concatenate(parts, axis=1)
 
 
 class NativeSteps:
@@ -216,10 +238,17 @@ class NativeSteps:
         out = torch.empty(y.shape)
         return out, bool(self._c.canonical(y.data_ptr(), y.numel(), out.data_ptr()))
 
+    def tap(self, hidden: Tensor, where: Tensor) -> npt.NDArray[np.uint8]:
+        hidden = hidden.contiguous()
+        out = torch.empty((len(hidden), 8 + 2 * len(where)), dtype=torch.uint8)
+        self._c.tap(hidden.data_ptr(), *hidden.shape, where.data_ptr(), len(where), out.data_ptr())
+        return out.numpy()
+
 
 def steps_for(kernel: Kernel, head_dim: int) -> Steps:
     """In C with the native products, where the library is there and takes the heads; else in torch."""
-    library = steps_library() if kernel is Kernel.NATIVE and head_dim <= MOST_DIM else None
+    usable = kernel is Kernel.NATIVE and head_dim <= MOST_DIM and sys.byteorder == "little"
+    library = steps_library() if usable else None
     return TorchSteps() if library is None else NativeSteps(library)
 
 

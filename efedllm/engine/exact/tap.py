@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from efedllm.engine.exact.arithmetic import quantization_scale
+from efedllm.engine.exact.steps import Steps
 from efedllm.engine.taps import tap_coordinates
 
 
@@ -19,13 +19,10 @@ class Tap:
         self._layer = layer
         self._blocks: list[npt.NDArray[np.uint8]] = []
 
-    def take(self, hidden: Tensor) -> None:
+    def take(self, steps: Steps, hidden: Tensor) -> None:
         """hidden float64 [n, width]: the next rows of the pass."""
-        scale = quantization_scale(hidden)
         where = torch.tensor(tap_coordinates(self._root, self._layer, hidden.shape[1]))
-        integers = (hidden[:, where] / scale).round_().to(torch.int16)
-        parts = [scale.numpy().astype("<f8").view(np.uint8), integers.numpy().astype("<i2").view(np.uint8)]
-        self._blocks.append(np.concatenate(parts, axis=1))
+        self._blocks.append(steps.tap(hidden, where))
 
     @property
     def rows(self) -> npt.NDArray[np.uint8]:
