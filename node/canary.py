@@ -90,13 +90,15 @@ class CanaryDesk:
 
 
 def _place(record: JobRecord, canary: CanaryRecord) -> CanaryPlace:
-    return canary_place(canary.consent, canary.nonce, record.spec.prompt_tokens)
+    spec = record.spec
+    # The last sampled token is never fed; an encoder's job, which samples none, has its text's positions.
+    return canary_place(canary.consent, canary.nonce, spec.prompt_tokens + max(spec.max_new_tokens - 1, 0))
 
 
 def leaf_salt(record: JobRecord, tokens: int) -> bytes:
     """Salt of the leaf of a job that ended after `tokens` positions: random, or the one that says it is a canary.
 
-    A canary that was cancelled before its wrong position is an ordinary job: it was computed as it should be.
+    A canary that ended before its wrong position is an ordinary job: it was computed as it should be.
     """
     canary = record.canary
     if canary is None or tokens <= _place(record, canary).position:

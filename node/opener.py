@@ -117,7 +117,7 @@ class Opener:
             await self._carry_out(epoch, step, posted)
 
     async def _posted(self, epoch: int) -> tuple[PostedCanary, ...]:
-        """The epoch's canaries that went wrong: one that was cancelled before has an ordinary salt."""
+        """The epoch's canaries that went wrong: one that ended before has an ordinary salt."""
         found = []
         for item in await self._canaries.posted(epoch):
             consent, nonce = item.canary.consent, item.canary.nonce

@@ -68,13 +68,15 @@ class CanaryPlace:
     choice: int
 
 
-def canary_place(consent: bytes, nonce: bytes, prompt_tokens: int) -> CanaryPlace:
-    """The one position at which a canary's input is exchanged: of the prompt, which every job processes, and not 0
-    unless there is no other. K(00 | tag | K(consent) | nonce | u8 0) draws it, u8 1 the choice.
+def canary_place(consent: bytes, nonce: bytes, positions: int) -> CanaryPlace:
+    """The one of a job's `positions` at which a canary's input is exchanged; not 0 unless there is no other.
+
+    K(00 | tag | K(consent) | nonce | u8 0) draws it, u8 1 the choice. `positions` counts those of the longest answer
+    asked for, so that nobody finds every canary by computing prompts alone.
     """
     head = LEAF + TAG_PLACE + _consent_hash(consent) + as_h32(nonce, "nonce")
     drawn, choice = (int.from_bytes(keccak(head + bytes([i]))) for i in range(2))
-    return CanaryPlace(0 if prompt_tokens < 2 else 1 + drawn % (prompt_tokens - 1), choice)
+    return CanaryPlace(0 if positions < 2 else 1 + drawn % (positions - 1), choice)
 
 
 def fault_digest(seed: bytes, leaves: Iterable[bytes]) -> bytes:

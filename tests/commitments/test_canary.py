@@ -79,14 +79,14 @@ def test_a_consent_of_another_length(consent: bytes, code: str) -> None:
 
 
 @given(sig65, h32, st.integers(1, 5000))
-def test_it_goes_wrong_at_a_prompt_position(consent: bytes, nonce: bytes, prompt: int) -> None:
-    place = canary_place(consent, nonce, prompt)
-    assert place == canary_place(consent, nonce, prompt)
-    assert place.position < prompt
-    assert (place.position == 0) == (prompt == 1)
+def test_it_goes_wrong_at_a_position_of_the_job(consent: bytes, nonce: bytes, positions: int) -> None:
+    place = canary_place(consent, nonce, positions)
+    assert place == canary_place(consent, nonce, positions)
+    assert place.position < positions
+    assert (place.position == 0) == (positions == 1)
 
 
-def test_positions_spread_over_the_prompt() -> None:
+def test_positions_spread_over_the_job() -> None:
     places = {canary_place(bytes(65), keccak(bytes([i])), 20).position for i in range(200)}
     assert places == set(range(1, 20))
 

@@ -178,7 +178,8 @@ def test_an_ordinary_job_is_computed_as_it_is_and_has_a_salt_of_its_own() -> Non
 def test_a_canary_that_ended_before_its_place_is_an_ordinary_job() -> None:
     canary = CanaryRecord(consent(1), keccak(b"nonce"))
     record = job(1, canary)
-    place = canary_place(canary.consent, canary.nonce, len(PROMPT))
+    # The prompt, and all but the last of the four tokens asked for.
+    place = canary_place(canary.consent, canary.nonce, len(PROMPT) + 3)
     salt = canary_salt(record.job_id, 1, canary.consent, canary.nonce)
     assert leaf_salt(record, place.position + 1) == leaf_salt(record, 20) == salt
     assert salt not in {leaf_salt(record, place.position), leaf_salt(record, 0)}
