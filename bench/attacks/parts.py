@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy.typing as npt
 from torch import Tensor
 
 from efedllm.engine.exact.layer import ExactLayer
 from efedllm.engine.exact.linear import Linears
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.exact.steps import Steps
-from efedllm.engine.protocol import Float32, StepItem
+from efedllm.engine.protocol import StepItem
 
 _STEPS = {
     "norm": "norms",
@@ -74,12 +75,17 @@ def _timed_layer(layer: ExactLayer, clock: Clock) -> ExactLayer:
     )
 
 
-def prefill_parts(engine: ExactShardEngine, inputs: Float32, turns: int) -> dict[str, float]:
-    """Seconds of the parts of one prefill with taps, in the fastest of the turns."""
-    clock = Clock()
+def timed_engine(engine: ExactShardEngine, clock: Clock) -> ExactShardEngine:
+    """An engine over the same weights that keeps time."""
     layers = tuple(_timed_layer(layer, clock) for layer in engine._modules.layers)
     modules = replace(engine._modules, layers=layers)
-    timed = ExactShardEngine(engine._shape, modules, engine._tables, engine.kernel, engine._root)
+    return ExactShardEngine(engine._shape, modules, engine._tables, engine.kernel, engine._root)
+
+
+def prefill_parts(engine: ExactShardEngine, inputs: npt.NDArray[Any], turns: int) -> dict[str, float]:
+    """Seconds of the parts of one prefill with taps, in the fastest of the turns."""
+    clock = Clock()
+    timed = timed_engine(engine, clock)
     best: dict[str, float] = {}
     for _ in range(turns):
         clock.seconds.clear()
