@@ -247,16 +247,18 @@ def detection_sweep(setting: Setting, say: Say) -> list[Row]:
 
 
 def filtering(setting: Setting, fleet: routing.Fleet, say: Say) -> list[Row]:
-    """Clients choose by cost: the work that cheats get, by their share, with and without trust's weight."""
+    """Clients choose by cost: the work that cheats get, by their share, with and without trust's weight,
+    and without trying newcomers."""
     rows = []
     for malicious in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5):
-        for weighed in (True, False):
-            say(f"routing: {malicious:.0%} cheat, {'trust weighs' if weighed else 'trust ignored'}")
-            shares = routing.run(setting, replace(fleet, malicious=malicious), weighed)
+        for weighed, explore in ((True, fleet.explore), (True, 0.0), (False, 0.0)):
+            say(f"routing: {malicious:.0%} cheat, {'trust weighs' if weighed else 'trust ignored'}, {explore:.0%} try")
+            shares = routing.run(setting, replace(fleet, malicious=malicious, explore=explore), weighed)
             rows.append(
                 {
                     "malicious": malicious,
                     "trust_weighs": weighed,
+                    "explore": explore,
                     "work_of_malicious": [round(float(x), 4) for x in shares.malicious],
                     "bad_share_whole": round(float(shares.bad.mean()), 5),
                     "detected": round(shares.detected, 3),

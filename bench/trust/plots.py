@@ -84,7 +84,7 @@ def _memory(axes: Axes, result: dict[str, Any]) -> None:
 
 def _routing(axes: Axes, result: dict[str, Any]) -> None:
     for row in result["filtering"]:
-        if row["malicious"] in (0.2, 0.5):
+        if row["malicious"] in (0.2, 0.5) and (row["explore"] or not row["trust_weighs"]):
             style = "-" if row["trust_weighs"] else "--"
             label = f"{row['malicious']:.0%} cheat, {'trust weighs' if row['trust_weighs'] else 'trust ignored'}"
             axes.plot([100 * x for x in row["work_of_malicious"][:40]], style, label=label)
