@@ -13,7 +13,7 @@ from typing import Any
 from efedllm.chain.client import Chain
 from efedllm.chain.types import BatchInfo, ModelInfo
 from efedllm.commitments.boundary import BoundaryTree
-from efedllm.commitments.canary import fault_digest
+from efedllm.commitments.canary import fault_digest, shown_fault
 from efedllm.commitments.canonical import WireDtype, as_dtype, itemsize
 from efedllm.commitments.messages import HopCommit
 from efedllm.commitments.taps import chosen_taps, tap_digest
@@ -26,11 +26,12 @@ from verifier.fetch import NodeReader, UnavailableError, base_url
 from verifier.leaf import Fault, Leaf, Registration, check_leaf, parse_batch
 from verifier.linkage import Party, check_inputs, check_outputs
 from verifier.observe import endpoints
-from verifier.rerun import HopResult, rerun
+from verifier.rerun import RECOMPUTED, HopResult, rerun
 from verifier.sampling import FEE_REF_TOKENS, is_sampled, leaf_units, pack_verdict, tally, withheld_units
 from verifier.statistic import BackendError, Limits, Outcome
 from verifier.weights import EngineHouse
 
+BATCH_WITHHELD = "batch-withheld"
 # Leaves in work at once: fetching overlaps with computing, memory stays bounded.
 _IN_WORK = 3
 # Withheld leaves after which a batch is not read further: the verdict is settled, and waiting would cost the epoch.
@@ -82,10 +83,15 @@ def attested_tap(seed: bytes, leaves: Iterable[LeafReport]) -> bytes:
 
     Who met no failure has read every sampled leaf of every batch, and found the taps under their committed roots: two
     such verifiers cannot have different digests. The fault digest says exactly what failed, so that the node can show
-    that all of it was agreed on with its clients (`efedllm.commitments.canary`).
+    that all of it was agreed on with its clients (`efedllm.commitments.canary`). Only what was computed can have been:
+    it follows from committed bytes, so that every verifier that computes finds the same.
     """
     audited = list(leaves)
-    failed = [item.leaf for item in audited if item.outcome is not Outcome.PASS]
+    failed = [
+        item.leaf if item.code in RECOMPUTED or item.code == BATCH_WITHHELD else shown_fault(item.leaf)
+        for item in audited
+        if item.outcome is not Outcome.PASS
+    ]
     if failed:
         return fault_digest(seed, failed)
     return tap_digest((item.leaf, item.tap) for item in audited if item.tap)
@@ -142,7 +148,7 @@ class Auditor:
             if leaves is None:
                 units = withheld_units(batch.count, task.rate_ppm)
                 detail = "no answer with the committed root"
-                reports.append(LeafReport(batch.seq, -1, batch.root, units, Outcome.FAIL, "batch-withheld", detail))
+                reports.append(LeafReport(batch.seq, -1, batch.root, units, Outcome.FAIL, BATCH_WITHHELD, detail))
                 continue
             sampled: list[tuple[int, Leaf, Fault | None]] = []
             for index, leaf in enumerate(leaves):

@@ -21,6 +21,7 @@ from efedllm.errors import ProtocolError
 TAG_CANARY = b"EFL.canary.1".ljust(16, b"\0")
 TAG_PLACE = b"EFL.canary.pos.1".ljust(16, b"\0")
 TAG_FAULT = b"EFL.fault.node.1".ljust(16, b"\0")
+TAG_SHOWN = b"EFL.fault.doc.1".ljust(16, b"\0")
 
 MAX_OPENINGS = 16
 """Leaves of one node and epoch that can be opened as canaries."""
@@ -79,9 +80,18 @@ def canary_place(consent: bytes, nonce: bytes, positions: int) -> CanaryPlace:
     return CanaryPlace(0 if positions < 2 else 1 + drawn % (positions - 1), choice)
 
 
+def shown_fault(leaf: bytes) -> bytes:
+    """What stands in a fault digest for a leaf that failed by what its node or a neighbour showed, not by what is
+    committed: K(00 | tag | leaf), which no opening explains. Else a node could show a good canary wrongly to some
+    verifiers, be forgiven, and have those that passed it slashed.
+    """
+    return keccak(LEAF + TAG_SHOWN + as_h32(leaf, "hop leaf"))
+
+
 def fault_digest(seed: bytes, leaves: Iterable[bytes]) -> bytes:
-    """Digest of a node's failed hop leaves of an epoch (of a batch that cannot be read: its root), each once; zero
-    when there are none. `seed`: of the epoch, so that nobody can search beforehand for leaves whose digests collide.
+    """Digest of a node's failures of an epoch, each once: hop leaves computed wrongly, `shown_fault` of others, roots
+    of batches that cannot be read; zero when there are none. `seed`: of the epoch, so that nobody can search beforehand
+    for leaves whose digests collide.
     """
     failed = sorted({as_h32(leaf, "hop leaf") for leaf in leaves})
     if not failed:

@@ -18,7 +18,7 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 
 from efedllm.chain.types import BatchInfo
-from efedllm.commitments.canary import canary_place, fault_digest
+from efedllm.commitments.canary import canary_place, fault_digest, shown_fault
 from efedllm.commitments.hashing import keccak
 from efedllm.commitments.leaves import hop_leaf
 from efedllm.compression.profile import settle_profile
@@ -44,6 +44,7 @@ class Audited:
 
     lab: Lab
     auditor: Auditor
+    house: EngineHouse
 
     async def post(self) -> int:
         epoch = (await self.lab.chain.now()).epoch
@@ -82,7 +83,8 @@ async def audited(
         reader = await stack.enter_async_context(NodeReader(FetchLimits(memory=0.0)))
         house = EngineHouse(tmp_path / "house", [str(directory)], 1 << 30)
         stack.callback(house.close)
-        yield Audited(lab, Auditor(chain, reader, house, tmp_path / "reports", unhurried.account(9).address))
+        auditor = Auditor(chain, reader, house, tmp_path / "reports", unhurried.account(9).address)
+        yield Audited(lab, auditor, house)
         await chain.rpc.request("evm_revert", [snapshot])
 
 
@@ -150,6 +152,36 @@ async def test_a_canary_fails_where_it_is_recomputed_and_shows_nowhere(audited: 
         assert {hop_leaf(r.signed.commit.digest(app.chain.efl_domain), r.salt) for r in records} == {
             report.leaf for report in outcomes.values()
         }
+
+
+class Misled(NodeReader):
+    """Is shown other emitted tokens than everybody else."""
+
+    async def batch(self, endpoint: str, seq: int, accept: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        def changed(value: dict[str, Any]) -> bool:
+            leaves = [{**leaf, "emitted": [*range(len(leaf["emitted"]))]} for leaf in value["leaves"]]
+            return accept({**value, "leaves": leaves})
+
+        return await super().batch(endpoint, seq, changed)
+
+
+@pytest.mark.parametrize("audited", ["exact"], indirect=True)
+async def test_an_opening_does_not_explain_what_a_node_shows_to_one_verifier(
+    audited: Audited, tmp_path: Path, unhurried: LiveNetwork
+) -> None:
+    lab = audited.lab
+    async with await lab.client() as client:
+        await client.generate(PROMPT, NEW, len(PROMPT) + NEW, None, **WARM)
+    epoch, app = await audited.post(), lab.apps[1]
+    shown = await audited.audit(epoch, app)
+    assert [report.outcome for report in shown.leaves] == [Outcome.PASS]
+    async with Misled(FetchLimits(memory=0.0)) as reader:
+        misled = Auditor(lab.chain, reader, audited.house, tmp_path / "misled", unhurried.account(8).address)
+        batches = await audited.batches(epoch, app)
+        result = await misled.audit(AuditTask(epoch, app.address, batches, SEED, 1_000_000))
+    (report,) = result.leaves
+    assert (report.code, report.outcome) == ("tokens-hash", Outcome.SEVERE)
+    assert result.verdict.tap == fault_digest(SEED, [shown_fault(report.leaf)]) != fault_digest(SEED, [report.leaf])
 
 
 @pytest.mark.parametrize("audited", ["exact"], indirect=True)

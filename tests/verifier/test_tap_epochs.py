@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from efedllm.chain.reverts import RevertError
-from efedllm.commitments.canary import fault_digest
+from efedllm.commitments.canary import fault_digest, shown_fault
 from efedllm.commitments.canonical import WireDtype, decode
 from efedllm.commitments.hashing import ZERO32, keccak
 from efedllm.commitments.messages import HopCommit
@@ -248,20 +248,26 @@ async def test_a_node_that_commits_to_other_taps_is_slashed_and_no_verifier_is(
 async def test_the_tap_digest_is_attested_when_every_leaf_passed_and_else_what_failed() -> None:
     seed = keccak(b"seed")
 
-    def leaf(number: int, outcome: Outcome = Outcome.PASS, tap: bytes = b"") -> LeafReport:
-        return LeafReport(0, number, keccak(bytes([number])), 10, outcome, tap=tap)
+    def leaf(number: int, outcome: Outcome = Outcome.PASS, tap: bytes = b"", code: str = "wrong-output") -> LeafReport:
+        code = "" if outcome is Outcome.PASS else code
+        return LeafReport(0, number, keccak(bytes([number])), 10, outcome, code, tap=tap)
 
     tapped = [leaf(i, tap=keccak(b"tap" + bytes([i]))) for i in range(3)]
     assert attested_tap(seed, tapped) == attested_tap(seed, reversed(tapped)) != ZERO32
     # Leaves of a float model have none; they do not keep those of an exact one from being attested.
     assert attested_tap(seed, [*tapped, leaf(9)]) == attested_tap(seed, tapped)
     assert attested_tap(seed, [leaf(9)]) == attested_tap(seed, []) == ZERO32
-    # Whatever the reason, a leaf that did not pass is named, and what passed beside it is not.
+    # A leaf that did not pass is named, and what passed beside it is not.
     for bad in (Outcome.FAIL, Outcome.SEVERE):
         named = fault_digest(seed, [keccak(bytes([2]))])
         assert attested_tap(seed, [*tapped[:2], leaf(2, bad)]) == attested_tap(seed, [leaf(2, bad)]) == named
     both = attested_tap(seed, [leaf(2, Outcome.FAIL), leaf(1, Outcome.SEVERE), leaf(2, Outcome.FAIL)])
     assert both == fault_digest(seed, [keccak(bytes([1])), keccak(bytes([2]))])
+    assert attested_tap(seed, [leaf(2, Outcome.SEVERE, code="wrong-taps")]) == fault_digest(seed, [keccak(bytes([2]))])
+    # What a node shows it can show to some verifiers only: no opening explains that, nor what failed beside it.
+    for code in ("tokens-hash", "wrong-prompt", "wrong-tokens-fed", "wrong-token", "broken-link", "withheld"):
+        other = attested_tap(seed, [leaf(1, Outcome.SEVERE), leaf(2, Outcome.SEVERE, code=code)])
+        assert other == fault_digest(seed, [keccak(bytes([1])), shown_fault(keccak(bytes([2])))]) != both
     # A batch that cannot be read stands with its root.
     withheld = LeafReport(0, -1, keccak(b"root"), 10, Outcome.FAIL, "batch-withheld")
     assert attested_tap(seed, [*tapped, withheld]) == fault_digest(seed, [keccak(b"root")])
