@@ -16,20 +16,26 @@ static inline void NAME(split)(const int16_t *q, int64_t dim, int16_t *high, int
 }
 
 /* Scores z [n] -> weights, integers of at most 2^20, in their place; *unit is their scale. e has room for n
- * floats, rounded up to LANES. Returns the denominator. */
+ * floats, rounded up to TILE. Returns the denominator. */
 static NOINLINE double NAME(soften)(double *z, float *e, const double *value_scales, int64_t n, double *unit) {
     eight tops = NAME(load)(z, n, -INFINITY), most = {0}, sums = {0}, far = {0};
     for (int64_t j = LANES; j < n; j += LANES) tops = NAME(larger)(NAME(load)(z + j, n - j, -INFINITY), tops);
     const double top = NAME(largest_of)(tops);
-    for (int64_t j = 0; j < n; j += LANES) {
-        const int64_t m = n - j < LANES ? n - j : LANES;
-        const eight_floats part = NAME(exp2)(__builtin_convertvector(NAME(load)(z + j, m, -INFINITY) - top, eight_floats));
-        const eight wide = NAME(wide)(part), weight = wide * NAME(load)(value_scales + j, m, 0);
-        memcpy(e + j, &part, sizeof part);
-        NAME(store)(z + j, m, weight);
-        /* What is beyond the row is 2^-120. */
-        sums += NAME(whole)(wide * 0x1p24);
-        most = NAME(larger)(weight, most);
+    for (int64_t j = 0; j < n; j += 2 * LANES) {
+        eight_floats parts[2];
+        for (int k = 0; k < 2; k++)
+            parts[k] = __builtin_convertvector(
+                NAME(load)(z + j + LANES * k, left_of(n - j, k), -INFINITY) - top, eight_floats);
+        NAME(exp2_both)(parts, parts + 1);
+        memcpy(e + j, parts, sizeof parts);
+        for (int k = 0; k < 2; k++) {
+            const int64_t m = left_of(n - j, k);
+            const eight wide = NAME(wide)(parts[k]), weight = wide * NAME(load)(value_scales + j + LANES * k, m, 0);
+            NAME(store)(z + j + LANES * k, m, weight);
+            /* What is beyond the row is 2^-120. */
+            sums += NAME(whole)(wide * 0x1p24);
+            most = NAME(larger)(weight, most);
+        }
     }
     *unit = NAME(largest_of)(most) * 0x1p-20;
     const double inverse = 1 / *unit;

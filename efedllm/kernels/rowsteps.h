@@ -73,14 +73,44 @@ static inline eight_floats NAME(exp2)(eight_floats z) {
     return p * (eight_floats)__builtin_convertvector((n + 127.0f) * 0x1p23f, eight_words);
 }
 
+/* Of both: as one vector where there are such wide ones. */
+static inline void NAME(exp2_both)(eight_floats *a, eight_floats *b) {
+#if defined(USE_AVX512)
+    __m512 z = _mm512_insertf32x8(_mm512_castps256_ps512((__m256)*a), (__m256)*b, 1);
+    /* A NaN is not below, and stays. */
+    z = _mm512_mask_mov_ps(z, _mm512_cmp_ps_mask(z, _mm512_set1_ps(-120.0f), _CMP_LT_OQ), _mm512_set1_ps(-120.0f));
+    const __m512 n = _mm512_roundscale_ps(z, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm512_sub_ps(z, n);
+    __m512 p = _mm512_mul_ps(f, _mm512_set1_ps(C6));
+    p = _mm512_mul_ps(_mm512_add_ps(p, _mm512_set1_ps(C5)), f);
+    p = _mm512_mul_ps(_mm512_add_ps(p, _mm512_set1_ps(C4)), f);
+    p = _mm512_mul_ps(_mm512_add_ps(p, _mm512_set1_ps(C3)), f);
+    p = _mm512_mul_ps(_mm512_add_ps(p, _mm512_set1_ps(C2)), f);
+    p = _mm512_mul_ps(_mm512_add_ps(p, _mm512_set1_ps(C1)), f);
+    p = _mm512_add_ps(p, _mm512_set1_ps(C0));
+    /* p lies in 0.7..1.5 and n in -120..0: scaling by 2^n rounds nothing. */
+    p = _mm512_scalef_ps(p, n);
+    *a = (eight_floats)_mm512_castps512_ps256(p);
+    *b = (eight_floats)_mm512_extractf32x8_ps(p, 1);
+#else
+    *a = NAME(exp2)(*a);
+    *b = NAME(exp2)(*b);
+#endif
+}
+
 /* 1 / (1 + e^-z), in float32. */
-static inline eight NAME(logistic)(eight z) {
-    const eight_floats h = NAME(exp2)(__builtin_convertvector(NAME(size)(z) * -LOG2_E, eight_floats));
+static inline void NAME(logistic_both)(eight *a, eight *b) {
+    const eight z[2] = {*a, *b};
     const eight_floats one = {1, 1, 1, 1, 1, 1, 1, 1};
-    /* Where a z below 0 has become -0, h is 1 too. */
-    const eight_words up = __builtin_convertvector(z, eight_floats) >= 0;
-    const eight_floats over = (eight_floats)(((eight_words)one & up) | ((eight_words)h & ~up));
-    return NAME(wide)(over / (h + 1.0f));
+    eight_floats h[2];
+    eight out[2];
+    for (int k = 0; k < 2; k++) h[k] = __builtin_convertvector(NAME(size)(z[k]) * -LOG2_E, eight_floats);
+    NAME(exp2_both)(h, h + 1);
+    for (int k = 0; k < 2; k++) {
+        /* Where a z below 0 has become -0, h is 1 too. */
+        const eight_words up = __builtin_convertvector(z[k], eight_floats) >= 0;
+        out[k] = NAME(wide)((eight_floats)(((eight_words)one & up) | ((eight_words)h[k] & ~up)) / (h[k] + 1.0f));
+    }
+    *a = out[0], *b = out[1];
 }
 
 /* The bit patterns of numbers without sign are in their order, and NaN is the largest. */
@@ -178,17 +208,24 @@ static void NAME(heads)(double *y, int64_t n, int64_t heads, int64_t kv_heads, i
 
 static void NAME(gated)(const double *y, int64_t n, int64_t width, double *out) {
     for (int64_t row = 0; row < n; row++, y += 2 * width, out += width)
-        for (int64_t i = 0; i < width; i += LANES) {
-            const int64_t m = width - i;
-            const eight gate = NAME(load)(y + i, m, 0);
-            NAME(store)(out + i, m, gate * NAME(logistic)(gate) * NAME(load)(y + width + i, m, 0));
+        for (int64_t i = 0; i < width; i += 2 * LANES) {
+            const int64_t m = width - i, more = m > LANES ? m - LANES : 0;
+            const eight a = NAME(load)(y + i, m, 0), b = NAME(load)(y + i + LANES, more, 0);
+            eight c = a, d = b;
+            NAME(logistic_both)(&c, &d);
+            NAME(store)(out + i, m, a * c * NAME(load)(y + width + i, m, 0));
+            NAME(store)(out + i + LANES, more, b * d * NAME(load)(y + width + i + LANES, more, 0));
         }
 }
 
 static void NAME(gelu)(const double *x, int64_t n, double *out) {
-    for (int64_t i = 0; i < n; i += LANES) {
-        const eight a = NAME(load)(x + i, n - i, 0), cube = a * a * a;
-        NAME(store)(out + i, n - i, a * NAME(logistic)((cube * GELU_CUBE + a) * GELU_SLOPE));
+    for (int64_t i = 0; i < n; i += 2 * LANES) {
+        const int64_t m = n - i, more = m > LANES ? m - LANES : 0;
+        const eight a = NAME(load)(x + i, m, 0), b = NAME(load)(x + i + LANES, more, 0);
+        eight c = (a * a * a * GELU_CUBE + a) * GELU_SLOPE, d = (b * b * b * GELU_CUBE + b) * GELU_SLOPE;
+        NAME(logistic_both)(&c, &d);
+        NAME(store)(out + i, m, a * c);
+        NAME(store)(out + i + LANES, more, b * d);
     }
 }
 

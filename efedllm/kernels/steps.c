@@ -62,6 +62,9 @@ INLINE int32_t pair(const int16_t *two) {
     return both;
 }
 
+/* How many of `m` numbers vector `k` of LANES has. */
+INLINE int64_t left_of(int64_t m, int k) { return m > LANES * k ? m - LANES * k : 0; }
+
 static int64_t bits_above(int64_t n) {
     int64_t bits = 0;
     while (((n - 1) >> bits) > 0) bits++;
