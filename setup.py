@@ -5,6 +5,9 @@ They are loaded with ctypes and use nothing of Python's C API, so they have one 
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -18,6 +21,14 @@ class BuildPlainLibrary(build_ext):
         if ext_name.rpartition(".")[2].startswith("lib"):
             return ext_name.replace(".", "/") + ".so"
         return super().get_ext_filename(ext_name)
+
+    def copy_file(self, infile: str, outfile: str, *args: object, **kwargs: object) -> tuple[str, bool]:
+        """Replaces `outfile` in one step: a process that starts meanwhile must not load half a library."""
+        beside = f"{outfile}.{os.getpid()}.tmp"
+        done = super().copy_file(infile, beside, *args, **kwargs)[1]
+        if done:
+            Path(beside).replace(outfile)
+        return outfile, done
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         # There is no PyInit function to export.

@@ -35,7 +35,8 @@ class TiledMatrix:
         scale: Tensor | None = None,
     ) -> None:
         """rows: int8 [rows, columns], or uint8 [rows, row_bytes] of `bits` bits as `models.packing` lays them out;
-        mult int8 [rows, ceil(columns / group)] with its `group`; scale float32 [rows]. Copies what it needs.
+        mult int8 [rows, ceil(columns / group)] with its `group`, of 8 bits a multiple of 4 where there are several;
+        scale float32 [rows]. Copies what it needs.
 
         Raises ValueError for other shapes and types.
         """
@@ -50,6 +51,8 @@ class TiledMatrix:
             raise ValueError(f"no matrix of {bits} bits: {rows.dtype}{list(rows.shape)} for {columns} columns")
         if mult is None and group is not None:
             raise ValueError("a group without multipliers")
+        if bits == _INT8 and groups > 1 and span % 4:
+            raise ValueError("multipliers of groups that are no whole tiles")
         self.rows, self.columns = count, columns
         self._library = library
         self.scale = None if scale is None else scale.contiguous().clone()
@@ -217,6 +220,8 @@ class TiledLinears:
             raise ValueError(f"expected int16 [n, {self.columns}] and a base, not {q.dtype}{list(q.shape)}")
         q = q.contiguous()
         y = torch.empty((len(q), self.sizes[0]), dtype=torch.float64)
+        if not len(q):
+            return y
         self._library.times(
             self._at,
             q.data_ptr(),
@@ -234,6 +239,8 @@ class TiledLinears:
         x = x.contiguous()
         n = x.shape[0]
         y = x.new_empty((n, self._rows))
+        if n == 0:
+            return y
         function(  # type: ignore[operator]
             self._at,
             len(self.sizes),

@@ -33,8 +33,10 @@ def test_without_a_compiler_the_installation_succeeds_without_the_library(tmp_pa
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 def test_with_a_compiler_a_library_that_loads_is_built(tmp_path: Path) -> None:
-    library = load_library(build(tmp_path, None))
-    assert library.variants[-1] is Variant.PLAIN
+    built = build(tmp_path, None)
+    assert load_library(built).variants[-1] is Variant.PLAIN
+    # Put there in one step, from beside.
+    assert not list(built.parent.glob("*.tmp"))
 
 
 @pytest.mark.parametrize(

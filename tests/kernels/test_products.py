@@ -253,6 +253,15 @@ def test_it_takes_the_memory_of_its_published_form(native: Library) -> None:
         assert held == 128 * 640 * bits // 8 + 128 * 4 + (0 if bits == 8 else mult.size)
 
 
+def test_no_tokens_give_no_rows(native: Library) -> None:
+    map_ = TiledLinear(TiledMatrix(native, torch.ones(20, 70, dtype=torch.int8), 70), None, None)
+    for variant in native.variants:
+        maps = TiledLinears(native, [map_, map_], variant=variant)
+        assert maps.exact(torch.zeros(0, 70, dtype=torch.float64)).shape == (0, 40)
+        assert maps.floats(torch.zeros(0, 70)).shape == (0, 40)
+        assert maps.times(torch.zeros(0, 70, dtype=torch.int16)).shape == (0, 20)
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_read(native: Library) -> None:
     rows = torch.zeros(16, 32, dtype=torch.int8)
     for wrong in (
@@ -262,6 +271,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(native: Library) -
         {"rows": rows, "columns": 32, "scale": torch.ones(15)},
         {"rows": rows, "columns": 32, "group": 8},
         {"rows": rows, "columns": 32, "group": 8, "mult": torch.ones(16, 3, dtype=torch.int8)},
+        {"rows": rows, "columns": 32, "group": 30, "mult": torch.ones(16, 2, dtype=torch.int8)},
     ):
         with pytest.raises(ValueError, match=r"no matrix|multipliers"):
             TiledMatrix(native, **wrong)  # type: ignore[arg-type]
