@@ -110,10 +110,19 @@ INLINE void finish(const activations *a, const target *to, const int32_t *totals
     }
 }
 
+/* Part number `part` of `parts` of the weights of a block, towards the second-level cache. */
+INLINE void fetch(const matrix *m, int64_t size, int64_t p, int64_t wide, int64_t start, int64_t columns, int64_t part,
+                  int64_t parts) {
+    const int64_t lines = columns * ROWS * m->bits / 8 / TILE, from = lines * part / parts, to = lines * (part + 1) / parts;
+    const uint8_t *at = m->tiles + p * size + start * ROWS * m->bits / 8;
+    for (int64_t r = 0; r < wide; r++, at += size)
+        for (int64_t i = from; i < to; i++) __builtin_prefetch(at + i * TILE, 0, 2);
+}
+
 /* Rows of panels [first, last) for all tokens of `a`: (integer sum * token scale) * row scale. */
 static void many(const matrix *m, const activations *a, const target *to, int64_t first, int64_t last) {
     const layout l = a->shape;
-    const int64_t n = a->tokens;
+    const int64_t n = a->tokens, size = panel_bytes(m);
     int16_t block[WIDE * ROWS * BLOCK] __attribute__((aligned(64)));
     int32_t totals[MANY * WIDE * 2 * ROWS] __attribute__((aligned(64))); /* [tokens][panels][lower 16 bits, rest][rows] */
     float scale[WIDE * ROWS];
@@ -125,9 +134,14 @@ static void many(const matrix *m, const activations *a, const target *to, int64_
         for (int64_t start = 0; start < l.cols; start += BLOCK) {
             const int64_t columns = least(l.cols - start, BLOCK);
             const int64_t cuts = unpack_block(m, &l, p, wide, start, columns, block, ends);
+            const int64_t more = start + BLOCK < l.cols, row = more ? p : p + wide, column = more ? start + BLOCK : 0;
             const int16_t *q = a->q + start * n;
             for (int64_t t = 0, count; t < n; t += count) {
                 count = n - t > HEIGHT && n - t < 2 * HEIGHT ? (n - t + 1) / 2 : least(n - t, HEIGHT);
+                /* The next block comes while this one is multiplied. */
+                if (row < last)
+                    fetch(m, size, row, least(last - row, wide), column, least(l.cols - column, BLOCK), t / HEIGHT,
+                          (n + HEIGHT - 1) / HEIGHT);
                 if (start == 0) memset(totals + t * each, 0, (size_t)(count * each) * sizeof *totals);
                 for (int64_t i = 0, from = 0; i < cuts; from = ends[i++])
                     tally(block + from * wide * ROWS, q + t * columns + from, columns, (ends[i] - from) / 2,
