@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from efedllm.engine.linear import DenseLinear, LowRankLinear, NativeLinear, NativeTable, PackedLinear, Table
+from efedllm.engine.norm import RmsNorm
 from efedllm.errors import ModelError
 from efedllm.kernels.matrix import Scratch, TiledLinear, TiledMatrix
 from efedllm.kernels.native import Library, library
@@ -285,8 +286,12 @@ def _fill(root: nn.Module, prefix: str, reader: _FloatReader, file: TensorFile) 
             dotted = f"{path}.{name}" if path else name
             value = reader.vector(file, prefix + dotted, parameter.numel())
             setattr(module, name, nn.Parameter(value, requires_grad=False))
-    for block in root.modules():
+    for block in list(root.modules()):
         reader.join(block)
+        for name, child in list(block.named_children()):
+            fused = RmsNorm.of(child)
+            if fused is not None:
+                setattr(block, name, fused)
     for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
         if tensor.is_meta:
             raise _misfit(f"{prefix}{name} is not published")
