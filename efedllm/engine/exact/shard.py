@@ -233,7 +233,7 @@ def _states(states: npt.NDArray[np.generic]) -> Tensor:
 
 
 def _check_finite(states: Tensor) -> None:
-    if not torch.isfinite(states).all():
+    if not np.isfinite(states.numpy()).all():
         raise _overflow()
 
 
