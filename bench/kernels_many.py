@@ -8,6 +8,8 @@ sums too.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -30,6 +32,7 @@ GROUP = 64
 # Long enough for wide units to wake up in.
 _SPIN = 400_000
 _CALLS = 500
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,7 @@ class Product:
 def run(library: Library, turns: int, say: Callable[[str], None]) -> dict[str, Any]:
     """The peaks of this machine, the rates of every product, and the least share of the peak at 64 tokens and more."""
     variants = [v for v in library.variants if library.peak(v, 1)]
-    # glibc keeps twice the largest block ever freed; with less, every output would be fresh pages of the system.
-    torch.empty(24 << 20, dtype=torch.uint8)
+    _keep_memory()
     peaks: dict[Variant, list[float]] = {v: [] for v in variants}
     products: list[Product] = []
     for shape in SHAPES:
@@ -59,10 +61,9 @@ def run(library: Library, turns: int, say: Callable[[str], None]) -> dict[str, A
             spins: dict[Variant, list[float]] = {v: [] for v in variants}
             taken: dict[tuple[str, Variant], list[float]] = {key: [] for key in maps}
             for _ in range(turns):
-                for v in variants:
+                for (form, v), product in maps.items():
                     spins[v].append(timed(partial(library.peak, v, _SPIN)))
-                for key, product in maps.items():
-                    taken[key].append(timed(partial(product.exact, x)))
+                    taken[form, v].append(timed(partial(product.exact, x)))
             for v in variants:
                 peaks[v].append(library.peak(v, _SPIN) / tenth(spins[v]))
             for (form, v), times in taken.items():
@@ -75,6 +76,15 @@ def run(library: Library, turns: int, say: Callable[[str], None]) -> dict[str, A
         "least_of_peak": {k: min(p.of_peak for p in large if p.kernel == k) for k in {p.kernel: 0 for p in large}},
         "products": [asdict(p) for p in products],
     }
+
+
+def _keep_memory() -> None:
+    """Lets glibc keep what is freed: in a process that returns it, every output is fresh pages, which cost as much as a
+    small product.
+    """
+    with contextlib.suppress(AttributeError):
+        for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            ctypes.CDLL(None).mallopt(option, 32 << 20)
 
 
 def _maps(library: Library, shape: tuple[int, int], form: str, variant: Variant) -> TiledLinears:
