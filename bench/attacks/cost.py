@@ -55,15 +55,17 @@ class Race:
 
 @dataclass(frozen=True)
 class Bound:
-    """What no audit by integer products is below here, if decoding reads its weights at full speed.
+    """`peak_gmacs`: 10^9 products of int16 by int8 per second in registers alone; `read_gbps`: a plain read, round and
+    round, of as many bytes as the weights.
 
-    `peak_gmacs`: 10^9 products of int16 by int8 per second in registers alone; `read_gbps`: a plain read, round and
-    round, of as many bytes as the weights. Positions decoded one by one take the longer of both, a prefill the first.
+    `least`: products at the peak and nothing else, of the decoding as measured: no audit by such products costs less.
+    `at_limits`: the same where decoding too is as fast as its weights are read, or its products made.
     """
 
     peak_gmacs: float
     read_gbps: float
-    ratio: float
+    least: float
+    at_limits: float
 
 
 @dataclass(frozen=True)
@@ -99,14 +101,15 @@ def measure(lab: Lab, job: Job, turns: int) -> list[Cost]:
         audit = Audit.of(lab, job, hop, served.serve())
         audit.whole()
         engine = lab.engines[hop]
+        compute = race(served.compute, audit.compute, turns)
         found.append(
             Cost(
                 what=f"pylib-7m layers {lo}:{hi}",
                 positions=job.positions,
                 decoded=job.positions - len(job.prompt),
-                compute=race(served.compute, audit.compute, turns),
+                compute=compute,
                 whole=race(served.serve, audit.whole, turns),
-                bound=_bound(engine, lab.manifest, job.positions, len(job.prompt)),
+                bound=_bound(engine, lab.manifest, job.positions, len(job.prompt), compute.decode_seconds),
                 parts=_parts(audit, engine, 3 * turns),
                 bytes_fetched=len(job.boundaries[hop]) + len(job.boundaries[hop + 1]),
             )
@@ -133,7 +136,8 @@ def _parts(audit: Audit, engine: Executor, turns: int) -> dict[str, float]:
     return {name: round(seconds, 6) for name, seconds in parts.items()}
 
 
-def _bound(engine: Executor, manifest: Manifest, positions: int, prompt: int) -> Bound | None:
+def _bound(engine: Executor, manifest: Manifest, positions: int, prompt: int, decoding: float) -> Bound | None:
+    """`decoding`: seconds, as measured."""
     native = library()
     if native is None or not isinstance(engine, ExactShardEngine):
         return None
@@ -148,8 +152,9 @@ def _bound(engine: Executor, manifest: Manifest, positions: int, prompt: int) ->
     read = rounds * size / fastest(lambda: [weights.sum() for _ in range(rounds)], 5)
     multiplied = _products(manifest, engine.lo, engine.hi)
     together, alone = multiplied / peak, max(size / read, multiplied / peak)
-    ratio = positions * together / (prompt * together + (positions - prompt) * alone)
-    return Bound(round(peak / 1e9, 1), round(read / 1e9, 2), round(ratio, 4))
+    limits = positions * together / (prompt * together + (positions - prompt) * alone)
+    least = positions * together / decoding
+    return Bound(round(peak / 1e9, 1), round(read / 1e9, 2), round(least, 4), round(limits, 4))
 
 
 def _products(manifest: Manifest, lo: int, hi: int) -> int:
@@ -185,15 +190,16 @@ def larger(work: Path, turns: int, width: int, say: Progress) -> list[Cost]:
             def audit(engine: Executor = engine) -> None:
                 stepped(engine, engine.new_sequence(), x)
 
+            compute = race(decode, audit, turns)
             parts = prefill_parts(engine, x, turns) if isinstance(engine, ExactShardEngine) else {}
             found.append(
                 Cost(
                     what=what,
                     positions=POSITIONS,
                     decoded=POSITIONS - PROMPT,
-                    compute=race(decode, audit, turns),
+                    compute=compute,
                     whole=None,
-                    bound=_bound(engine, manifest, POSITIONS, PROMPT),
+                    bound=_bound(engine, manifest, POSITIONS, PROMPT, compute.decode_seconds),
                     parts={part: round(seconds, 6) for part, seconds in parts.items()},
                     bytes_fetched=2 * x.nbytes,
                 )

@@ -84,8 +84,9 @@ def summary(result: dict[str, Any]) -> list[str]:
                 + ", ".join(f"{load['share']:.1%} ({load['network']})" for load in cost["load"])
             )
             for item in [*cost["hops"], *cost.get("larger", [])]:
-                bound = "" if item["bound"] is None else f", no audit here below {item['bound']['ratio']:.1%}"
-                lines.append(f"{profile}: {item['what']}: {item['compute']['ratio']:.1%}{bound}")
+                bound = item["bound"]
+                least = "" if bound is None else f" (products at the peak alone {bound['least']:.1%})"
+                lines.append(f"{profile}: {item['what']}: {item['compute']['ratio']:.1%}{least}")
     if "aimed" not in result.get("float", {}):
         return lines
     aimed = result["float"]["aimed"]
