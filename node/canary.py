@@ -15,6 +15,7 @@ import numpy as np
 
 from efedllm.commitments.canary import MAX_OPENINGS, Canary, CanaryPlace, canary_place, canary_salt
 from efedllm.commitments.eip712 import Domain
+from efedllm.commitments.hashing import keccak
 from efedllm.commitments.signing import check
 from efedllm.errors import ProtocolError
 from efedllm.wire.messages import OpenJobMsg
@@ -22,8 +23,11 @@ from node.canarystore import CanaryStore
 from node.records import CanaryRecord, JobRecord
 from node.workspec import Feed, Inputs
 
-# A row this near to the true one, relative to its length, might leave the output within a float model's tolerance.
-_NEAR = 0.5
+# A row is moved by this share of its distance to another one: far beyond every float model's tolerance, and no more
+# than rows of ordinary jobs differ by. The other row itself would show in the output, since layers add to their input.
+_MOVE = 0.2
+# Rows nearer than this, relative to the length, say too little about how rows differ.
+_NEAR = 0.1
 
 
 def check_consent(msg: OpenJobMsg, clients: Collection[str], domain: Domain, *, slashable: bool) -> None:
@@ -112,7 +116,7 @@ def canary_feed(record: JobRecord, vocab: int) -> Feed | None:
 
 
 class Exchange:
-    """Gives the engine, at one position, the input of another position. A `Feed`.
+    """Gives the engine, at one position, another token, or states moved as far as states differ. A `Feed`.
 
     What follows is computed from the caches that result, so the output is plausible and wrong from there on.
     """
@@ -132,8 +136,18 @@ class Exchange:
         if self._before is not None and at == 0:
             others = np.concatenate([self._before, others])
         changed = inputs.copy()
-        changed[at] = self._token(inputs[at], others) if inputs.ndim == 1 else _far_row(inputs[at], others)
+        changed[at] = self._token(inputs[at], others) if inputs.ndim == 1 else self._states(inputs[at], others)
         return changed
+
+    def _states(self, row: Inputs, others: Inputs) -> Inputs:
+        """The row with every number moved up or down by a share of what another row, neither near nor farthest, differs
+        in; with signs drawn, so that no known row shows in the result.
+        """
+        distances = np.linalg.norm((others - row).astype(np.float64), axis=1)
+        far = np.flatnonzero(distances > _NEAR * np.linalg.norm(row.astype(np.float64)))
+        other = others[far[np.argsort(distances[far])[len(far) // 2]]] if len(far) else np.zeros_like(row)
+        moved: Inputs = row + np.float32(_MOVE) * _signs(self._place.choice, len(row)) * (row - other)
+        return moved
 
     def _token(self, token: Inputs, others: Inputs) -> int:
         """Another token of the text; any other one where the text has a single token."""
@@ -143,12 +157,8 @@ class Exchange:
         return (int(token) + 1 + self._place.choice % (self._vocab - 1)) % self._vocab
 
 
-def _far_row(row: Inputs, others: Inputs) -> Inputs:
-    """The other row farthest from this one; itself, turned by one place, where all are near."""
-    if len(others):
-        distances = np.linalg.norm((others - row).astype(np.float64), axis=1)
-        best = int(distances.argmax())
-        if distances[best] > _NEAR * np.linalg.norm(row.astype(np.float64)):
-            found: Inputs = others[best]
-            return found
-    return np.roll(row, 1)
+def _signs(choice: int, count: int) -> Inputs:
+    """float32 [count] of 1 and -1: the bits of K(u256 choice | u32 i) for i = 0, 1, ..."""
+    head = choice.to_bytes(32)
+    drawn = b"".join(keccak(head + i.to_bytes(4)) for i in range(-(-count // 256)))
+    return np.unpackbits(np.frombuffer(drawn, np.uint8), count=count).astype(np.float32) * 2 - 1
