@@ -65,6 +65,8 @@ class EventFile:
 
     def _event(self, item: list[Any]) -> ChainEvent:
         name, args, block, tx_hash, log_index = item
+        if [type(part) for part in item] != [str, dict, int, str, int]:
+            raise TypeError(item)
         values = {key: _value(value) for key, value in args.items()}
         return ChainEvent(self._contract, name, values, self._address, block, tx_hash, log_index)
 

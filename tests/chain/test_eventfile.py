@@ -54,6 +54,11 @@ def test_a_torn_or_foreign_file_is_none(tmp_path: Path) -> None:
     for text in (whole[:-20], "[]", "{}", json.dumps(document)):
         path.write_text(text)
         assert file(path).load() == Snapshot()
+    for place, odd in ((0, 1), (1, [1]), (2, "4"), (3, None), (4, 0.5)):
+        document = json.loads(whole)
+        document["events"][0][place] = odd
+        path.write_text(json.dumps(document))
+        assert file(path).load() == Snapshot()
     path.write_bytes(b"\xff\xfe")
     assert file(path).load() == Snapshot()
 

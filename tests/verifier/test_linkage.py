@@ -6,10 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from efedllm.commitments.evidence import BoundaryEvidence
-from efedllm.commitments.hashing import keccak
-from efedllm.commitments.signing import Signer
+from efedllm.commitments.evidence import BoundaryEvidence, EnvelopeRecord
+from efedllm.commitments.hashing import ZERO32, keccak
+from efedllm.commitments.leaves import chunk_hash
+from efedllm.commitments.messages import Envelope
+from efedllm.commitments.signing import Signer, recover
 from tests.verifier.audit_lab import DOMAIN
 from tests.verifier.served_node import Job, Lies, ServedNode, rewritten
 from tests.verifier.test_leaf import HIDDEN, NODES, SIGNERS, a_job
@@ -82,6 +86,54 @@ def test_one_signature_covers_the_envelopes_before_it() -> None:
     # A row that is not what was sent stays uncovered, what was sent before it does not.
     changed = BoundaryEvidence(leaves, (envelopes[0], replace(envelopes[-1], sender_sig=None)))
     assert unsigned_positions(DOMAIN, leaves, 0, changed, signer(0)) == [3]
+
+
+SENDER, RECEIVER = Signer(keccak(b"sender")), Signer(keccak(b"receiver"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=5), st.integers(0, 15), st.data())
+def test_only_what_the_sender_signed_or_names_is_covered(sizes: list[int], start: int, data: st.DataObject) -> None:
+    """Against the plain rule, with evidence that the receiver has tampered with in every way it can."""
+    job, boundary = keccak(b"job"), 1
+    leaves = [keccak(bytes([i])) for i in range(sum(sizes))]
+    records, prev, at = [], ZERO32, 0
+    for n in sizes:
+        envelope = Envelope(job, boundary, at, n, chunk_hash(leaves[at : at + n]), prev)
+        prev, at = envelope.digest(DOMAIN), at + n
+        records.append(EnvelopeRecord(envelope, SENDER.sign(prev), None))
+    honest = BoundaryEvidence(tuple(leaves), tuple(records))
+    assert unsigned_positions(DOMAIN, leaves, 0, honest, frozenset({SENDER.address})) == []
+
+    committed, shown = list(leaves), []
+    for i in range(len(leaves)):
+        if data.draw(st.integers(0, 9), label="change row") == 0:
+            committed[i] = keccak(committed[i])
+    for record in records[: data.draw(st.integers(0, len(records)), label="keep")]:
+        e, what = record.envelope, data.draw(st.sampled_from(["as it is", "drop", "unsign", "forge", "rehash", "prev"]))
+        if what == "drop":
+            continue
+        if what == "rehash":
+            e = replace(e, chunk_hash=chunk_hash(committed[e.from_pos : e.from_pos + e.n]))
+        if what == "prev":
+            e = replace(e, prev=data.draw(st.sampled_from([ZERO32, *(r.envelope.digest(DOMAIN) for r in records)])))
+        sig = {"unsign": None, "forge": RECEIVER.sign(e.digest(DOMAIN))}.get(what, record.sender_sig)
+        shown.append(EnvelopeRecord(e, sig, None))
+    sent = {r.envelope.digest(DOMAIN) for r in records}
+    allowed, certain = set(), set()
+    for record in shown:
+        e = record.envelope
+        places = range(e.from_pos, e.from_pos + e.n)
+        if chunk_hash(committed[e.from_pos : e.from_pos + e.n]) != e.chunk_hash or e.digest(DOMAIN) not in sent:
+            continue
+        # The sender made this very envelope; whether the evidence proves it depends on what else is shown.
+        allowed |= set(places)
+        if record.sender_sig is not None and recover(e.digest(DOMAIN), record.sender_sig) == SENDER.address:
+            certain |= set(places)
+    evidence = BoundaryEvidence(tuple(committed), tuple(shown))
+    missing = set(unsigned_positions(DOMAIN, committed, start, evidence, frozenset({SENDER.address})))
+    wanted = set(range(start, len(committed)))
+    assert wanted - allowed <= missing <= wanted - certain
 
 
 async def inputs(job: Job, shown: Job, lies: Lies | None = None) -> Fault | None:
