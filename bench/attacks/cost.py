@@ -22,6 +22,8 @@ from bench.attacks.parts import prefill_parts
 from bench.attacks.served import Audit, ServedHop, stepped
 from bench.memory.synthetic import Form, LlamaShape, publish_synthetic
 from bench.timing import timed
+from bench.trust.dilemma import steady_rate
+from bench.trust.rule import Rule
 from deploy.profile import Profile as NetworkProfile
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.protocol import Executor, StepItem
@@ -31,8 +33,8 @@ from efedllm.models.manifest import Manifest
 from verifier.rerun import check_tokens
 from verifier.statistic import compare_exact
 
-# Trust at which an honest node stands after a while, and the audit rate that follows (verification design, 5.2).
-SETTLED_TRUST = 0.94
+# Full jobs of a node in an epoch, as in the simulations of trust: they settle its trust, and that its audit rate.
+JOBS = 24
 TARGET_RATIO = 0.10
 TARGET_LOAD = 0.03
 LAYERS = 4
@@ -220,11 +222,10 @@ class Load:
 
 def load(network: str, ratio: float) -> Load:
     """rate * committee * ratio: every drawn verifier repeats a sampled hop in one prefill."""
-    committee = NetworkProfile.load(network).committee
-    low, high = committee.p_min / 1e6, committee.p_max / 1e6
-    rate = low + (high - low) * (1 - SETTLED_TRUST)
-    share = rate * committee.committee_size * ratio
-    return Load(network, committee.committee_size, round(rate, 4), round(ratio, 4), round(share, 4))
+    rule = Rule.of(NetworkProfile.load(network))
+    rate = steady_rate(rule, JOBS)
+    share = rate * rule.committee_size * ratio
+    return Load(network, rule.committee_size, round(rate, 4), round(ratio, 4), round(share, 4))
 
 
 def report(lab: Lab, job: Job, work: Path, *, quick: bool, say: Progress) -> dict[str, Any]:
