@@ -19,14 +19,14 @@ from client.signers import create_signer, load_signer
 from client.store import CLOSED, OPEN, OPENING, Store, StoredSession, StoredVoucher
 from client.wallet import abi_key, fund_escrow
 from efedllm.chain import Chain
-from efedllm.chain.amounts import cost_of_tokens
+from efedllm.chain.amounts import GWEI, cost_of_tokens, format_amount
 from efedllm.chain.reverts import RevertError
 from efedllm.chain.types import ChainTime, SessionInfo
 from efedllm.commitments.eip712 import Domain
 from efedllm.commitments.hashing import ZERO32, keccak
 from efedllm.commitments.messages import JobSpec, SessionKey, Voucher
 from efedllm.commitments.signing import Signer
-from efedllm.errors import ChainError
+from efedllm.errors import ChainError, ConfigError
 from efedllm.wire.messages import VoucherMsg
 
 LIFETIME = 24 * 3600  # seconds from opening to expiry
@@ -156,11 +156,19 @@ class Sessions:
     async def acquire(self, request: SessionRequest) -> AsyncIterator[PaidSession]:
         """An open session for the route with room for the job, used by nobody else until the block ends.
 
-        Raises ChainError (with the contract's reason), ConfigError "insufficient-balance", "deposit-too-small" or
-        "probation-cap".
+        Raises ChainError (with the contract's reason), ConfigError "insufficient-balance", "deposit-too-small",
+        "probation-cap" or "price-raised".
         """
         nodes = list(request.route.addresses)
         price = int(await self._chain.call("NodeRegistry", "checkRoute", request.model_id, nodes))
+        if price > request.route.price:
+            # What the route was chosen and its price accepted by may be old: prices change with the epoch.
+            raise ConfigError(
+                "price-raised",
+                f"The route costs {format_amount(price * GWEI)} per 1000 tokens, not "
+                f"{format_amount(request.route.price * GWEI)} as when it was chosen.",
+                "Start again: the route is then chosen by today's prices.",
+            )
         with ExitStack() as held:
             session = None if request.fresh else await self._reuse(request, price, held)
             yield session or await self._open(request, price, held)

@@ -127,6 +127,17 @@ async def test_a_session_funds_itself_and_is_used_again_while_it_has_room(bench:
         assert other.session_id != first.session_id
 
 
+async def test_a_price_raised_since_the_route_was_chosen_is_not_paid(bench: Bench) -> None:
+    """The wallet accepted, and limited, the price it was shown."""
+    cheap = Route(tuple(replace(hop, price=hop.price - 1) for hop in bench.route.hops))
+    with pytest.raises(ConfigError, match=r"not 0\.007999998 EFED") as caught:
+        async with bench.sessions.acquire(replace(bench.request(), route=cheap)):
+            pass
+    assert caught.value.code == "price-raised"
+    held = await wallet.balances(bench.chain, bench.store)
+    assert (held.efed, held.escrow, await bench.sessions.known()) == (1_000 * WEI, 0, [])
+
+
 async def test_a_session_about_to_expire_is_not_used_again(bench: Bench) -> None:
     request = bench.request()
     async with bench.sessions.acquire(request) as session:
