@@ -6,12 +6,16 @@ They are loaded with ctypes and use nothing of Python's C API, so they have one 
 from __future__ import annotations
 
 import os
+import runpy
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 PACKAGE = "efedllm.kernels"
+KERNELS = Path("efedllm") / "kernels"
+# By its path: importing the package would need what this script has yet to install.
+STAMP: str = runpy.run_path(str(KERNELS / "stamp.py"))["source_stamp"](KERNELS)
 
 
 class BuildPlainLibrary(build_ext):
@@ -35,11 +39,13 @@ class BuildPlainLibrary(build_ext):
         return list(ext.export_symbols)
 
 
-def library(name: str, sources: list[str], headers: list[str]) -> Extension:
+def library(name: str, *sources: str) -> Extension:
     return Extension(
         f"{PACKAGE}.{name}",
-        sources=[f"efedllm/kernels/{source}" for source in sources],
-        depends=[f"efedllm/kernels/{header}" for header in headers],
+        sources=[(KERNELS / source).as_posix() for source in (*sources, "stamp.c")],
+        # All of them: the stamp of each library is over all sources.
+        depends=sorted(file.as_posix() for file in KERNELS.rglob("*.[ch]")),
+        define_macros=[("EFL_STAMP", f'"{STAMP}"')],
         # Contraction would fuse steps of the exact arithmetic that are rounded one by one.
         extra_compile_args=["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi", "-pthread"],
         extra_link_args=["-pthread", "-lm"],
@@ -52,11 +58,10 @@ setup(
     ext_modules=[
         library(
             "libproducts",
-            [f"products/{name}.c" for name in ("products", "tiles", "peak", "plain", "avx2", "vnni", "neon")],
-            [f"products/{name}.h" for name in ("products", "unpack", "few", "many", "floats", "tokens")],
+            *(f"products/{name}.c" for name in ("products", "tiles", "peak", "plain", "avx2", "vnni", "neon")),
         ),
-        library("libsteps", ["steps.c"], ["rowsteps.h", "attention.h", "sampling.h"]),
-        library("libkeccak", ["keccak.c"], ["permutation.h"]),
+        library("libsteps", "steps.c"),
+        library("libkeccak", "keccak.c"),
     ],
     cmdclass={"build_ext": BuildPlainLibrary},
 )

@@ -74,9 +74,9 @@ def next_opening(view: OpeningView) -> OpeningStep:
     early = time.epoch <= view.epoch or (time.epoch == view.epoch + 1 and time.phase < REVEAL)
     if early or not view.leaves or record.ended is not None:
         return None
-    if view.opened:
-        return End("opened")
     late = time.epoch > view.epoch + 1 or time.phase > REVEAL
+    if view.opened:
+        return End("opened") if late else None
     if view.seed is None:
         return End("unsampled") if late else None
     drawn = tuple(sorted({leaf for leaf in view.leaves if sample_ppm(view.seed, leaf) < view.rate_ppm}))
@@ -190,7 +190,7 @@ class Opener:
                 hint="Unless opened in this phase they are judged as cheats: see that the account can pay for gas.",
             )
             return
-        await self._canaries.keep_opening(epoch, OpeningRecord("opened"))
+        # Not ended before the phase is over: a reorganisation can take the opening back.
         self._log.info("canaries opened", epoch=epoch, leaves=len(items))
 
 

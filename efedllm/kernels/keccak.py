@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from efedllm.kernels.stamp import open_library
+
 LIBRARY = Path(__file__).with_name("libkeccak.so")
 """Where the build puts it, on every platform."""
 
@@ -53,8 +55,8 @@ class KeccakLibrary:
 
 
 def load_keccak(path: Path) -> KeccakLibrary:
-    """Raises OSError when `path` cannot be loaded."""
-    handle = ctypes.CDLL(str(path))
+    """Raises OSError when `path` cannot be loaded, or was built from other sources."""
+    handle = open_library(path)
     keccak, merkle = handle.efl_keccak, handle.efl_merkle
     keccak.argtypes, keccak.restype = [c_char_p, c_int64, c_int64, c_char_p], None
     merkle.argtypes, merkle.restype = [c_char_p, c_int64, c_char_p], None

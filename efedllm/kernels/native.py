@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 
 from efedllm.errors import ConfigError
+from efedllm.kernels.stamp import open_library
 
 LIBRARY = Path(__file__).with_name("libproducts.so")
 """Where the build puts it, on every platform."""
@@ -75,8 +76,8 @@ class Library:
 
 
 def load_library(path: Path) -> Library:
-    """Raises OSError when `path` cannot be loaded."""
-    handle = ctypes.CDLL(str(path))
+    """Raises OSError when `path` cannot be loaded, or was built from other sources."""
+    handle = open_library(path)
 
     def function(name: str, arguments: list[Any], result: Any = None) -> Any:
         found = getattr(handle, name)

@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from efedllm.kernels.native import SWITCH
+from efedllm.kernels.stamp import open_library
 
 LIBRARY = Path(__file__).with_name("libsteps.so")
 """Where the build puts it, on every platform."""
@@ -59,8 +60,8 @@ class StepsLibrary:
 
 
 def load_steps(path: Path) -> StepsLibrary:
-    """Raises OSError when `path` cannot be loaded."""
-    handle = ctypes.CDLL(str(path))
+    """Raises OSError when `path` cannot be loaded, or was built from other sources."""
+    handle = open_library(path)
 
     def function(name: str, *arguments: Any, result: Any = None) -> Any:
         found = getattr(handle, name)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from efedllm.kernels.keccak import load_keccak
 from efedllm.kernels.native import Variant, load_library
+from efedllm.kernels.steps import load_steps
 from tests.model_fixtures import ROOT
 
 
@@ -59,3 +61,19 @@ def test_a_switch_turns_it_off_or_names_an_instruction_set(switch: str, said: st
     assert done.returncode == 0, done.stderr
     for word in said.split(" ", 1):
         assert word in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_a_library_of_other_sources_is_not_called(tmp_path: Path) -> None:
+    built = build(tmp_path, None)
+    for load, name in ((load_library, "libproducts"), (load_steps, "libsteps"), (load_keccak, "libkeccak")):
+        load(built.with_name(f"{name}.so"))
+    header = built.parent / "products" / "products.h"
+    header.write_text(header.read_text() + "/* newer */\n")
+    for load, name in ((load_library, "libproducts"), (load_steps, "libsteps"), (load_keccak, "libkeccak")):
+        with pytest.raises(OSError, match="other sources"):
+            load(built.with_name(f"{name}.so"))
+    # One of before there were stamps.
+    subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-o", built, "-"], input=b"int old;", check=True)
+    with pytest.raises(OSError, match="other sources"):
+        load_library(built)
