@@ -307,7 +307,8 @@ def _load(config: NodeConfig, directory: Path, lo: int, hi: int) -> Executor:
     from efedllm.engine.select import load_executor
 
     half = config.compute == "bfloat16"
-    return load_executor(directory, lo, hi, threads=config.threads, ram=config.ram, half=half)
+    threads, ram, device = config.threads, config.ram, config.device
+    return load_executor(directory, lo, hi, threads=threads, ram=ram, half=half, device=device)
 
 
 def _tiers(executor: Executor) -> TierReport | None:

@@ -158,6 +158,9 @@ def run(
         Literal["float32", "bfloat16"],
         typer.Option("--compute", help="Dtype of a float model. bfloat16 is declared in every commitment."),
     ] = "float32",
+    device: Annotated[
+        Literal["cpu", "cuda"], typer.Option("--device", help="Where a float model computes; --ram is then the GPU's.")
+    ] = "cpu",
     ram: Ram = None,
     canary_client: CanaryClients = None,
     as_json: Json = False,
@@ -171,7 +174,9 @@ def run(
         config = make_config(
             account, model_id, layers, price, model, listen, endpoint, home, stake, credit_tokens, retire, threads
         )
-        return await run_node(replace(config, compute=compute, canary_clients=tuple(canary_client or ())))
+        return await run_node(
+            replace(config, compute=compute, device=device, canary_clients=tuple(canary_client or ()))
+        )
 
     _run(work, as_json)
 

@@ -17,22 +17,36 @@ from efedllm.models.manifest import Manifest
 
 
 def load_executor(
-    directory: Path, lo: int, hi: int, *, threads: int = 1, ram: int | None = None, half: bool = False
+    directory: Path,
+    lo: int,
+    hi: int,
+    *,
+    threads: int = 1,
+    ram: int | None = None,
+    half: bool = False,
+    device: str = "cpu",
 ) -> Executor:
     """Layers [lo, hi) of the published model in `directory`, on the calling thread, which must be the one to use them.
 
     `ram`: bytes for weights, caches and activations; None holds everything in memory. `half`: compute in bfloat16.
+    `device`: "cuda" computes a causal float model on a GPU, whose memory is then what `ram` bounds.
     Raises ModelError like `ShardEngine.load`, "bad-manifest" when config.json describes another model, "ram-exceeded"
-    for an encoder that is larger than `ram`, as it is always held whole, and "no-bfloat16" where `half` cannot be.
+    for an encoder that is larger than `ram`, as it is always held whole, "no-bfloat16" where `half` cannot be, and
+    "no-device" where `device` is missing or cannot compute the model.
     """
     manifest = Manifest.load(directory)
     _check_config(directory, manifest)
+    family = FAMILIES.get(manifest.model_type)
+    encodes = family is not None and family.is_encoder
+    if device != "cpu" and (half or encodes or manifest.profile == "exact"):
+        raise ModelError(
+            "no-device", "Exact models, encoders and bfloat16 are computed on the CPU.", "Leave --device out."
+        )
     if half:
         return _half(directory, manifest, lo, hi, threads, ram)
     if manifest.profile == "exact":
         return ExactShardEngine.load(directory, lo, hi, threads=threads, ram=ram)
-    family = FAMILIES.get(manifest.model_type)
-    if family is not None and family.is_encoder:
+    if encodes:
         encoder = EncoderEngine.load(directory, lo, hi, threads=threads)
         if ram is not None and encoder.weight_bytes > ram:
             raise ModelError(
@@ -41,7 +55,7 @@ def load_executor(
                 "Give more with --ram, or serve fewer layers.",
             )
         return encoder
-    return ShardEngine.load(directory, lo, hi, threads=threads, ram=ram)
+    return ShardEngine.load(directory, lo, hi, threads=threads, ram=ram, device=device)
 
 
 def _check_config(directory: Path, manifest: Manifest) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.attacks.weights import with_config
+from efedllm.compression.profile import settle_profile
 from efedllm.engine.select import load_executor
 from efedllm.errors import ModelError
 from efedllm.models.exact import exact_obstacle
@@ -31,3 +34,21 @@ def test_the_exact_profile_bounds_its_tables(published: Callable[..., Path], tmp
     assert "heads" not in str(exact_obstacle(read_config(directory), ()))
     wide = with_config(directory, tmp_path / "wide", head_dim=1 << 20)
     assert exact_obstacle(read_config(wide), ()) == "heads of more than 1024 numbers"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_said(published: Callable[..., Path]) -> None:
+    with pytest.raises(ModelError) as caught:
+        load_executor(published("llama", 0.9, "none"), 0, 1, device="cuda")
+    assert caught.value.code == "no-device"
+    assert "driver" in caught.value.hint
+
+
+def test_what_runs_on_the_cpu_alone_is_not_sent_to_a_gpu(published: Callable[..., Path], tmp_path: Path) -> None:
+    directory = tmp_path / "exact"
+    shutil.copytree(published("llama", 0.9, "int8"), directory)
+    settle_profile(directory, "exact")
+    for where, half in ((directory, False), (published("llama", 0.9, "none"), True)):
+        with pytest.raises(ModelError) as caught:
+            load_executor(where, 0, 1, device="cuda", half=half)
+        assert (caught.value.code, caught.value.hint) == ("no-device", "Leave --device out.")
