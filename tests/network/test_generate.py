@@ -269,7 +269,7 @@ async def test_a_wallet_without_money(network: LocalNetwork, tmp_path: Path) -> 
 
 
 async def test_ctrl_c_is_clean_and_the_session_stays_usable(network: LocalNetwork) -> None:
-    process = await start(network, "generate", PROMPT, "--max-tokens", "300", "--no-stop-at-eos")
+    process = await start(network, "generate", PROMPT, "--max-tokens", "950", "--no-stop-at-eos")
     assert process.stdout is not None
     assert await process.stdout.read(1)
     process.send_signal(signal.SIGINT)

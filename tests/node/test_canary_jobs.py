@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
+from efedllm import logs
 from efedllm.chain.types import BatchInfo
 from efedllm.commitments.canary import canary_place, fault_digest, shown_fault
 from efedllm.commitments.hashing import keccak
@@ -112,7 +113,9 @@ def names(metrics: bytes) -> list[str]:
 async def test_a_canary_fails_where_it_is_recomputed_and_shows_nowhere(audited: Audited) -> None:
     lab = audited.lab
     metrics, infos = [], []
-    with capture_logs() as logs:
+    # Another test may have left a level that hides what is looked for.
+    logs.setup()
+    with capture_logs() as lines:
         async with await lab.client() as client:
             jobs, paid = {}, 0
             # None: an ordinary job; else the hop that is asked for a wrong answer.
@@ -127,8 +130,8 @@ async def test_a_canary_fails_where_it_is_recomputed_and_shows_nowhere(audited: 
         epoch = await audited.post()
     assert metrics[0] == metrics[1]
     assert infos[0] == infos[1]
-    assert {"job done", "batch posted"} <= {entry["event"] for entry in logs}
-    assert not [entry for entry in logs if "canar" in json.dumps(entry, default=str).lower()]
+    assert {"job done", "batch posted"} <= {entry["event"] for entry in lines}
+    assert not [entry for entry in lines if "canar" in json.dumps(entry, default=str).lower()]
 
     for hop, app in enumerate(lab.apps):
         result = await audited.audit(epoch, app)

@@ -103,9 +103,9 @@ async def test_planted_by_command_killed_and_opened_by_the_next_process(bundled_
     # Without money for gas: said, counted, and tried again.
     balance = await app.chain.rpc.request("eth_getBalance", [app.address, "latest"])
     await app.chain.rpc.request("evm_setAccountBalance", [app.address, "0x0"])
-    with capture_logs() as logs:
+    with capture_logs() as lines:
         await app.duties.tick()
-    (entry,) = [entry for entry in logs if entry["event"] == "canaries not opened"]
+    (entry,) = [entry for entry in lines if entry["event"] == "canaries not opened"]
     assert (entry["log_level"], entry["code"], entry["tries_left"]) == ("error", "insufficient-funds", 4)
     assert "gas" in entry["hint"]
     assert await CanaryStore(app.store.engine).opening(epoch) == OpeningRecord(None, 1)
