@@ -30,35 +30,32 @@ def kernels(
     if as_json:
         return
     print(f"memory bandwidth of one thread: {result['bandwidth_gbps']} GB/s")
-    table = Table(title="GB/s of weights, cold (share of the bandwidth)")
-    for column in ("rows x columns", "kernel", "M = 1", "M = 2", "M = 3", "M = 4"):
-        table.add_column(column, justify="right")
-    lines: dict[tuple[str, str], list[str]] = {}
-    for rate in result["rates"]:
-        key = (f"{rate['rows']} x {rate['columns']}", rate["kernel"])
-        lines.setdefault(key, []).append(f"{rate['gbps']} ({rate['of_bandwidth']:.0%})")
-    for key, values in lines.items():
-        table.add_row(*key, *values)
-    Console().print(table)
+    _show_products("GB/s of weights, cold (share of the bandwidth)", result["rates"], "gbps", "of_bandwidth")
     for name, share in result["least_of_bandwidth"].items():
         print(f"{name}: at least {share:.0%} of the bandwidth for M = 1..4, matrices of 4 million weights and more")
     many = result["many"]
     for variant, peak in many["peak_gmacs"].items():
         print(f"peak of {variant}: {peak} GMAC/s of int16 by int8")
-    table = Table(title="GMAC/s of exact products (share of the peak)")
-    for column in ("rows x columns", "kernel", "M = 16", "M = 64", "M = 128", "M = 192"):
-        table.add_column(column, justify="right", no_wrap=True)
-    lines.clear()
-    for product in many["products"]:
-        key = (f"{product['rows']} x {product['columns']}", product["kernel"])
-        lines.setdefault(key, []).append(f"{product['gmacs']} ({product['of_peak']:.0%})")
-    for key, values in lines.items():
-        table.add_row(*key, *values)
-    Console().print(table)
+    _show_products("GMAC/s of exact products (share of the peak)", many["products"], "gmacs", "of_peak")
     for name, share in many["least_of_peak"].items():
         print(f"{name}: at least {share:.0%} of the peak for M >= 64, matrices of a million weights and more")
     call = result["call"]
     print(f"one call: {call['c_function_us']} us through ctypes, {call['with_tensors_us']} us with its tensors")
+
+
+def _show_products(title: str, products: list[dict[str, Any]], rate: str, share: str) -> None:
+    """A row for each shape and kernel, a column for each number of tokens."""
+    table = Table(title=title)
+    counts = dict.fromkeys(product["tokens"] for product in products)
+    for column in ("rows x columns", "kernel", *(f"M = {count}" for count in counts)):
+        table.add_column(column, justify="right")
+    lines: dict[tuple[str, str], list[str]] = {}
+    for product in products:
+        key = (f"{product['rows']} x {product['columns']}", product["kernel"])
+        lines.setdefault(key, []).append(f"{product[rate]} ({product[share]:.0%})")
+    for key, values in lines.items():
+        table.add_row(*key, *values)
+    Console().print(table)
 
 
 def decode(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from client.generate import Finished, Generation
@@ -156,11 +156,11 @@ async def plant(
     Raises EfedError; what was yielded before is planted and paid for.
     """
     check_wallet(wallet, candidates)
+    address = find_candidate(candidates, node).address
     for prompt in prompts:
         known = await place.sessions.open_routes(place.model.model_id)
-        route = route_through(candidates, place.model.layers, node, known)
-        address = find_candidate(candidates, node).address
-        chosen = GenerateOptions(**{**options.__dict__, "route": route.addresses})
+        route = route_through(candidates, place.model.layers, address, known)
+        chosen = replace(options, route=route.addresses)
         finished = await Planting(place, text, prompt, chosen, candidates, address).run()
         (outcome,) = finished.jobs
         yield Planted(

@@ -9,10 +9,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from efedllm.commitments.hashing import as_uint, keccak_each
 from efedllm.errors import ProtocolError
 from efedllm.kernels.steps import StepsLibrary, steps_library
-from efedllm.sampling import PPM, SamplingSpec, groups
+from efedllm.sampling import HEAD, PPM, SamplingSpec, draw_words, groups
 
 LOG2_E = np.float64(float.fromhex("0x1.71547652b82fep+0"))
 EXP2_COEFFICIENTS = tuple(
@@ -34,8 +33,6 @@ WEIGHT_BITS = 30
 
 _LOWEST_EXPONENT = np.float32(-120.0)
 _DRAW_BITS = 64
-# Where top-p reaches its share within so many tokens, the others need not be put in order.
-_HEAD = 256
 
 Logits = npt.NDArray[np.float32]
 Weights = npt.NDArray[np.int64]
@@ -63,13 +60,6 @@ def token_weights(logits: Logits, temperature_milli: int) -> Weights:
     # Beyond the range of float32 the weight is 0 long since.
     bounded: Logits = np.maximum(z, np.float64(_LOWEST_EXPONENT)).astype(np.float32)
     return np.rint(exp2(bounded).astype(np.float64) * np.float64(1 << WEIGHT_BITS)).astype(np.int64)
-
-
-def draws(seed: bytes, first: int, count: int) -> npt.NDArray[np.uint64]:
-    """The draws in [0, 2^64) for the tokens at `count` absolute positions from `first` on: the first 8 bytes of
-    K(seed | u32 position), big-endian."""
-    digests = keccak_each([seed + as_uint(first + i, 32, "position").to_bytes(4, "big") for i in range(count)])
-    return np.array([int.from_bytes(digest[:8], "big") for digest in digests], dtype=np.uint64)
 
 
 def sample_exact(logits: Logits, spec: SamplingSpec, position: int) -> int:
@@ -100,7 +90,7 @@ def sample_in_c(library: StepsLibrary, logits: Logits, spec: SamplingSpec, first
     """`sample_exact_rows` by the native library, of one or more finite rows and a temperature above 0."""
     rows = np.ascontiguousarray(logits)
     count, vocab = rows.shape
-    given = draws(spec.seed, first, count)
+    given = np.array(draw_words(spec.seed, first, count), dtype=np.uint64)
     out = np.empty(count, dtype=np.int64)
     work = np.empty(library.sample_room(vocab), dtype=np.uint8)
     library.sample(
@@ -119,7 +109,7 @@ def sample_in_c(library: StepsLibrary, logits: Logits, spec: SamplingSpec, first
 
 def sample_in_numpy(logits: Logits, spec: SamplingSpec, first: int) -> npt.NDArray[np.intp]:
     """`sample_exact_rows` where there is no native library, of finite logits and a temperature above 0."""
-    given = [int(one) for one in draws(spec.seed, first, len(logits))]
+    given = draw_words(spec.seed, first, len(logits))
     if 0 < spec.top_k < logits.shape[1]:
         return np.array([_sampled(row, spec, one) for row, one in zip(logits, given, strict=True)], dtype=np.intp)
     out = np.zeros(len(logits), dtype=np.intp)
@@ -186,8 +176,8 @@ def _ordered(logits: Logits) -> npt.NDArray[np.intp]:
 
 def _leading(logits: Logits, weights: Weights, limit: int) -> npt.NDArray[np.intp]:
     """The start of `_ordered` whose weights reach `limit`, or more: whatever follows has as much ahead of it."""
-    if logits.size > _HEAD:
-        ids = np.flatnonzero(logits >= np.partition(logits, logits.size - _HEAD)[logits.size - _HEAD])
+    if logits.size > HEAD:
+        ids = np.flatnonzero(logits >= np.partition(logits, logits.size - HEAD)[logits.size - HEAD])
         if int(weights[ids].sum()) >= limit:
             return ids[_ordered(logits[ids])]
     return _ordered(logits)

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from efedllm.commitments.messages import JobSpec
 
 PPM = 1_000_000
+HEAD = 256
+"""Where top-p reaches its share within so many tokens, the others need not be put in order."""
 # Float64 sums over a vocabulary differ by about 1e-13 between machines; far below any probability that matters.
 _SLACK = 1e-9
-# Where top-p reaches its share within so many tokens, the others need not be put in order.
-_HEAD = 256
 # Logits worked on at once where many rows are given: temporaries stay in the processor's cache.
 _GROUP = 1 << 16
 Logits = npt.NDArray[Any]
@@ -67,10 +67,16 @@ def uniform(seed: bytes, position: int) -> float:
 
 def uniforms(seed: bytes, first: int, count: int) -> Weights:
     """`uniform` at `count` absolute positions from `first` on."""
-    messages = [seed + as_uint(first + i, 32, "position").to_bytes(4, "big") for i in range(count)]
-    words = [int.from_bytes(digest[:8], "big") / 2.0**64 for digest in keccak_each(messages)]
+    shares = [word / 2.0**64 for word in draw_words(seed, first, count)]
     # Rounds to 53 bits: the largest words would become 1.0.
-    return np.minimum(np.array(words, dtype=np.float64), 1.0 - 2.0**-53)
+    return np.minimum(np.array(shares, dtype=np.float64), 1.0 - 2.0**-53)
+
+
+def draw_words(seed: bytes, first: int, count: int) -> list[int]:
+    """The draws in [0, 2^64) for the tokens at `count` absolute positions from `first` on: the first 8 bytes of
+    K(seed | u32 position), big-endian."""
+    messages = [seed + as_uint(first + i, 32, "position").to_bytes(4, "big") for i in range(count)]
+    return [int.from_bytes(digest[:8], "big") for digest in keccak_each(messages)]
 
 
 def groups(rows: int, vocab: int) -> Iterator[slice]:
@@ -276,7 +282,7 @@ def _likely(library: StepsLibrary, logits: Logits, spec: SamplingSpec, draws: We
     """What `sample` gives for rows of float32 logits [n, V] and their draws [n]; -1 where that takes a longer sort."""
     count, vocab = logits.shape
     cut = 0 < spec.top_k < vocab
-    top = spec.top_k if cut else min(vocab, _HEAD)
+    top = spec.top_k if cut else min(vocab, HEAD)
     if not cut and spec.top_p_ppm >= PPM:
         sums = np.cumsum(np.exp(_scaled(logits, spec)), axis=1)
         return np.asarray(np.minimum(np.count_nonzero(sums <= draws[:, None] * sums[:, -1:], axis=1), vocab - 1))

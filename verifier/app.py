@@ -141,7 +141,7 @@ class Verifier:
         """One node's audit to its record. A dead chain leaves no record: the next tick begins again."""
         log = self._log.bind(epoch=epoch, node=node)
         try:
-            rate = await self._observer.audit_rate(epoch, node)
+            rate = await self._chain.audit_rate(epoch, node)
             task = AuditTask(epoch, node, self._observer.batches(epoch, node), seed, rate)
             audit = await self._auditor.audit(task)
         except AbstainError as error:

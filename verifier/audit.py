@@ -77,7 +77,7 @@ class LeafReport:
         return {**self.__dict__, "outcome": self.outcome.name.lower()}
 
 
-def attested_tap(seed: bytes, leaves: Iterable[LeafReport]) -> bytes:
+def attested_digest(seed: bytes, leaves: Iterable[LeafReport]) -> bytes:
     """What is attested about a node's audited leaves: the fault digest over those that did not pass; without any, the
     tap digest, which is zero when none is of an exact model. `seed`: of the epoch.
 
@@ -169,7 +169,7 @@ class Auditor:
         verdict = tally(
             (item.units, item.outcome is not Outcome.PASS, item.outcome is Outcome.SEVERE) for item in reports
         )
-        packed, tap = pack_verdict(verdict), attested_tap(task.seed, reports)
+        packed, tap = pack_verdict(verdict), attested_digest(task.seed, reports)
         report = {
             "epoch": task.epoch,
             "node": task.node,

@@ -68,10 +68,6 @@ class Observer:
         """The node's batches of an observed epoch, in chain order."""
         return tuple(batch for batch in self._known[epoch].batches if batch.node == node)
 
-    async def audit_rate(self, epoch: int, node: str) -> int:
-        """Share of the node's leaves to audit, ppm, in the block that fixed the seed: the same for every verifier."""
-        return await self._chain.audit_rate(epoch, node)
-
     async def unclaimed(self, time: ChainTime) -> frozenset[int]:
         """Epochs, due by `time`, for which we were given points and have not been paid."""
         judged = await self._chain.history("VerifierCommittee", "VerifierJudged")

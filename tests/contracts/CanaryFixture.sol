@@ -119,6 +119,20 @@ abstract contract CanaryFixture is Fixture {
         canaries.open(e, o);
     }
 
+    /// @dev Commits and reveals; opens the first `opened` canaries, if any; ends in the tally phase.
+    function _submitAndOpen(uint64 e, Report[] memory r, uint256 opened) internal {
+        _attest(e, r);
+        if (opened != 0) _open(e, nodes[0], _planted(opened));
+        _at(e + 1, 2);
+    }
+
+    function _tappedAll(Report[] memory r, bytes32 digest) internal pure returns (Report[] memory) {
+        for (uint256 i; i < r.length; ++i) {
+            _tapped(r[i], digest);
+        }
+        return r;
+    }
+
     // ------------------------------------------------------------------------------------------------------- trees
 
     function _proof(bytes32[] memory leaves, uint256 index) internal pure returns (bytes32[] memory proof) {

@@ -43,16 +43,7 @@ contract CanaryJudgementTest is CanaryFixture {
             r[i].verdicts[0] = verdicts[i];
             r[i].taps[0] = digests[i];
         }
-        _at(3, 0);
-        for (uint256 i; i < 3; ++i) {
-            _commit(2, r[i]);
-        }
-        _at(3, 1);
-        for (uint256 i; i < 3; ++i) {
-            _reveal(2, r[i]);
-        }
-        if (opened) _open(2, nodes[0], _planted(2));
-        _at(3, 2);
+        _submitAndOpen(2, r, opened ? 2 : 0);
         committee.finalize(2, list);
         for (uint256 i; i < 3; ++i) {
             committee.judgeVerifier(2, r[i].verifier, list);
@@ -94,26 +85,10 @@ contract CanaryJudgementTest is CanaryFixture {
 
     function test_forgiving_isTold() public {
         Report[] memory r = _tappedAll(_reports(2, list, FOUND), exact);
-        _at(3, 0);
-        for (uint256 i; i < 3; ++i) {
-            _commit(2, r[i]);
-        }
-        _at(3, 1);
-        for (uint256 i; i < 3; ++i) {
-            _reveal(2, r[i]);
-        }
-        _open(2, nodes[0], _planted(2));
-        _at(3, 2);
+        _submitAndOpen(2, r, 2);
         vm.expectEmit(true, true, true, true, address(committee));
         emit CanaryForgiven(nodes[0], 2, 3);
         committee.finalize(2, list);
-    }
-
-    function _tappedAll(Report[] memory r, bytes32 digest) internal pure returns (Report[] memory) {
-        for (uint256 i; i < r.length; ++i) {
-            _tapped(r[i], digest);
-        }
-        return r;
     }
 
     function test_withoutAnOpening_theNodeIsPunished() public {
@@ -134,22 +109,9 @@ contract CanaryJudgementTest is CanaryFixture {
 
     function test_oneCanaryKeptBack_forgivesNothing() public {
         Report[] memory r = _tappedAll(_reports(2, list, FOUND), exact);
-        _submitAndOpen(r, 1);
-        _expectNode(true, true);
-    }
-
-    function _submitAndOpen(Report[] memory r, uint256 opened) internal {
-        _at(3, 0);
-        for (uint256 i; i < r.length; ++i) {
-            _commit(2, r[i]);
-        }
-        _at(3, 1);
-        for (uint256 i; i < r.length; ++i) {
-            _reveal(2, r[i]);
-        }
-        _open(2, nodes[0], _planted(opened));
-        _at(3, 2);
+        _submitAndOpen(2, r, 1);
         committee.finalize(2, list);
+        _expectNode(true, true);
     }
 
     function test_aLesserFailure_isNotForgiven() public {
@@ -205,16 +167,7 @@ contract CanaryJudgementTest is CanaryFixture {
 
     function test_theOpeningOfOneNode_forgivesNoOther() public {
         Report[] memory r = _tappedAll(_reports(2, nodes, FOUND), exact);
-        _at(3, 0);
-        for (uint256 i; i < r.length; ++i) {
-            _commit(2, r[i]);
-        }
-        _at(3, 1);
-        for (uint256 i; i < r.length; ++i) {
-            _reveal(2, r[i]);
-        }
-        _open(2, nodes[0], _planted(2));
-        _at(3, 2);
+        _submitAndOpen(2, r, 2);
         committee.finalize(2, nodes);
         _expectNode(false, false);
         _eq(vault.stakeOf(nodes[1]).active, NODE_STAKE * 8 / 10);
@@ -222,7 +175,8 @@ contract CanaryJudgementTest is CanaryFixture {
 
     function test_gas_finalizeAndJudge_withCanaries() public {
         Report[] memory r = _tappedAll(_reports(2, list, FOUND), exact);
-        _submitAndOpen(r, 2);
+        _submitAndOpen(2, r, 2);
+        committee.finalize(2, list);
         _spent("finalize a node with canaries", 113_000);
         committee.judgeVerifier(2, r[0].verifier, list);
         _spent("judge a verifier of canaries", 126_000);
@@ -264,10 +218,7 @@ contract CanaryCommitteeOf15Test is CanaryFixture {
     }
 
     function test_fifteenMembers_whoPassLoseAndTheNodeDoesNot() public {
-        for (uint256 i; i < 10; ++i) {
-            verifiers.push(vm.addr(0xF00 + i));
-            _seat(verifiers[5 + i]);
-        }
+        _seatFifteen();
         _at(3, 0);
         _plant(3, 2);
         _fixSeed(3);
@@ -279,16 +230,7 @@ contract CanaryCommitteeOf15Test is CanaryFixture {
             // Five of fifteen pass unseen.
             if (i % 3 == 2) (r[i].verdicts[0], r[i].taps[0]) = (14, bytes32(0));
         }
-        _at(4, 0);
-        for (uint256 i; i < 15; ++i) {
-            _commit(3, r[i]);
-        }
-        _at(4, 1);
-        for (uint256 i; i < 15; ++i) {
-            _reveal(3, r[i]);
-        }
-        _open(3, nodes[0], _planted(2));
-        _at(4, 2);
+        _submitAndOpen(3, r, 2);
         committee.finalize(3, list);
         _eq(committee.tallyOf(3, nodes[0]).forgiven, 10);
         _eq(vault.stakeOf(nodes[0]).active, NODE_STAKE);
@@ -352,24 +294,8 @@ contract CanaryEpochsTest is CanaryFixture {
         }
     }
 
-    function _tappedAll(Report[] memory r, bytes32 digest) internal pure returns (Report[] memory) {
-        for (uint256 i; i < r.length; ++i) {
-            _tapped(r[i], digest);
-        }
-        return r;
-    }
-
     function _play(uint64 e, Report[] memory r, bool planted) internal {
-        _at(e + 1, 0);
-        for (uint256 i; i < r.length; ++i) {
-            _commit(e, r[i]);
-        }
-        _at(e + 1, 1);
-        for (uint256 i; i < r.length; ++i) {
-            _reveal(e, r[i]);
-        }
-        if (planted) _open(e, nodes[0], _planted(1));
-        _at(e + 1, 2);
+        _submitAndOpen(e, r, planted ? 1 : 0);
         committee.finalize(e, _one(nodes[0]));
         for (uint256 i; i < r.length; ++i) {
             committee.judgeVerifier(e, r[i].verifier, r[i].nodes);

@@ -277,6 +277,12 @@ abstract contract Fixture is TestBase {
 
     /// @dev Commits and reveals, and ends in the tally phase.
     function _submit(uint64 e, Report[] memory r) internal {
+        _attest(e, r);
+        _at(e + 1, 2);
+    }
+
+    /// @dev Commits and reveals, and ends in the reveal phase.
+    function _attest(uint64 e, Report[] memory r) internal {
         _at(e + 1, 0);
         for (uint256 i; i < r.length; ++i) {
             _commit(e, r[i]);
@@ -285,7 +291,14 @@ abstract contract Fixture is TestBase {
         for (uint256 i; i < r.length; ++i) {
             _reveal(e, r[i]);
         }
-        _at(e + 1, 2);
+    }
+
+    /// @dev Verifiers for a committee of the greatest size, beside the five of the set-up.
+    function _seatFifteen() internal {
+        for (uint256 i; i < 10; ++i) {
+            verifiers.push(vm.addr(0xF00 + i));
+            _seat(verifiers[5 + i]);
+        }
     }
 
     /// @dev Seed to final verdict, unanimous.

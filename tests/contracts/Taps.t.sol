@@ -259,10 +259,7 @@ contract TapCommitteeOf15Test is Fixture {
     }
 
     function test_fifteenMembers_findTheOneThatMadeItUp() public {
-        for (uint256 i; i < 10; ++i) {
-            verifiers.push(vm.addr(0xF00 + i));
-            _seat(verifiers[5 + i]);
-        }
+        _seatFifteen();
         _at(2, 0);
         _fixSeed(2);
         address[] memory list = _one(nodes[0]);

@@ -41,7 +41,7 @@ from tests.verifier.served_node import Job
 from tests.verifier.test_epochs import NEW, WARM, verdicts
 from verifier.app import Verifier
 from verifier.attest import NodeVerdict
-from verifier.audit import AuditTask, LeafReport, NodeAudit, attested_tap
+from verifier.audit import AuditTask, LeafReport, NodeAudit, attested_digest
 from verifier.sampling import Verdict, pack_verdict
 from verifier.statistic import Outcome
 
@@ -253,21 +253,23 @@ async def test_the_tap_digest_is_attested_when_every_leaf_passed_and_else_what_f
         return LeafReport(0, number, keccak(bytes([number])), 10, outcome, code, tap=tap)
 
     tapped = [leaf(i, tap=keccak(b"tap" + bytes([i]))) for i in range(3)]
-    assert attested_tap(seed, tapped) == attested_tap(seed, reversed(tapped)) != ZERO32
+    assert attested_digest(seed, tapped) == attested_digest(seed, reversed(tapped)) != ZERO32
     # Leaves of a float model have none; they do not keep those of an exact one from being attested.
-    assert attested_tap(seed, [*tapped, leaf(9)]) == attested_tap(seed, tapped)
-    assert attested_tap(seed, [leaf(9)]) == attested_tap(seed, []) == ZERO32
+    assert attested_digest(seed, [*tapped, leaf(9)]) == attested_digest(seed, tapped)
+    assert attested_digest(seed, [leaf(9)]) == attested_digest(seed, []) == ZERO32
     # A leaf that did not pass is named, and what passed beside it is not.
     for bad in (Outcome.FAIL, Outcome.SEVERE):
         named = fault_digest(seed, [keccak(bytes([2]))])
-        assert attested_tap(seed, [*tapped[:2], leaf(2, bad)]) == attested_tap(seed, [leaf(2, bad)]) == named
-    both = attested_tap(seed, [leaf(2, Outcome.FAIL), leaf(1, Outcome.SEVERE), leaf(2, Outcome.FAIL)])
+        assert attested_digest(seed, [*tapped[:2], leaf(2, bad)]) == attested_digest(seed, [leaf(2, bad)]) == named
+    both = attested_digest(seed, [leaf(2, Outcome.FAIL), leaf(1, Outcome.SEVERE), leaf(2, Outcome.FAIL)])
     assert both == fault_digest(seed, [keccak(bytes([1])), keccak(bytes([2]))])
-    assert attested_tap(seed, [leaf(2, Outcome.SEVERE, code="wrong-taps")]) == fault_digest(seed, [keccak(bytes([2]))])
+    assert attested_digest(seed, [leaf(2, Outcome.SEVERE, code="wrong-taps")]) == fault_digest(
+        seed, [keccak(bytes([2]))]
+    )
     # What a node shows it can show to some verifiers only: no opening explains that, nor what failed beside it.
     for code in ("tokens-hash", "wrong-prompt", "wrong-tokens-fed", "wrong-token", "broken-link", "withheld"):
-        other = attested_tap(seed, [leaf(1, Outcome.SEVERE), leaf(2, Outcome.SEVERE, code=code)])
+        other = attested_digest(seed, [leaf(1, Outcome.SEVERE), leaf(2, Outcome.SEVERE, code=code)])
         assert other == fault_digest(seed, [keccak(bytes([1])), shown_fault(keccak(bytes([2])))]) != both
     # A batch that cannot be read stands with its root.
     withheld = LeafReport(0, -1, keccak(b"root"), 10, Outcome.FAIL, "batch-withheld")
-    assert attested_tap(seed, [*tapped, withheld]) == fault_digest(seed, [keccak(b"root")])
+    assert attested_digest(seed, [*tapped, withheld]) == fault_digest(seed, [keccak(b"root")])
