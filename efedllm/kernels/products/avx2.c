@@ -22,7 +22,7 @@ INLINE void sum(const uint8_t *w, int64_t tiles, const int16_t *q, int64_t strid
     for (int t = 0; t < T; t++)
         for (int j = 0; j < 4; j++) s[t][j] = _mm256_setzero_si256();
     for (int64_t k = 0; k < tiles; k++) {
-        __builtin_prefetch(w + k * TILE + AHEAD);
+        fetch_line(w + k * TILE + AHEAD);
         for (int j = 0; j < 4; j++) {
             /* Four rows of four columns; madd leaves two sums of a row side by side. */
             const __m256i v = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + k * TILE + 16 * j)));

@@ -8,7 +8,7 @@ static inline __attribute__((always_inline)) void fsum(const uint8_t *w, int64_t
         for (int j = 0; j < 4; j++) s[t][j] = _mm512_setzero_ps();
     for (int64_t k = 0; k < tiles; k++) {
         __m512 quad[4];
-        __builtin_prefetch(w + k * TILE + AHEAD);
+        fetch_line(w + k * TILE + AHEAD);
         for (int t = 0; t < T; t++) quad[t] = _mm512_broadcast_f32x4(_mm_loadu_ps(x + t * stride + 4 * k));
         for (int j = 0; j < 4; j++) {
             const __m128i packed = _mm_loadu_si128((const __m128i *)(w + k * TILE + 16 * j));
@@ -34,7 +34,7 @@ static inline void fsum(const uint8_t *w, int64_t tiles, const float *x, int64_t
     __m256 s[8];
     for (int j = 0; j < 8; j++) s[j] = _mm256_setzero_ps();
     for (int64_t k = 0; k < tiles; k++) {
-        __builtin_prefetch(w + k * TILE + AHEAD);
+        fetch_line(w + k * TILE + AHEAD);
         const __m256 quad = _mm256_broadcast_ps((const __m128 *)(x + 4 * k));
         for (int j = 0; j < 8; j++) {
             const __m128i packed = _mm_loadl_epi64((const __m128i *)(w + k * TILE + 8 * j));
@@ -69,9 +69,79 @@ static inline void spread(const int8_t *mult, float *each) {
 }
 #endif
 
+#if defined(USE_VNNI)
+/* Four bits: the nibbles of lane r of a vector are row r's, and choose from a table of floats, so that nothing is unpacked
+ * or converted. totals[t] += multiplier * sum of (value * activation), for T tokens. */
+INLINE void nibble_sums(const uint8_t *w, const int8_t *mult, const layout *l, const float *x, __m512 *totals, const int T) {
+    const int U = T == 1 ? 8 : T == 2 ? 4 : 2;
+    const __m512 table = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
+    __m512 s[4][8];
+    for (int64_t g = 0; g < l->groups; g++, mult += mult ? ROWS : 0) {
+        const int64_t wide = g + 1 < l->groups ? l->padded : l->last;
+        for (int t = 0; t < T; t++)
+            for (int u = 0; u < U; u++) s[t][u] = _mm512_setzero_ps();
+        for (int64_t k = 0; k < wide; k += UNIT, w += ROWS * UNIT / 2, x += UNIT)
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) {
+                const __m512i two = _mm512_loadu_si512(w + j * TILE);
+                fetch_line(w + j * TILE + AHEAD);
+#pragma GCC unroll 8
+                for (int i = 0; i < 8; i++) {
+                    /* Low nibbles are of tile j, high ones of tile j + 4. */
+                    const int column = 4 * (i % 2 ? j + 4 : j) + i / 2;
+                    const __m512 v = _mm512_permutexvar_ps(_mm512_srli_epi32(two, 4 * i), table);
+#pragma GCC unroll 4
+                    for (int t = 0; t < T; t++)
+                        s[t][i % U] = _mm512_fmadd_ps(v, _mm512_set1_ps(x[t * l->cols + column]), s[t][i % U]);
+                }
+            }
+        const __m512 by = mult ? _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)mult)))
+                               : _mm512_set1_ps(1);
+        for (int t = 0; t < T; t++) {
+            for (int u = U / 2; u >= 1; u /= 2)
+                for (int i = 0; i < u; i++) s[t][i] = _mm512_add_ps(s[t][i], s[t][i + u]);
+            totals[t] = _mm512_fmadd_ps(by, s[t][0], totals[t]);
+        }
+    }
+}
+
+static void nibble_floats(const matrix *m, const activations *a, const target *to, int64_t first, int64_t last) {
+    const layout l = a->shape;
+    for (int64_t p = first; p < last; p++) {
+        const uint8_t *w = m->tiles + p * panel_bytes(m);
+        const int8_t *mult = m->mult ? m->mult + p * l.groups * ROWS : NULL;
+        const __mmask16 rows = m->rows - p * ROWS >= ROWS ? UINT16_MAX : (__mmask16)((1u << (m->rows - p * ROWS)) - 1);
+        for (int64_t from = 0, count; from < a->tokens; from += count) {
+            const float *x = a->x + from * l.cols;
+            __m512 totals[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+            count = least(a->tokens - from, 4);
+            switch (count) {
+            case 1: nibble_sums(w, mult, &l, x, totals, 1); break;
+            case 2: nibble_sums(w, mult, &l, x, totals, 2); break;
+            case 3: nibble_sums(w, mult, &l, x, totals, 3); break;
+            default: nibble_sums(w, mult, &l, x, totals, 4);
+            }
+            for (int64_t t = 0; t < count; t++) {
+                float *y = to->floats + (from + t) * to->stride + p * ROWS;
+                __m512 value = totals[t];
+                if (m->scale) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(rows, m->scale + p * ROWS));
+                if (to->add) value = _mm512_add_ps(_mm512_maskz_loadu_ps(rows, y), value);
+                _mm512_mask_storeu_ps(y, rows, value);
+            }
+        }
+    }
+}
+#endif
+
 /* As `exact`, in float32. */
 static void floats(const matrix *m, const activations *a, const target *to, int64_t first, int64_t last) {
     const layout l = a->shape;
+#if defined(USE_VNNI)
+    if (m->bits == 4) {
+        nibble_floats(m, a, to, first, last);
+        return;
+    }
+#endif
     const int64_t n = a->tokens, size = panel_bytes(m);
     uint8_t buffer[ROWS * SEGMENT] __attribute__((aligned(64)));
     float totals[TOKENS][TILE] __attribute__((aligned(64))), each[TILE], sums[4][TILE] __attribute__((aligned(64)));

@@ -116,7 +116,7 @@ INLINE void fetch(const matrix *m, int64_t size, int64_t p, int64_t wide, int64_
     const int64_t lines = columns * ROWS * m->bits / 8 / TILE, from = lines * part / parts, to = lines * (part + 1) / parts;
     const uint8_t *at = m->tiles + p * size + start * ROWS * m->bits / 8;
     for (int64_t r = 0; r < wide; r++, at += size)
-        for (int64_t i = from; i < to; i++) __builtin_prefetch(at + i * TILE, 0, 2);
+        for (int64_t i = from; i < to; i++) fetch_line(at + i * TILE);
 }
 
 /* Rows of panels [first, last) for all tokens of `a`: (integer sum * token scale) * row scale. */

@@ -33,7 +33,7 @@ INLINE void unit(const uint8_t *from, int64_t bits, words *t) {
 static inline void unpack(const uint8_t *from, int64_t bits, int64_t units, uint8_t *to) {
     for (int64_t i = 0; i < units; i++, from += 8 * 8 * bits, to += 8 * TILE) {
         words t[8];
-        for (int64_t k = 0; k < bits; k++) __builtin_prefetch(from + k * TILE + AHEAD);
+        for (int64_t k = 0; k < bits; k++) fetch_line(from + k * TILE + AHEAD);
         unit(from, bits, t);
         for (int k = 0; k < 8; k++) ((bytes *)to)[k] = (bytes)t[k] - (uint8_t)(1 << (bits - 1));
     }
