@@ -29,8 +29,16 @@ from efedllm.engine.exact.products import native_library
 from efedllm.kernels.matrix import Scratch, TiledLinear, TiledLinears, TiledMatrix
 from efedllm.kernels.native import Library, Variant
 
-SHAPES = ((2048, 2048), (256, 2048), (5632, 2048), (2048, 5632))
-"""Rows and columns of the matrices of a model of 1.1 billion parameters."""
+MAPS = (
+    ((2048, 256, 256), 2048),
+    ((2048,), 2048),
+    ((5632, 5632), 2048),
+    ((2048,), 5632),
+    ((256,), 2048),
+)
+"""Rows of matrices that are multiplied in one call, and their columns: the calls of a layer of a model of 1.1 billion
+parameters (query, key and value; output; gate and up; down), and a matrix of few rows by itself.
+"""
 
 TOKENS = (1, 2, 3, 4)
 GROUP = 64
@@ -45,9 +53,11 @@ _BYTE = 0x3C
 
 @dataclass(frozen=True)
 class Rate:
-    """`us`: 10th percentile of a call; `gbps`: bytes of weights over it; `of_bandwidth`: of plain reads' in turns."""
+    """`rows`: of each map of the call; `us`: 10th percentile of a call; `gbps`: bytes of weights over it;
+    `of_bandwidth`: of plain reads' in turns.
+    """
 
-    rows: int
+    rows: tuple[int, ...]
     columns: int
     tokens: int
     kernel: str
@@ -98,10 +108,10 @@ def run(turns: int, say: Callable[[str], None]) -> dict[str, Any]:
     weights = ColdWeights()
     bandwidths: list[float] = []
     rates: list[Rate] = []
-    for shape in SHAPES:
-        say(f"{shape[0]} x {shape[1]}")
+    for rows, columns in MAPS:
+        say(f"{' + '.join(map(str, rows))} x {columns}")
         for tokens in TOKENS:
-            kernels = dict(_kernels(library, *shape, tokens, weights))
+            kernels = dict(_kernels(library, rows, columns, tokens, weights))
             reads: dict[str, list[float]] = {name: [] for name in _READS}
             taken: dict[str, list[float]] = {name: [] for name in kernels}
             for turn in range(turns):
@@ -116,7 +126,9 @@ def run(turns: int, say: Callable[[str], None]) -> dict[str, Any]:
             for name, times in taken.items():
                 best, size = tenth(times), kernels[name].nbytes
                 share = round(size / best / bandwidth, 3)
-                rates.append(Rate(*shape, tokens, name, round(best * 1e6, 1), round(size / best / 1e9, 2), share))
+                rates.append(
+                    Rate(rows, columns, tokens, name, round(best * 1e6, 1), round(size / best / 1e9, 2), share)
+                )
     return {
         "machine": machine(),
         "threads": 1,
@@ -133,9 +145,9 @@ def run(turns: int, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _least(rates: list[Rate], library: Library) -> dict[str, float]:
-    """The worst rate of the fastest variant over M = 1..4, for matrices of at least 4 MB, and of torch."""
+    """The worst rate of the fastest variant over M = 1..4, for calls of at least 4 million weights, and of torch."""
     best = library.variants[0].name.lower()
-    large = [r for r in rates if r.rows * r.columns >= 4 << 20]
+    large = [r for r in rates if sum(r.rows) * r.columns >= 4 << 20]
     names = [f"{kind} {form} {best}" for kind in ("exact", "float") for form in ("int8", "int4")]
     return {n: min(r.of_bandwidth for r in large if r.kernel == n) for n in [*names, "torch float32", "torch bfloat16"]}
 
@@ -149,7 +161,7 @@ class _Timed:
 
 
 def _kernels(
-    library: Library, rows: int, columns: int, tokens: int, weights: ColdWeights
+    library: Library, rows: tuple[int, ...], columns: int, tokens: int, weights: ColdWeights
 ) -> Iterator[tuple[str, _Timed]]:
     """Every kernel by its name."""
     x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(0))
@@ -162,7 +174,7 @@ def _kernels(
     for dtype in (torch.float32, torch.bfloat16):
         yield (
             f"torch {str(dtype).removeprefix('torch.')}",
-            _Timed(rows * columns * dtype.itemsize, partial(_of_torch, x.to(dtype), rows, weights)),
+            _Timed(sum(rows) * columns * dtype.itemsize, partial(_of_torch, x.to(dtype), sum(rows), weights)),
         )
 
 
@@ -172,22 +184,33 @@ def _of_torch(inputs: Tensor, rows: int, weights: ColdWeights) -> Callable[[], T
 
 
 class _Cold:
-    """One map whose weights are elsewhere in the buffer at every call; multipliers and scales stay where they are."""
+    """Maps whose weights are elsewhere in the buffer at every call; multipliers and scales stay where they are."""
 
     def __init__(
-        self, library: Library, rows: int, columns: int, bits: int, variant: Variant, weights: ColdWeights
+        self,
+        library: Library,
+        rows: tuple[int, ...],
+        columns: int,
+        bits: int,
+        variant: Variant,
+        weights: ColdWeights,
     ) -> None:
-        shape = (rows, columns * bits // 8)
-        values = torch.zeros(shape, dtype=torch.int8 if bits == 8 else torch.uint8)
-        mult = None if bits == 8 else torch.ones(rows, columns // GROUP, dtype=torch.int8)
-        group = None if bits == 8 else GROUP
-        matrix = TiledMatrix(library, values, columns, bits=bits, group=group, mult=mult, scale=torch.ones(rows))
-        self.nbytes = sum(t.nbytes for t in matrix.held)
-        self._size = matrix.tiles.nbytes
+        matrices = [_matrix(library, count, columns, bits) for count in rows]
+        self.nbytes = sum(t.nbytes for matrix in matrices for t in matrix.held)
+        self._sizes = [matrix.tiles.nbytes for matrix in matrices]
         self._weights = weights
-        self._maps = TiledLinears(library, [TiledLinear(matrix, None, None)], scratch=Scratch(), variant=variant)
+        maps = [TiledLinear(matrix, None, None) for matrix in matrices]
+        self._maps = TiledLinears(library, maps, scratch=Scratch(), variant=variant)
 
     def call(self, x: Tensor) -> Callable[[], Tensor]:
-        """The product with weights that are not in a cache; of floats where x is float32."""
-        self._maps.point_base_at(self._weights.take(self._size))
+        """The products with weights that are not in a cache; of floats where x is float32."""
+        for number, size in enumerate(self._sizes):
+            self._maps.point_base_at(self._weights.take(size), number)
         return partial(self._maps.floats if x.dtype == torch.float32 else self._maps.exact, x)
+
+
+def _matrix(library: Library, rows: int, columns: int, bits: int) -> TiledMatrix:
+    values = torch.zeros((rows, columns * bits // 8), dtype=torch.int8 if bits == 8 else torch.uint8)
+    mult = None if bits == 8 else torch.ones(rows, columns // GROUP, dtype=torch.int8)
+    group = None if bits == 8 else GROUP
+    return TiledMatrix(library, values, columns, bits=bits, group=group, mult=mult, scale=torch.ones(rows))

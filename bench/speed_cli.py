@@ -32,7 +32,7 @@ def kernels(
     print(f"memory bandwidth of one thread: {result['bandwidth_gbps']} GB/s")
     _show_products("GB/s of weights, cold (share of the bandwidth)", result["rates"], "gbps", "of_bandwidth")
     for name, share in result["least_of_bandwidth"].items():
-        print(f"{name}: at least {share:.0%} of the bandwidth for M = 1..4, matrices of 4 million weights and more")
+        print(f"{name}: at least {share:.0%} of the bandwidth for M = 1..4, calls of 4 million weights and more")
     many = result["many"]
     for variant, peak in many["peak_gmacs"].items():
         print(f"peak of {variant}: {peak} GMAC/s of int16 by int8")
@@ -51,7 +51,9 @@ def _show_products(title: str, products: list[dict[str, Any]], rate: str, share:
         table.add_column(column, justify="right")
     lines: dict[tuple[str, str], list[str]] = {}
     for product in products:
-        key = (f"{product['rows']} x {product['columns']}", product["kernel"])
+        rows = product["rows"]
+        of_maps = str(rows) if isinstance(rows, int) else " + ".join(map(str, rows))
+        key = (f"{of_maps} x {product['columns']}", product["kernel"])
         lines.setdefault(key, []).append(f"{product[rate]} ({product[share]:.0%})")
     for key, values in lines.items():
         table.add_row(*key, *values)

@@ -203,14 +203,14 @@ class TiledLinears:
         """x float32 [n, columns] -> float32 [n, sum of sizes]. Raises ValueError for other inputs."""
         return self._run(x, torch.float32, self._library.floats)
 
-    def point_base_at(self, tiles: Tensor) -> None:
-        """Let the first map's base be these tiles, uint8 of as many bytes, which the caller keeps: for measuring cold
-        weights. Raises ValueError for another size.
+    def point_base_at(self, tiles: Tensor, number: int = 0) -> None:
+        """Let the base of map `number` be these tiles, uint8 of as many bytes, which the caller keeps: for measuring
+        cold weights. Raises ValueError for another size.
         """
-        base = self.maps[0].base
+        base = self.maps[number].base
         if base is None or tiles.dtype != torch.uint8 or tiles.shape != base.tiles.shape or not tiles.is_contiguous():
             raise ValueError("not as many tiles")
-        self._c[0].base.tiles = tiles.data_ptr()
+        self._c[number].base.tiles = tiles.data_ptr()
 
     def times(self, q: Tensor) -> Tensor:
         """Of the first map's base alone, without scales: q int16 [n, columns], at most 32639 in magnitude -> the exact
