@@ -33,8 +33,9 @@ from efedllm.models.exact import check_supported
 from efedllm.models.families import build_skeleton, read_config
 from efedllm.models.source import open_published
 
-BLOCK_TOKENS = 256
-"""Tokens that a layer computes at once: `efedllm bench memory` measures why. No result depends on it."""
+BLOCK_TOKENS = 96
+"""Tokens that a layer computes at once: what they need stays in the second-level cache (`efedllm bench memory` measures
+it). No result depends on it."""
 
 
 class ExactShardEngine(RangeEngine):

@@ -38,7 +38,7 @@ INLINE void sum(const uint8_t *w, int64_t tiles, const int16_t *q, int64_t strid
         }
 }
 
-INLINE void tally_of(const int16_t *w, const int16_t *q, int64_t stride, int64_t pairs, int32_t *totals, const int T) {
+INLINE void tally_of(const int16_t *w, const int16_t *q, int64_t stride, int64_t pairs, int32_t *sums, const int T) {
     __m256i s[2 * HEIGHT];
 #pragma GCC unroll 8
     for (int i = 0; i < 2 * T; i++) s[i] = _mm256_setzero_si256();
@@ -52,21 +52,17 @@ INLINE void tally_of(const int16_t *w, const int16_t *q, int64_t stride, int64_t
         }
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < 2 * T; i++) {
-        __m256i *lower = (__m256i *)(totals + i / 2 * 2 * ROWS + i % 2 * 8), *rest = lower + 2;
-        *lower = _mm256_add_epi32(*lower, _mm256_and_si256(s[i], _mm256_set1_epi32(0xffff)));
-        *rest = _mm256_add_epi32(*rest, _mm256_srai_epi32(s[i], 16));
-    }
+    for (int i = 0; i < 2 * T; i++) _mm256_store_si256((__m256i *)(sums + 8 * i), s[i]);
 }
 
-static void tally(const int16_t *w, const int16_t *q, int64_t stride, int64_t pairs, int32_t *totals, int64_t wide,
+static void tally(const int16_t *w, const int16_t *q, int64_t stride, int64_t pairs, int32_t *sums, int64_t wide,
                   int64_t count) {
     (void)wide;
     switch (count) {
-    case 1: tally_of(w, q, stride, pairs, totals, 1); break;
-    case 2: tally_of(w, q, stride, pairs, totals, 2); break;
-    case 3: tally_of(w, q, stride, pairs, totals, 3); break;
-    default: tally_of(w, q, stride, pairs, totals, 4);
+    case 1: tally_of(w, q, stride, pairs, sums, 1); break;
+    case 2: tally_of(w, q, stride, pairs, sums, 2); break;
+    case 3: tally_of(w, q, stride, pairs, sums, 3); break;
+    default: tally_of(w, q, stride, pairs, sums, 4);
     }
 }
 

@@ -1,6 +1,6 @@
 /* Many tokens: row blocks of WIDE or fewer panels and BLOCK columns are unpacked to int16, multiplied with the group's
  * multiplier, into the first-level cache, and serve all tokens. Needs `tally`, for up to HEIGHT tokens:
- * the sum of `pairs` pairs of columns, split into its lower 16 bits and the rest, added to totals.
+ * sums[t][panel][row] = the sum of `pairs` pairs of columns.
  *
  * A sum of products stays below 2^31 while the magnitudes of a row's weights sum to less than 2^31 / Q_MAX. Where the
  * worst weights could exceed that, their magnitudes are summed as they are unpacked, and the columns cut where they must be.
@@ -90,16 +90,28 @@ static int64_t unpack_block(const matrix *m, const layout *l, int64_t p, int64_t
     return count;
 }
 
-/* y (+)= (total * token scale) * row scale, for `count` tokens from number t on and `rows` rows from number `row` on. */
+/* Sums of a piece of the columns, the first of them or a further one, to totals [panel of a token][lower 16 bits, rest]. */
+INLINE void collect(const int32_t *sums, int64_t panels, int32_t *totals, const int first) {
+    for (int64_t p = 0; p < panels; p++, sums += ROWS, totals += 2 * ROWS)
+        for (int i = 0; i < ROWS; i++) {
+            totals[i] = (first ? 0 : totals[i]) + (sums[i] & 0xffff);
+            totals[ROWS + i] = (first ? 0 : totals[ROWS + i]) + (sums[i] >> 16);
+        }
+}
+
+/* y (+)= (total * token scale) * row scale, for `count` tokens from number t on and `rows` rows from number `row` on.
+ * `totals` of a panel: as they were collected, or where they are of one piece, the sums themselves. */
 INLINE void finish(const activations *a, const target *to, const int32_t *totals, const float *scale, int64_t t,
-                   int64_t count, int64_t row, int64_t rows) {
+                   int64_t count, int64_t row, int64_t rows, const int one) {
     for (int64_t end = t + count; t < end; t++) {
         double *y = to->exact + t * to->stride + row;
-        for (int64_t r = 0; r < rows; r += ROWS, totals += 2 * ROWS) {
+        for (int64_t r = 0; r < rows; r += ROWS, totals += one ? ROWS : 2 * ROWS) {
             double value[ROWS];
-            /* Integers below 2^53, but for the scales. */
-            for (int i = 0; i < ROWS; i++)
-                value[i] = ((double)totals[ROWS + i] * 65536.0 + (double)totals[i]) * a->scale[t] * (double)scale[r + i];
+            for (int i = 0; i < ROWS; i++) {
+                /* An integer below 2^53. */
+                const double sum = one ? (double)totals[i] : (double)totals[ROWS + i] * 65536.0 + (double)totals[i];
+                value[i] = sum * a->scale[t] * (double)scale[r + i];
+            }
             if (rows - r < ROWS)
                 for (int64_t i = 0; i < rows - r; i++) y[r + i] = to->add ? y[r + i] + value[i] : value[i];
             else if (to->add)
@@ -124,6 +136,7 @@ static void many(const matrix *m, const activations *a, const target *to, int64_
     const layout l = a->shape;
     const int64_t n = a->tokens, size = panel_bytes(m);
     int16_t block[WIDE * ROWS * BLOCK] __attribute__((aligned(64)));
+    int32_t sums[HEIGHT * WIDE * ROWS] __attribute__((aligned(64)));
     int32_t totals[MANY * WIDE * 2 * ROWS] __attribute__((aligned(64))); /* [tokens][panels][lower 16 bits, rest][rows] */
     float scale[WIDE * ROWS];
     int64_t ends[MOST_CUTS + 1];
@@ -136,17 +149,23 @@ static void many(const matrix *m, const activations *a, const target *to, int64_
             const int64_t cuts = unpack_block(m, &l, p, wide, start, columns, block, ends);
             const int64_t more = start + BLOCK < l.cols, row = more ? p : p + wide, column = more ? start + BLOCK : 0;
             const int16_t *q = a->q + start * n;
+            const int one = l.cols <= BLOCK && cuts == 1;
             for (int64_t t = 0, count; t < n; t += count) {
                 count = n - t > HEIGHT && n - t < 2 * HEIGHT ? (n - t + 1) / 2 : least(n - t, HEIGHT);
                 /* The next block comes while this one is multiplied. */
                 if (row < last)
                     fetch(m, size, row, least(last - row, wide), column, least(l.cols - column, BLOCK), t / HEIGHT,
                           (n + HEIGHT - 1) / HEIGHT);
-                if (start == 0) memset(totals + t * each, 0, (size_t)(count * each) * sizeof *totals);
-                for (int64_t i = 0, from = 0; i < cuts; from = ends[i++])
-                    tally(block + from * wide * ROWS, q + t * columns + from, columns, (ends[i] - from) / 2,
-                          totals + t * each, wide, count);
-                if (start + BLOCK >= l.cols) finish(a, to, totals + t * each, scale, t, count, p * ROWS, rows);
+                for (int64_t i = 0, from = 0; i < cuts; from = ends[i++]) {
+                    tally(block + from * wide * ROWS, q + t * columns + from, columns, (ends[i] - from) / 2, sums, wide, count);
+                    if (one)
+                        finish(a, to, sums, scale, t, count, p * ROWS, rows, 1);
+                    else if (start == 0 && i == 0)
+                        collect(sums, count * wide, totals + t * each, 1);
+                    else
+                        collect(sums, count * wide, totals + t * each, 0);
+                }
+                if (!one && start + BLOCK >= l.cols) finish(a, to, totals + t * each, scale, t, count, p * ROWS, rows, 0);
             }
         }
     }

@@ -28,7 +28,7 @@ static inline void sum(const uint8_t *w, int64_t tiles, const int16_t *q, int64_
 }
 
 /* Vector i of 8 has rows 2i and 2i + 1, two columns each. */
-INLINE void tally_of(const int16_t *w, const int16_t *q, int64_t stride, int64_t pairs, int32_t *totals, const int T) {
+INLINE void tally_of(const int16_t *w, const int16_t *q, int64_t stride, int64_t pairs, int32_t *sums, const int T) {
     int32x4_t s[HEIGHT][8];
     for (int t = 0; t < T; t++)
         for (int i = 0; i < 8; i++) s[t][i] = vdupq_n_s32(0);
@@ -41,22 +41,17 @@ INLINE void tally_of(const int16_t *w, const int16_t *q, int64_t stride, int64_t
                 s[t][i + 1] = vmlal_s16(s[t][i + 1], vget_high_s16(v), pair);
             }
         }
-    for (int t = 0; t < T; t++, totals += 2 * ROWS)
-        for (int i = 0; i < 8; i += 2) {
-            const int32x4_t four = vpaddq_s32(s[t][i], s[t][i + 1]);
-            int32_t *lower = totals + 2 * i, *rest = lower + ROWS;
-            vst1q_s32(lower, vaddq_s32(vld1q_s32(lower), vandq_s32(four, vdupq_n_s32(0xffff))));
-            vst1q_s32(rest, vaddq_s32(vld1q_s32(rest), vshrq_n_s32(four, 16)));
-        }
+    for (int t = 0; t < T; t++)
+        for (int i = 0; i < 8; i += 2) vst1q_s32(sums + t * ROWS + 2 * i, vpaddq_s32(s[t][i], s[t][i + 1]));
 }
 
-static void tally(const int16_t *w, const int16_t *q, int64_t stride, int64_t pairs, int32_t *totals, int64_t wide,
+static void tally(const int16_t *w, const int16_t *q, int64_t stride, int64_t pairs, int32_t *sums, int64_t wide,
                   int64_t count) {
     (void)wide;
     switch (count) {
-    case 1: tally_of(w, q, stride, pairs, totals, 1); break;
-    case 2: tally_of(w, q, stride, pairs, totals, 2); break;
-    default: tally_of(w, q, stride, pairs, totals, 3);
+    case 1: tally_of(w, q, stride, pairs, sums, 1); break;
+    case 2: tally_of(w, q, stride, pairs, sums, 2); break;
+    default: tally_of(w, q, stride, pairs, sums, 3);
     }
 }
 

@@ -291,7 +291,7 @@ static void arrange_few(const matrix *m, const int16_t *q, activations *a, char 
     }
 }
 
-INLINE void tally_of(const int16_t *w, const int16_t *q, int64_t stride, int64_t pairs, int32_t *totals, const int R,
+INLINE void tally_of(const int16_t *w, const int16_t *q, int64_t stride, int64_t pairs, int32_t *sums, const int R,
                      const int T) {
     __m512i s[HEIGHT * WIDE], v[WIDE];
 #pragma GCC unroll 24
@@ -307,31 +307,27 @@ INLINE void tally_of(const int16_t *w, const int16_t *q, int64_t stride, int64_t
         }
     }
 #pragma GCC unroll 24
-    for (int i = 0; i < T * R; i++) {
-        __m512i *lower = (__m512i *)(totals + i * 2 * ROWS), *rest = lower + 1;
-        *lower = _mm512_add_epi32(*lower, _mm512_and_si512(s[i], _mm512_set1_epi32(0xffff)));
-        *rest = _mm512_add_epi32(*rest, _mm512_srai_epi32(s[i], 16));
-    }
+    for (int i = 0; i < T * R; i++) _mm512_store_si512(sums + i * ROWS, s[i]);
 }
 
 #define TALLY(R)                                                                                                           \
-    static void tally##R(const int16_t *w, const int16_t *q, int64_t stride, int64_t pairs, int32_t *totals, int64_t count) { \
+    static void tally##R(const int16_t *w, const int16_t *q, int64_t stride, int64_t pairs, int32_t *sums, int64_t count) { \
         switch (count) {                                                                                                   \
-        case 1: tally_of(w, q, stride, pairs, totals, R, 1); break;                                                        \
-        case 2: tally_of(w, q, stride, pairs, totals, R, 2); break;                                                        \
-        case 3: tally_of(w, q, stride, pairs, totals, R, 3); break;                                                        \
-        case 4: tally_of(w, q, stride, pairs, totals, R, 4); break;                                                        \
-        case 5: tally_of(w, q, stride, pairs, totals, R, 5); break;                                                        \
-        default: tally_of(w, q, stride, pairs, totals, R, 6);                                                              \
+        case 1: tally_of(w, q, stride, pairs, sums, R, 1); break;                                                        \
+        case 2: tally_of(w, q, stride, pairs, sums, R, 2); break;                                                        \
+        case 3: tally_of(w, q, stride, pairs, sums, R, 3); break;                                                        \
+        case 4: tally_of(w, q, stride, pairs, sums, R, 4); break;                                                        \
+        case 5: tally_of(w, q, stride, pairs, sums, R, 5); break;                                                        \
+        default: tally_of(w, q, stride, pairs, sums, R, 6);                                                              \
         }                                                                                                                  \
     }
 TALLY(1)
 TALLY(2)
 TALLY(4)
 
-static void tally(const int16_t *w, const int16_t *q, int64_t stride, int64_t pairs, int32_t *totals, int64_t wide,
+static void tally(const int16_t *w, const int16_t *q, int64_t stride, int64_t pairs, int32_t *sums, int64_t wide,
                   int64_t count) {
-    (wide == 4 ? tally4 : wide == 2 ? tally2 : tally1)(w, q, stride, pairs, totals, count);
+    (wide == 4 ? tally4 : wide == 2 ? tally2 : tally1)(w, q, stride, pairs, sums, count);
 }
 
 #include "many.h"
