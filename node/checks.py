@@ -162,9 +162,11 @@ def check_act(msg: ActMsg, expected: Expected) -> None:
 
 @dataclass(frozen=True)
 class OwnHop:
-    """What a hop knows of a job when it commits. `tokens`: positions; `emitted`: on the last hop only."""
+    """What a hop knows of a job when it commits. `spec_hash`: digest of the signed spec it was opened with; `tokens`:
+    positions; `emitted`: on the last hop only."""
 
     job_id: bytes
+    spec_hash: bytes
     hop: int
     lo: int
     hi: int
@@ -185,6 +187,7 @@ def check_previous(signed: SignedCommit, own: OwnHop, prev: RouteHop, domain: Do
     commit = signed.commit
     wanted = (
         own.job_id,
+        own.spec_hash,
         own.hop - 1,
         prev.lo,
         prev.hi,
@@ -196,6 +199,7 @@ def check_previous(signed: SignedCommit, own: OwnHop, prev: RouteHop, domain: Do
     )
     got = (
         commit.job_id,
+        commit.spec_hash,
         commit.hop,
         commit.lo,
         commit.hi,
@@ -206,7 +210,7 @@ def check_previous(signed: SignedCommit, own: OwnHop, prev: RouteHop, domain: Do
         # Neighbours may compute a float model in different dtypes.
         commit.profile == EXACT_PROFILE,
     )
-    names = ("job", "hop", "lo", "hi", "wire dtype", "positions", "model", "output root", "profile")
+    names = ("job", "spec", "hop", "lo", "hi", "wire dtype", "positions", "model", "output root", "profile")
     wrong = [name for name, a, b in zip(names, wanted, got, strict=True) if a != b]
     if prev.shard_root is not None and commit.shard_root != prev.shard_root:
         wrong.append("shard")
@@ -218,6 +222,7 @@ def make_commit(own: OwnHop, prev_commit: bytes, epoch: int) -> HopCommit:
     """Our commitment."""
     return HopCommit(
         job_id=own.job_id,
+        spec_hash=own.spec_hash,
         hop=own.hop,
         lo=own.lo,
         hi=own.hi,

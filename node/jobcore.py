@@ -115,7 +115,7 @@ class JobCore:
         wiring, shop = self._wiring, self._shop
         if wiring.following is not None and not wiring.outbound.all_acknowledged:
             return
-        own = own_hop(self.record, wiring, self._progress, shop.facts)
+        own = own_hop(self.record, wiring, self._progress, shop.facts, shop.domain)
         prev = ZERO32
         if self._prev_commit is not None:
             assert wiring.previous is not None

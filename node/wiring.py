@@ -121,10 +121,11 @@ def token_chunk(job_id: bytes, position: int, row: bytes) -> bytes:
     return chunk_hash([act_leaf(job_id, 0, position, WireDtype.I32, 1, row)])
 
 
-def own_hop(record: JobRecord, wiring: Wiring, progress: Progress, facts: NodeFacts) -> OwnHop:
+def own_hop(record: JobRecord, wiring: Wiring, progress: Progress, facts: NodeFacts, domain: Domain) -> OwnHop:
     """What this hop commits to, once both boundaries are complete."""
     return OwnHop(
         job_id=record.job_id,
+        spec_hash=record.spec.digest(domain),
         hop=record.hop,
         lo=facts.lo,
         hi=facts.hi,

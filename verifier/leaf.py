@@ -152,12 +152,16 @@ def _check_terms(
     leaf: Leaf, terms: JobTerms, registration: Registration, domain: Domain, escrow: tuple[int, str]
 ) -> Fault | None:
     commit, key, spec = leaf.commit, terms.key, terms.spec
+    digest = spec.digest(domain)
     try:
-        check(spec.digest(domain), terms.signature, key.signer)
+        check(digest, terms.signature, key.signer)
     except ProtocolError as error:
         return Fault("job-signature", error.message)
     if key.session_id(*escrow) != spec.session_id or spec.job_id != commit.job_id:
         return Fault("foreign-job", "the job does not belong to the session the leaf shows")
+    if digest != commit.spec_hash:
+        # Like any paper that a node keeps back: what it serves is not signed, so that nobody is slashed for it.
+        return Fault("wrong-spec", "the job that the leaf shows is not the one that the commit names")
     if commit.hop >= len(key.nodes) or key.nodes[commit.hop] != registration.node:
         return Fault("foreign-job", f"hop {commit.hop} of the session is not this node")
     if key.model_id != commit.model_id or spec.wire_dtype != commit.wire_dtype:

@@ -255,6 +255,7 @@ class Lab:
         lo, hi = RANGES[hop]
         commit = HopCommit(
             job_id=job.spec.job_id,
+            spec_hash=job.spec.digest(DOMAIN),
             hop=hop,
             lo=lo,
             hi=hi,

@@ -81,6 +81,7 @@ class Planter:
         job = leaves.job_id(key.session_id(*self._net.escrow_domain), seq)
         commit = HopCommit(
             job_id=job,
+            spec_hash=keccak(job + b"spec"),
             hop=0,
             lo=0,
             hi=self._layers,

@@ -8,6 +8,7 @@ interface ICanaryRegistryTypes {
     /// @notice What a node signs about a job, member by member as in the EIP-712 message of the same name.
     struct HopCommit {
         bytes32 jobId;
+        bytes32 specHash;
         uint16 hop;
         uint16 lo;
         uint16 hi;

@@ -12,7 +12,7 @@ library HopLeaf {
     bytes32 private constant DOMAIN_TYPEHASH =
         keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)");
     bytes32 private constant COMMIT_TYPEHASH = keccak256(
-        "HopCommit(bytes32 jobId,uint16 hop,uint16 lo,uint16 hi,uint8 profile,uint8 wireDtype,uint32 tokens,bytes32 modelId,bytes32 shardRoot,bytes32 inRoot,bytes32 outRoot,bytes32 tokensHash,bytes32 auxRoot,bytes32 prevCommit,uint64 epoch)"
+        "HopCommit(bytes32 jobId,bytes32 specHash,uint16 hop,uint16 lo,uint16 hi,uint8 profile,uint8 wireDtype,uint32 tokens,bytes32 modelId,bytes32 shardRoot,bytes32 inRoot,bytes32 outRoot,bytes32 tokensHash,bytes32 auxRoot,bytes32 prevCommit,uint64 epoch)"
     );
     bytes32 private constant CANARY_TYPEHASH = keccak256("Canary(bytes32 jobId,uint16 hop)");
 

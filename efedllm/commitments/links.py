@@ -32,8 +32,9 @@ class Fault:
     hops.
 
     Kinds: no-output, wrong-prompt (the given ids are not the job's) | missing-commit, bad-signature, wrong-job,
-    wrong-hop, wrong-layers, wrong-model, wrong-shard, wrong-dtype, wrong-tokens, tokens-hash, aux-root, prev-commit,
-    input-mismatch, boundary-mismatch | silent, bad-opening, sender-lied, receiver-lied, both-lied, equivocation.
+    wrong-spec, wrong-hop, wrong-layers, wrong-model, wrong-shard, wrong-dtype, wrong-tokens, tokens-hash, aux-root,
+    prev-commit, input-mismatch, boundary-mismatch | silent, bad-opening, sender-lied, receiver-lied, both-lied,
+    equivocation.
     """
 
     kind: str
@@ -91,8 +92,8 @@ def check_route_commits(
 
     `commits[i]` is hop i's, None if missing. `emitted_ids` are the tokens the last hop signed to the client.
 
-    Checked per hop: signature, job, hop number, layer range, model, shard (where the route knows it), wire dtype,
-    token count, tokens hash, aux root. Between hops: prevCommit and boundary roots. At the start: hop 0's inRoot
+    Checked per hop: signature, job, signed spec, hop number, layer range, model, shard (where the route knows it), wire
+    dtype, token count, tokens hash, aux root. Between hops: prevCommit and boundary roots. At the start: hop 0's inRoot
     against the tree over the prompt and what was emitted. Raises ValueError unless there is one entry per hop.
     """
     if not route or len(commits) != len(route):
@@ -102,6 +103,7 @@ def check_route_commits(
         return [Fault("wrong-prompt", 0, None, "The prompt does not hash to the job's promptHash.")]
     if not emitted_ids and not spec.embeds:
         return [Fault("no-output", 0, None, "No token was emitted, so there is nothing to commit to.")]
+    spec_hash = spec.digest(domain)
     faults: list[Fault] = []
     sound: list[HopCommit | None] = []
     for hop, signed in enumerate(commits):
@@ -114,7 +116,7 @@ def check_route_commits(
             sound.append(None)
         else:
             sound.append(signed.commit)
-            faults += _own_faults(hop, signed.commit, spec, emitted_ids, route, model_id)
+            faults += _own_faults(hop, signed.commit, spec, spec_hash, emitted_ids, route, model_id)
     fed = token_tree(spec.job_id, fed_ids(prompt_ids, emitted_ids))
     faults += _count_faults(sound, fed)
     faults += _link_faults(sound, domain)
@@ -127,13 +129,20 @@ def check_route_commits(
 
 
 def _own_faults(
-    hop: int, commit: HopCommit, spec: JobSpec, emitted_ids: Sequence[int], route: Sequence[RouteHop], model_id: bytes
+    hop: int,
+    commit: HopCommit,
+    spec: JobSpec,
+    spec_hash: bytes,
+    emitted_ids: Sequence[int],
+    route: Sequence[RouteHop],
+    model_id: bytes,
 ) -> list[Fault]:
     """What hop's commitment alone gets wrong; the signature proves it is the hop's doing."""
     here = route[hop]
     expected_hash = ids_hash(list(emitted_ids)) if hop == len(route) - 1 else ZERO32
     wrong: list[tuple[str, bool, str]] = [
         ("wrong-job", commit.job_id != spec.job_id, "names another job"),
+        ("wrong-spec", commit.spec_hash != spec_hash, "commits to another spec of the job"),
         ("wrong-hop", commit.hop != hop, f"says it is hop {commit.hop}"),
         ("wrong-layers", (commit.lo, commit.hi) != (here.lo, here.hi), f"claims layers {commit.lo}:{commit.hi}"),
         ("wrong-model", commit.model_id != model_id, "names another model"),

@@ -113,7 +113,7 @@ class JobSpec(TypedMessage):
         return self.prompt_tokens + max(self.max_new_tokens - 1, 0)
 
     def digest(self, domain: Domain) -> bytes:
-        """What the client's session key signs."""
+        """What the client's session key signs, and the `spec_hash` of every commit to the job."""
         return domain.digest(self.struct_hash())
 
 
@@ -125,6 +125,7 @@ class HopCommit(TypedMessage):
     """What a hop says it did for a job: hidden states in, hidden states out; signed by the node's signer. 1 per job
     and hop.
 
+    `spec_hash` = digest of the signed JobSpec that the hop was given, which tells two specs of one job number apart;
     profile 0 float, 1 exact, 2 float computed in bfloat16; `tokens` = positions T of both boundaries; `tokens_hash`
     only on the last hop; `prev_commit` = digest of hop i-1's commit, zero for hop 0; `aux_root` = root over its taps
     (`taps.TapTree`), zero unless exact.
@@ -133,6 +134,7 @@ class HopCommit(TypedMessage):
     NAME: ClassVar[str] = "HopCommit"
     SOLIDITY: ClassVar[tuple[tuple[str, str], ...]] = (
         ("bytes32", "jobId"),
+        ("bytes32", "specHash"),
         ("uint16", "hop"),
         ("uint16", "lo"),
         ("uint16", "hi"),
@@ -149,6 +151,7 @@ class HopCommit(TypedMessage):
         ("uint64", "epoch"),
     )
     job_id: bytes
+    spec_hash: bytes
     hop: int
     lo: int
     hi: int

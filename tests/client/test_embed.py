@@ -65,6 +65,7 @@ async def test_only_a_commitment_that_the_last_hop_signed_speaks_against_it(tmp_
     job._out.append(rows)
     right = HopCommit(
         job_id=spec.job_id,
+        spec_hash=spec.digest(DOMAIN),
         hop=0,
         lo=0,
         hi=2,

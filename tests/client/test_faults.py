@@ -38,6 +38,7 @@ def tree(value: float) -> BoundaryTree:
 def commit(hop: int, in_root: bytes, out_root: bytes, prev: bytes) -> SignedCommit:
     message = HopCommit(
         job_id=SPEC.job_id,
+        spec_hash=SPEC.digest(DOMAIN),
         hop=hop,
         lo=2 * hop,
         hi=2 * hop + 2,

@@ -205,6 +205,7 @@ class ToyNode:
         outputs.append(encode(np.ones((len(fed), HIDDEN), dtype=np.float32), WireDtype.F32))
         commit = HopCommit(
             job_id=spec.job_id,
+            spec_hash=spec.digest(DOMAIN),
             hop=0,
             lo=0,
             hi=2,

@@ -41,6 +41,7 @@ def hop_commits(draw: st.DrawFn) -> HopCommit:
     lo = draw(st.integers(0, 0xFFFE))
     return HopCommit(
         job_id=draw(h32),
+        spec_hash=draw(h32),
         hop=draw(uint(16)),
         lo=lo,
         hi=draw(st.integers(lo + 1, 0xFFFF)),

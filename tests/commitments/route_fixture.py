@@ -63,6 +63,7 @@ def commitments(hops: int) -> list[SignedCommit]:
         assert here.shard_root is not None
         commit = HopCommit(
             job_id=JOB,
+            spec_hash=SPEC.digest(DOMAIN),
             hop=i,
             lo=here.lo,
             hi=here.hi,

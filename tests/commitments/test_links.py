@@ -98,6 +98,18 @@ def test_missing_and_unsigned_commits(hop: int) -> None:
     assert [(f.kind, f.guilty_hop) for f in check(commits)] == [("bad-signature", None)]
 
 
+@pytest.mark.parametrize("hop", [0, 1, 2])
+def test_a_hop_that_commits_to_another_spec_of_the_job_is_guilty_alone(hop: int) -> None:
+    commits: list[SignedCommit | None] = [*commitments(3)]
+    original = commits[hop]
+    assert original is not None
+    other = dataclasses.replace(SPEC, seed=keccak(b"other"))
+    assert other.job_id == JOB
+    commits[hop] = sign(hop, dataclasses.replace(original.commit, spec_hash=other.digest(DOMAIN)))
+    faults = check(commits)
+    assert [(f.kind, f.guilty_hop) for f in faults if f.guilty] == [("wrong-spec", hop)]
+
+
 def test_a_commit_signed_for_another_chain_is_not_signed() -> None:
     commits: list[SignedCommit | None] = [*commitments(2)]
     first = commits[0]

@@ -201,9 +201,9 @@ def test_session_key_ranges(change: dict[str, Any]) -> None:
 def test_a_hop_serves_layers() -> None:
     h = bytes(32)
     with pytest.raises(ProtocolError):
-        HopCommit(h, 0, 3, 3, 0, 1, 1, h, h, h, h, h, h, h, 1)
+        HopCommit(h, h, 0, 3, 3, 0, 1, 1, h, h, h, h, h, h, h, 1)
     with pytest.raises(ProtocolError):
-        HopCommit(h, 0, 0, 3, 3, 1, 1, h, h, h, h, h, h, h, 1)
+        HopCommit(h, h, 0, 0, 3, 3, 1, 1, h, h, h, h, h, h, h, 1)
     with pytest.raises(ProtocolError):
         Envelope(h, 1, 0, 0, h, h)
 

@@ -74,7 +74,7 @@ abstract contract CanaryFixture is Fixture {
     }
 
     function _commitOf(bytes32 jobId, uint64 made) internal view returns (ICanaryRegistryTypes.HopCommit memory c) {
-        c.jobId = jobId;
+        (c.jobId, c.specHash) = (jobId, keccak256(abi.encode("spec", jobId)));
         (c.hi, c.wireDtype, c.tokens) = (2, 1, 7);
         (c.modelId, c.shardRoot) = (modelId, keccak256("shard"));
         (c.inRoot, c.outRoot) = (keccak256(abi.encode("in", jobId)), keccak256(abi.encode("out", jobId)));

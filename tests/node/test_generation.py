@@ -227,4 +227,5 @@ async def test_a_client_that_vanishes_leaves_a_committed_job(pair: Lab) -> None:
     assert second is not None
     assert first.commit.tokens == second.commit.tokens >= len(PROMPT)
     assert second.commit.prev_commit == first.commit.digest(pair.chain.efl_domain)
+    assert first.commit.spec_hash == second.commit.spec_hash == spec.digest(pair.chain.efl_domain)
     assert second.commit.in_root == first.commit.out_root

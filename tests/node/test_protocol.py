@@ -18,7 +18,7 @@ from efedllm.commitments.messages import RouteHop, Voucher
 from efedllm.commitments.signing import Signer
 from efedllm.errors import ProtocolError
 from efedllm.wire import MAX_FRAME, Frame, FrameType, Identity, connect, handshake, parse, ws_url
-from efedllm.wire.messages import ActMsg, ErrorMsg, StartMsg, VoucherMsg
+from efedllm.wire.messages import ActMsg, ErrorMsg, OpenedMsg, StartMsg, VoucherMsg
 from tests.node.node_kit import Lab, eventually
 from tests.node.raw_client import RawClient, job_error, open_session
 
@@ -41,6 +41,26 @@ async def test_voucher_for_another_session(pair: Lab) -> None:
         assert "another session" in error.message
         error = await client.expect_error(0, client.voucher(20, other))
         assert error.code == "wrong-session"
+    await still_serves(pair)
+
+
+async def test_another_spec_of_the_job_for_each_hop_is_committed_to_by_the_first_alone(pair: Lab) -> None:
+    async with await pair.client() as client:
+        spec = client.spec(PROMPT, 3)
+        other = replace(spec, seed=b"\x07" * 32)
+        assert other.job_id == spec.job_id
+        for hop, told in enumerate((spec, other)):
+            await client.send(hop, client.open_msg(told, PROMPT, hop, client.voucher(20)))
+        for _ in pair.apps:
+            assert isinstance((await client.receive())[1], OpenedMsg)
+        await client.start(spec)
+        error = await job_error(client)
+    assert error.code == "commit-mismatch"
+    assert "another spec." in error.message
+    first, second = [await app.store.receipt(spec.job_id) for app in pair.apps]
+    assert first is not None
+    assert first.commit.spec_hash == spec.digest(pair.chain.efl_domain)
+    assert second is None
     await still_serves(pair)
 
 

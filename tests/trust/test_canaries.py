@@ -59,6 +59,7 @@ def commits(draw: Callable[..., Any]) -> HopCommit:
     lo = draw(st.integers(0, 2**16 - 2))
     return HopCommit(
         job_id=draw(h32()),
+        spec_hash=draw(h32()),
         hop=draw(uint(16)),
         lo=lo,
         hi=draw(st.integers(lo + 1, 2**16 - 1)),
@@ -103,8 +104,8 @@ def test_golden_values() -> None:
     """Fixed bytes, so that no change of both sides at once goes unseen."""
     net = network()
     commit = HopCommit(
-        bytes(range(32)), 1, 2, 5, 1, 2, 77, b"\1" * 32, b"\2" * 32, b"\3" * 32, b"\4" * 32, b"\5" * 32, b"\6" * 32,
-        b"\7" * 32, 9,
+        bytes(range(32)), b"\x08" * 32, 1, 2, 5, 1, 2, 77, b"\1" * 32, b"\2" * 32, b"\3" * 32, b"\4" * 32, b"\5" * 32,
+        b"\6" * 32, b"\7" * 32, 9,
     )  # fmt: skip
     # The parts that do not depend on where the contracts live.
     salt = canary_salt(commit.job_id, commit.hop, bytes(range(65)), b"\x42" * 32)
@@ -232,7 +233,7 @@ def test_refusals_say_what_to_do() -> None:
 
 
 GOLDEN = {
-    "commit": "dfcc77c1981ceb394feecb22ecdfbe667868c98e6433d01c8ff0c698be07269d",
+    "commit": "536102e5fa1c597d2eff47c1091ef44b1bdfb8a61d08215225fa2208262c9824",
     "canary": "d0ed6e60919f35bcde8d3917394194487eb7c74cc81c8516e31a6ab89589bd4f",
     "salt": "38c70345d857c248d1afd697b83dc7bc33e7b9246327ac631028c78b6e9004d0",
     "fault": "81fc8d4f2aafeb29c1e10fd293445f940692f9a04b600854d2b25b9aac545fab",

@@ -162,6 +162,7 @@ def hop_commit(
     epoch: int = 1,
     profile: int = 0,
     aux_root: bytes = ZERO32,
+    domain: Domain = DOMAIN,
 ) -> HopCommit:
     """The commitment of one hop over what `trace` holds."""
     wire = WireDtype(spec.wire_dtype)
@@ -174,6 +175,7 @@ def hop_commit(
 
     return HopCommit(
         job_id=spec.job_id,
+        spec_hash=spec.digest(domain),
         hop=hop,
         lo=layers[0],
         hi=layers[1],

@@ -52,6 +52,7 @@ class Job:
             shard_root=self.shard_roots[hop],
             prev=prev,
             epoch=self.epoch,
+            domain=self.domain,
         )
 
     def tree(self, boundary: int) -> BoundaryTree:

@@ -81,6 +81,7 @@ def test_neighbours_may_compute_in_different_dtypes_but_not_in_different_profile
     commit = hop_commit(spec, 0, 2, (0, 4), trace, 1)
     own = OwnHop(
         job_id=spec.job_id,
+        spec_hash=spec.digest(DOMAIN),
         hop=1,
         lo=4,
         hi=8,

@@ -182,6 +182,25 @@ def test_a_job_of_another_session_is_a_fault() -> None:
     assert fault_of(a_job(spec=replace(a_spec(), session_id=keccak(b"free"))), 0) == "foreign-job"
 
 
+@pytest.mark.parametrize("hop", [0, 1])
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": keccak(b"other")}, {"temperature_milli": 700}, {"max_new_tokens": 9}, {"prompt_hash": keccak(b"other")}],
+    ids=["seed", "temperature", "length", "prompt"],
+)
+def test_another_spec_of_the_same_job_is_a_fault_and_no_slash(hop: int, change: dict[str, Any]) -> None:
+    job, other = a_job(), a_spec(**change)
+    assert other.job_id == job.spec.job_id
+    item = job.leaf_json(hop, bytes(32))
+    item["job"] |= {
+        "job_spec": other.to_json(),
+        "spec_signature": "0x" + CLIENT.sign(other.digest(DOMAIN)).hex(),
+    }
+    fault = check_leaf(read(item), EPOCH, registration(hop), DOMAIN, ESCROW)
+    assert fault is not None
+    assert (fault.code, fault.outcome) == ("wrong-spec", Outcome.FAIL)
+
+
 def test_a_hop_of_somebody_else_is_a_fault() -> None:
     swapped = replace(session(), nodes=session().nodes[::-1])
     spec = replace(a_spec(), session_id=swapped.session_id(*ESCROW))
