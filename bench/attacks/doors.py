@@ -6,21 +6,23 @@ The node behind it is real and honest; what is registered on chain is the door.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import aiohttp
 from aiohttp import web
 
-Lie = Literal["withhold_batch", "withhold_rows", "withhold_evidence", "other_rows", "slow_loris"]
+Lie = Literal["withhold_batch", "withhold_rows", "withhold_evidence", "other_rows", "other_job", "slow_loris"]
 
 _PATHS: dict[Lie, str] = {
     "withhold_batch": "/v1/batches/",
     "withhold_rows": "/v1/boundaries/",
     "withhold_evidence": "/v1/jobs/",
     "other_rows": "/v1/boundaries/",
+    "other_job": "/v1/batches/",
     "slow_loris": "/v1/boundaries/",
 }
 # One byte in this many seconds: no answer ever ends.
@@ -29,13 +31,15 @@ _PAUSE = 0.5
 
 @dataclass
 class Door:
-    """Serves what the node at `behind` serves, but for `lie`; under a path of `repeats` what another path has. An async
-    context manager; `url` is then set.
+    """Serves what the node at `behind` serves, but for `lie`; under a path of `repeats` what another path has. `job`:
+    members of every leaf's job that "other_job" shows instead of the node's. An async context manager; `url` is then
+    set.
     """
 
     behind: str
     lie: Lie | None = None
     repeats: Mapping[str, str] = field(default_factory=dict)
+    job: Mapping[str, Any] = field(default_factory=dict)
     url: str = ""
     asked: list[str] = field(default_factory=list)
 
@@ -64,6 +68,10 @@ class Door:
             body, status, kind = await real.read(), real.status, real.content_type
         if lie == "other_rows":
             body = body[::-1]
+        if lie == "other_job":
+            batch = json.loads(body)
+            leaves = [{**leaf, "job": {**leaf["job"], **self.job}} for leaf in batch["leaves"]]
+            body = json.dumps({**batch, "leaves": leaves}).encode()
         if lie != "slow_loris":
             return web.Response(body=body, status=status, content_type=kind)
         slow = web.StreamResponse(status=status)

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from bench.attacks import canaries
+from bench.attacks import canaries, specs
 from bench.attacks.executors import EditedOutput, noisy
 from bench.attacks.lab import CLIENT, DOMAIN, EPOCH, NODES, RANGES, SIGNERS, Job, Lab, rewritten, session
 from bench.attacks.strategies import Profile
@@ -317,6 +317,14 @@ MESSAGE_ATTACKS: tuple[MessageAttack, ...] = (
     MessageAttack(12, "stale_commit", "a commitment of another job", _stale_commit, "foreign-job"),
     MessageAttack(12, "stale_rows", "rows of another job", _stale_rows, "root-differs"),
     MessageAttack(15, "equivocation", "two commitments for one job and hop", _equivocation, "equivocation"),
+    MessageAttack(15, "two_specs", "another signed spec of the job for every verifier", specs.two_specs, "wrong-spec"),
+    MessageAttack(
+        *(15, "second_spec_committed", "tokens of one spec, a commitment to the other"),
+        *(specs.committed_to_the_other, "wrong-token"),
+    ),
+    MessageAttack(
+        15, "spec_for_each_hop", "another signed spec for the next hop", specs.one_for_each_hop, "commit-mismatch"
+    ),
     MessageAttack(
         15,
         "sender_lies",

@@ -56,6 +56,9 @@ POINTERS: tuple[Pointer, ...] = (
     Pointer(9, "single hop and all hops together", "tests/attacks/test_limits.py::test_what_an_aimed_perturbation"),
     Pointer(13, "waiting time", "tests/attacks/test_limits.py::test_jobs_until_caught"),
     Pointer(14, "audited share of leaves believed safe", "tests/attacks/test_limits.py::test_nothing_tells_an_audit"),
+    Pointer(
+        15, "two specs, two verifiers", "tests/attacks/test_specs.py::test_a_node_that_shows_two_verifiers_two_jobs"
+    ),
     Pointer(16, "the same leaf twice", "tests/attacks/test_real_nodes.py::test_a_leaf_that_stands_twice"),
     Pointer(16, "jobs that nobody paid for", "tests/verifier/test_epochs.py::test_a_job_nobody_pays_for_fails"),
     Pointer(

@@ -1,4 +1,4 @@
-"""Two real nodes on a real chain, of which the second runs whatever strategy is chosen, and a real auditor."""
+"""Two real nodes on a real chain, of which the second runs whatever strategy is chosen, and real auditors."""
 
 from __future__ import annotations
 
@@ -38,8 +38,12 @@ class NodeNetwork:
     apps: list[NodeApp]
     switches: list[Switch]
     reader: NodeReader
-    auditor: Auditor
+    auditors: tuple[Auditor, Auditor]
     spent: int = 0
+
+    @property
+    def auditor(self) -> Auditor:
+        return self.auditors[0]
 
     async def job(self, client: RawClient, prompt: Sequence[int], new: int, *, warm: bool) -> bytes:
         """One paid job over both nodes; its id."""
@@ -92,8 +96,10 @@ async def node_network(live: LiveNetwork, attack_lab: AttackLab, home: Path) -> 
         reader = await stack.enter_async_context(NodeReader(LIMITS))
         house = EngineHouse(home / "house", [str(attack_lab.published)], 1 << 30)
         stack.callback(house.close)
-        auditor = Auditor(chain, reader, house, home / "reports", live.account(9).address)
-        yield NodeNetwork(lab, apps, switches, reader, auditor)
+        first, second = (
+            Auditor(chain, reader, house, home / f"reports-{index}", live.account(index).address) for index in (9, 8)
+        )
+        yield NodeNetwork(lab, apps, switches, reader, (first, second))
         await chain.rpc.request("evm_revert", [snapshot])
 
 
