@@ -81,8 +81,7 @@ async def test_three_nodes_and_a_prompt_longer_than_a_chunk(lab: Lab) -> None:
 
     limits = replace(LIMITS, chunk_tokens=7)
     prompt = [(i * 37) % 96 for i in range(40)]
-    for index, layers in enumerate(((0, 2), (2, 5), (5, 8)), start=1):
-        await lab.start(index, layers, limits=limits)
+    await lab.start_route(((0, 2), (2, 5), (5, 8)), limits=limits)
     async with await lab.client() as client:
         spec, outcome = await client.generate(prompt, 8, 60)
     assert outcome.tokens == greedy(lab.model_dir, prompt, 8)

@@ -25,8 +25,7 @@ CREDIT = 4
 async def strict(lab: Lab) -> Lab:
     """Two nodes that work 4 tokens ahead of payment."""
     limits = replace(LIMITS, payment_timeout=0.7)
-    await lab.start(1, (0, 3), credit_tokens=CREDIT, limits=limits)
-    await lab.start(2, (3, 8), credit_tokens=CREDIT, limits=limits)
+    await lab.start_route(credit_tokens=CREDIT, limits=limits)
     return lab
 
 
