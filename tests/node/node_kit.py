@@ -124,6 +124,14 @@ class Lab:
             await app.duties.tick()
         return epoch
 
+    async def idle(self) -> None:
+        """Return once no node has a job."""
+
+        async def over() -> bool:
+            return all(app.desk.running == 0 for app in self.apps)
+
+        await eventually(over, "every job ends")
+
     async def batches(self, epoch: int, app: NodeApp) -> tuple[BatchInfo, ...]:
         """What a node posted in an epoch."""
         return tuple(batch for batch in await self.chain.batches(epoch) if batch.node == app.address)

@@ -197,11 +197,7 @@ async def test_cancel_before_the_start_leaves_nothing(pair: Lab) -> None:
         spec = client.spec(PROMPT, 5)
         await client.open_job(spec, PROMPT, 20)
         await client.send(0, CancelMsg(spec.job_id, "changed my mind"))
-
-        async def over() -> bool:
-            return all(app.desk.running == 0 for app in pair.apps)
-
-        await eventually(over, "the job ends")
+        await pair.idle()
     for app in pair.apps:
         assert await app.store.counts() == {"cancelled": 1}
 
