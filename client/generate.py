@@ -42,6 +42,18 @@ class Finished:
 Event = Started | Piece | Switched | Finished
 
 
+def check_token(number: int, known: int, token: int) -> None:
+    """Raises EfedError "tokens-differ" when a route gives another token than the one before it gave."""
+    if token != known:
+        raise EfedError(
+            "tokens-differ",
+            f"Generated token {number + 1} is {token} on this route and was {known} on the one that broke off. "
+            "The model gives the same tokens everywhere: a node lied.",
+            "Do not use the text. Ask again with the same --seed, and leave out a node with --avoid to find which; the "
+            "receipts name the nodes.",
+        )
+
+
 class Generation(RoutedWork):
     """What stays the same over all routes of one generation. `events` runs once."""
 
@@ -62,7 +74,8 @@ class Generation(RoutedWork):
         self._prompt = prompt_ids
         self._options = options
         eos = text.eos[0] if text.eos else None
-        self._sampling: Sampling = sampling_of(options, eos, exact=place.model.profile == EXACT_PROFILE)
+        self._exact = place.model.profile == EXACT_PROFILE
+        self._sampling: Sampling = sampling_of(options, eos, exact=self._exact)
         self._ids: list[int] = []
         self._decoder = IncrementalDecoder(text.tokenizer, prompt_ids)
         self._pieces: list[str] = []
@@ -96,12 +109,17 @@ class Generation(RoutedWork):
         return len(self._prompt) + self._options.max_tokens
 
     async def attempt(self, route: Route, fresh: bool) -> AsyncGenerator[Event]:
-        """Run the rest of the generation on one route. The tokens so far become part of its prompt, so that every
-        further token is sampled at the same absolute position, with the same seed, as without the interruption.
+        """Run the rest of the generation on one route. Every token is sampled at the same absolute position, with the
+        same seed, as without an interruption.
+
+        The tokens of a route that broke off were committed by nobody. A float model goes on after them: they become
+        part of the prompt. An exact model gives the same tokens on every route, so that this one computes and commits
+        to them too, for the price that they would have as a prompt. Raises EfedError "tokens-differ" when it does not.
         """
         place = self.place
-        prompt = [*self._prompt, *self._ids]
-        new = self._options.max_tokens - len(self._ids)
+        known = tuple(self._ids) if self._exact else ()
+        prompt = self._prompt if self._exact else [*self._prompt, *self._ids]
+        new = self._options.max_tokens - (len(self._ids) - len(known))
         request = SessionRequest(place.model.model_id, route, self.tokens_left(), self._options.deposit, fresh)
         async with place.sessions.acquire(request) as session:
             terms = terms_for(session, len(prompt), new)
@@ -113,13 +131,21 @@ class Generation(RoutedWork):
             error: EfedError | None = None
             try:
                 async with aclosing(job.run()) as tokens:
+                    at = 0
                     async for token in tokens:
+                        if at < len(known):
+                            check_token(at, known[at], token)
+                            at += 1
+                            continue
                         yield self._push(token)
                         if self.is_complete():
                             # Nodes know one end token; a model may have several.
                             job.stop()
             except RouteFailure as failure:
                 error = failure.error
+                raise
+            except EfedError as failure:
+                error = failure
                 raise
             except BaseException:
                 error = EfedError("cancelled", "The generation was stopped.")

@@ -23,7 +23,7 @@ from efedllm.errors import ModelError, ProtocolError
 from efedllm.models.source import is_url
 from verifier.attest import NodeVerdict, write_report
 from verifier.fetch import NodeReader, UnavailableError, base_url
-from verifier.leaf import Fault, Leaf, Registration, check_leaf, parse_batch
+from verifier.leaf import Fault, Leaf, Registration, check_leaf, committed_leaves
 from verifier.linkage import Party, check_inputs, check_outputs
 from verifier.observe import endpoints
 from verifier.rerun import RECOMPUTED, HopResult, rerun
@@ -196,11 +196,10 @@ class Auditor:
 
         def accept(value: dict[str, Any]) -> bool:
             try:
-                root, leaves = parse_batch(value, domain, batch.node, batch.epoch, batch.seq)
+                found[:] = committed_leaves(value, domain, batch.node, batch.epoch, batch.seq, batch.root, batch.count)
             except ProtocolError:
                 return False
-            found[:] = leaves
-            return root == batch.root and len(leaves) == batch.count
+            return True
 
         try:
             await self._reader.batch(endpoint, batch.seq, accept)
@@ -359,11 +358,11 @@ class Auditor:
     ) -> bytes:
         root = commit.in_root if boundary == commit.hop else commit.out_root
         size = commit.tokens * dim * itemsize(dtype)
-        accept = partial(_matches, commit.job_id, boundary, dtype, dim, root)
+        accept = partial(hashes_to, commit.job_id, boundary, dtype, dim, root)
         return await self._reader.boundary([party.endpoint for party in holders if party], root, size, accept)
 
 
-def _matches(job_id: bytes, boundary: int, dtype: WireDtype, dim: int, root: bytes, payload: bytes) -> bool:
+def hashes_to(job_id: bytes, boundary: int, dtype: WireDtype, dim: int, root: bytes, payload: bytes) -> bool:
     """Whether the bytes hash to the root; whether they are canonical is for `rerun` to say."""
     tree = BoundaryTree(job_id, boundary, dtype, dim)
     tree.append(payload)

@@ -81,6 +81,19 @@ def parse_batch(value: Mapping[str, Any], domain: Domain, node: str, epoch: int,
     return batch_root(node, epoch, seq, [leaf.hash for leaf in leaves]), leaves
 
 
+def committed_leaves(
+    value: Mapping[str, Any], domain: Domain, node: str, epoch: int, seq: int, root: bytes, count: int
+) -> list[Leaf]:
+    """Leaves of a batch as a node serves it, when they are the `count` ones under its `root` on chain.
+
+    Raises ProtocolError "bad-batch" when the answer has no root, "other-root" when it has another one.
+    """
+    found, leaves = parse_batch(value, domain, node, epoch, seq)
+    if found != root or len(leaves) != count:
+        raise ProtocolError("other-root", "These leaves are not the ones that the node posted.")
+    return leaves
+
+
 def _parse_leaf(item: object, domain: Domain) -> Leaf:
     if not isinstance(item, dict):
         raise ProtocolError("bad-batch", "A leaf must be an object.")

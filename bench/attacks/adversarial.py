@@ -1,4 +1,8 @@
-"""Perturbations that stay inside the tolerance and are aimed (9), and models made to be accused (27)."""
+"""Perturbations that stay inside the tolerance and are aimed (9), and models made to be accused (27).
+
+The aim is one gradient step where a hop can see what its rows do to tokens, which is the last one, and the best of a
+few random directions elsewhere. It is no search: a descent of many steps, through all hops, may flip more.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from bench.attacks.lab import RANGES, Job, Lab, Tensors, decoded, prefilled, pub
 from efedllm.commitments.canonical import WireDtype, encode
 from efedllm.engine.protocol import Executor
 from efedllm.sampling import SamplingSpec
-from verifier.statistic import ROUNDING, TAU, Outcome, per_position
+from verifier.statistic import FAIL_AT, Limits, Outcome, per_position
 
 Rows = npt.NDArray[np.float32]
 
@@ -40,10 +44,11 @@ class Flips:
         return self.flipped / self.positions
 
 
-def allowance(y: Rows, x: Rows) -> npt.NDArray[np.float64]:
+def allowance(y: Rows, x: Rows, limits: Limits) -> npt.NDArray[np.float64]:
     """Length of the change of each row that the statistic still passes, [n, 1]."""
     update = np.linalg.norm(y.astype(np.float64) - x, axis=1, keepdims=True)
-    return np.asarray(USED * (TAU * update + ROUNDING * np.linalg.norm(y.astype(np.float64), axis=1, keepdims=True)))
+    length = np.linalg.norm(y.astype(np.float64), axis=1, keepdims=True)
+    return np.asarray(USED * (limits.tau * update + limits.rounding * length))
 
 
 def towards_runner_up(head: Executor, row: Rows) -> Rows:
@@ -65,7 +70,7 @@ def one_hop(lab: Lab, jobs: Sequence[Job]) -> Flips:
     for job in jobs:
         y, x = lab.outputs(job, last), np.asarray(lab.inputs(job, last), np.float32)
         directions = np.stack([towards_runner_up(head, row) for row in y])
-        moved = np.asarray(y + directions * allowance(y, x), np.float32)
+        moved = np.asarray(y + directions * allowance(y, x, lab.limits), np.float32)
         flipped += _flips(head, y, moved)
         positions += len(y)
         found = lab.judge(_greedy(lab, job, encode(moved, WireDtype.F32)), last)
@@ -86,14 +91,14 @@ def all_hops(lab: Lab, jobs: Sequence[Job]) -> Flips:
         for hop, engine in enumerate(lab.engines):
             y = prefilled(engine, states)
             x = engine.embed(lab.inputs(job, 0)) if hop == 0 else np.asarray(states, np.float32)
-            length = allowance(y, x)
+            length = allowance(y, x, lab.limits)
             if hop == len(RANGES) - 1:
                 moved = np.asarray(y + np.stack([towards_runner_up(head, row) for row in y]) * length, np.float32)
             else:
                 moved = _best_direction(lab, hop, y, length, f"{index} {hop}".encode())
-            stats = per_position(moved, y, x, WireDtype.F32)
+            stats = per_position(moved, y, x, WireDtype.F32, lab.limits)
             worst = max(worst, float(stats.max()))
-            accused += worst > 1
+            accused += float(stats.max()) > FAIL_AT
             states = moved
         flipped += _flips(head, honest, np.asarray(states, np.float32))
         positions += len(honest)

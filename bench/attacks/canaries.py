@@ -1,18 +1,17 @@
-"""Lies about canaries (19), told with the node's own code and judged by what verifiers, nodes and contracts hash.
+"""Lies about canaries (19) that a verifier or a node judges, told with the node's own code.
 
 As in `messages.py` each takes a real job of the lab and returns the name of the fault or refusal that it met. What
-contracts say is played in tests/contracts, whole epochs of real nodes and verifiers in tests/attacks/test_canaries.py.
+contracts judge is in `opened.py`, whole epochs of real nodes and verifiers in tests/attacks/test_canaries.py.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from bench.attacks.lab import CLIENT, DOMAIN, EPOCH, NODES, RANGES, SIGNERS, Job, Lab, decoded, rewritten, session
-from efedllm.commitments.canary import Canary, canary_place, canary_salt, fault_digest, fingerprint
+from bench.attacks.lab import CLIENT, DOMAIN, NODES, RANGES, SIGNERS, Job, Lab, decoded, rewritten, session
+from efedllm.commitments.canary import Canary, canary_place
 from efedllm.commitments.canonical import encode
 from efedllm.commitments.hashing import keccak
-from efedllm.commitments.leaves import batch_root, hop_leaf
 from efedllm.commitments.messages import RouteHop
 from efedllm.commitments.signing import Signer
 from efedllm.errors import ProtocolError
@@ -20,7 +19,7 @@ from efedllm.wire.messages import OpenJobMsg
 from node.canary import Exchange, check_consent
 
 HOP = 1
-NONCE, SEED = keccak(b"nonce of the node"), keccak(b"seed of the epoch")
+NONCE = keccak(b"nonce of the node")
 STRANGER = Signer(keccak(b"stranger"))
 
 
@@ -52,23 +51,6 @@ def unseen(lab: Lab, job: Job) -> str:
     wrong = rewritten(job, HOP + 1, encode(rows, job.wire))
     fault = lab.judge(wrong, HOP).fault
     return "" if fault is None else fault.code
-
-
-def afterwards(lab: Lab, job: Job) -> str:
-    """A cheat is drawn for an audit, and a client is found who signs for it: the salt is on chain."""
-    committed = lab.leaf(job, HOP)
-    digest = committed.commit.digest(DOMAIN)
-    claimed = hop_leaf(digest, canary_salt(job.spec.job_id, HOP, _consent(job.spec.job_id), NONCE))
-    roots = {batch_root(NODES[HOP], EPOCH, 0, [leaf]) for leaf in (committed.hash, claimed)}
-    return "root-differs" if len(roots) == 2 else ""
-
-
-def behind(lab: Lab, job: Job) -> str:
-    """A cheat in the epoch of a canary, hoping to be forgiven with it."""
-    digest = lab.commit(job, HOP).digest(DOMAIN)
-    canary = hop_leaf(digest, canary_salt(job.spec.job_id, HOP, _consent(job.spec.job_id), NONCE))
-    found = fingerprint(fault_digest(SEED, [canary, lab.leaf(job, HOP).hash]))
-    return "other-fingerprint" if found != fingerprint(fault_digest(SEED, [canary])) else ""
 
 
 def of_another_job(_lab: Lab, job: Job) -> str:

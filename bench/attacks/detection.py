@@ -23,6 +23,7 @@ class Tally:
     audits: int = 0
     failed: int = 0
     severe: int = 0
+    tokens: int = 0  # positions of all audited hops
     codes: dict[str, int] = field(default_factory=dict)
     # Per method, one array per audited hop.
     scores: dict[str, list[Scores]] = field(default_factory=lambda: {name: [] for name in METHODS})
@@ -92,7 +93,7 @@ def run(lab: Lab, item: Attack, jobs: Sequence[Job], known: dict[tuple[int, int]
             _count(lab, tally, made, hop, reference)
         tally.weight_bytes += executor.weight_bytes
         tally.published_bytes += lab.engines[hop].weight_bytes
-        if item.saves:
+        if lab.profile in item.timed:
             tally.positions += jobs[0].positions
             spent.append(race(lab, jobs[0], hop, executor))
     tally.cheat_seconds = sum(cheat for cheat, _ in spent)
@@ -103,12 +104,13 @@ def run(lab: Lab, item: Attack, jobs: Sequence[Job], known: dict[tuple[int, int]
 def _count(lab: Lab, tally: Tally, job: Job, hop: int, reference: Reference | None) -> None:
     result = lab.judge(job, hop)
     tally.audits += 1
+    tally.tokens += job.positions
     tally.failed += result.outcome >= Outcome.FAIL
     tally.severe += result.outcome is Outcome.SEVERE
     if result.fault is not None:
         tally.codes[result.fault.code] = tally.codes.get(result.fault.code, 0) + 1
     if reference is not None:
-        for name, values in all_scores(lab.outputs(job, hop), reference.ours, reference.residual).items():
+        for name, values in all_scores(lab.outputs(job, hop), reference.ours, reference.residual, lab.limits).items():
             tally.scores[name].append(values)
 
 

@@ -15,6 +15,7 @@ from efedllm.commitments.hashing import keccak
 from efedllm.engine.cache import KVCache
 from efedllm.engine.exact.cache import CachedLayer, ExactCache
 from efedllm.engine.protocol import Executor, Float32, Sequence, StepItem
+from efedllm.errors import ModelError
 
 Rows = npt.NDArray[np.float32]
 RowEdit = Callable[[int, Rows, Rows], Rows]
@@ -160,6 +161,20 @@ class ChosenTokens(Wrapped):
         self._rule = rule
 
     def logits(self, hidden: Float32) -> Float32:
+        return np.stack([np.asarray(self._rule(row), np.float32) for row in self.inner.logits(hidden)])
+
+
+class BreaksOff(Wrapped):
+    """Samples by its own rule for `tokens` tokens, then fails: the job ends before anybody commits to it."""
+
+    def __init__(self, inner: Executor, rule: Callable[[Rows], Rows], tokens: int) -> None:
+        super().__init__(inner)
+        self._rule, self._left = rule, tokens
+
+    def logits(self, hidden: Float32) -> Float32:
+        if self._left == 0:
+            raise ModelError("overflow", "The numbers left the range of float32.")
+        self._left -= 1
         return np.stack([np.asarray(self._rule(row), np.float32) for row in self.inner.logits(hidden)])
 
 

@@ -25,7 +25,7 @@ from bench.attacks.fleet_worker import MODES
 from bench.attacks.lab import LAYERS, RANGES, Lab, Progress, prefilled
 from efedllm.commitments.canonical import WireDtype, decode, encode
 from efedllm.kernels.native import SWITCH, library
-from verifier.statistic import FAIL_AT, TAU, Outcome, compare, per_position
+from verifier.statistic import FAIL_AT, Outcome, compare, per_position
 
 Rows = npt.NDArray[np.float32]
 
@@ -82,8 +82,10 @@ def native_machines() -> list[Machine]:
 
 @dataclass
 class Findings:
-    """What the verifier made of the fleet. `token_hops`: positions of hops that some machine computed."""
+    """What the verifier made of the fleet. `tau`: the limit that it judged by; `token_hops`: positions of hops that
+    some machine computed."""
 
+    tau: float
     token_hops: int = 0
     hops_judged: int = 0
     accused: int = 0
@@ -99,8 +101,8 @@ class Findings:
 
     def _calibrated(self, mean: float, spread: float) -> float:
         """The tolerance that these findings ask for: 8 times the largest, and 10 deviations above the mean logarithm.
-        The statistic is in units of TAU."""
-        return TAU * max(8 * self.worst, math.exp(mean + 10 * spread))
+        The statistic is in units of tau."""
+        return self.tau * max(8 * self.worst, math.exp(mean + 10 * spread))
 
     def report(self) -> dict[str, Any]:
         mean = self.log_sum / self.log_count if self.log_count else None
@@ -118,8 +120,8 @@ class Findings:
             "rows_that_differ_in_a_bit": self.differing_rows,
             "log_statistic_mean": mean,
             "log_statistic_sd": spread,
-            "tau": None if mean is None else TAU,
-            "tau_by_calibration": None if mean is None or spread is None else self._calibrated(mean, spread),
+            "tau": None if mean is None else self.tau,
+            "tau_by_this_fleet": None if mean is None or spread is None else self._calibrated(mean, spread),
         }
 
 
@@ -199,7 +201,7 @@ def run(
         engine = lab.engines[int(key.split("/")[1])]
         residual = engine.embed(x) if engine.has_embedding else x
         references[key] = prefilled(engine, x), np.asarray(residual, np.float32)
-    findings = Findings()
+    findings = Findings(lab.limits.tau)
     for number, machine in enumerate(fleet):
         say(f"{lab.profile} fleet: machine {number + 1} of {len(fleet)}: {machine.name}")
         # One position at a time is what takes long: two machines do it for the long context.
@@ -273,7 +275,7 @@ def _judge(
         return
     wire = WireDtype.BF16 if kind == "bf16" else WireDtype.F32
     sent = decode(encode(rows, wire), wire, lab.hidden)
-    found = compare(sent, ours, x, wire)
+    found = compare(sent, ours, x, wire, lab.limits)
     findings.differing_rows += int(np.any(rows.view(np.uint32) != ours.view(np.uint32), axis=1).sum())
     accused = found.outcome is not Outcome.PASS or found.worst > FAIL_AT
     what = label.split("-", 1)[1] + (" (bf16 wire)" if kind == "bf16" else "")
@@ -284,7 +286,7 @@ def _judge(
     if found.worst > findings.worst:
         findings.worst, findings.worst_machine, findings.worst_input = found.worst, f"{machine.name}, {mode}", what
     if wire is WireDtype.F32:
-        stats = per_position(sent, ours, x, wire)
+        stats = per_position(sent, ours, x, wire, lab.limits)
         logs = np.log(stats[stats > 0])
         findings.log_sum += float(logs.sum())
         findings.log_square += float((logs**2).sum())

@@ -1,20 +1,25 @@
-"""Attacks on the lot itself: cheating now and then, guessing what is audited, grinding for leaves that are not.
+"""Arithmetic of the lot: cheating now and then, guessing what is audited, grinding for leaves that are not.
 
-All of it uses the network's own rule: a leaf is audited iff the keccak of the epoch's seed and the leaf falls below the
-rate. The seed is fixed after the leaves were posted, so that nothing a node can see tells the two apart.
+No node and no verifier runs here, and nothing of it counts as an attack that was detected. Made-up leaves go through
+the network's own rule: a leaf is audited iff the keccak of the epoch's seed and the leaf falls below the rate. The seed
+is fixed after the leaves were posted, so that nothing a node can see tells the two apart: the contracts and their tests
+see to that.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.attacks.figures import PPM, Interval, expected_jobs, simulated_jobs, wilson
-from efedllm.commitments.hashing import keccak
+from efedllm.commitments.hashing import keccak, keccak_each
 from verifier.sampling import FULL_UNITS, is_sampled, leaf_units
 
 RATES_PPM = (20_000, 50_000, 500_000)
 SHARES = (0.001, 0.01, 0.1, 1.0)
+_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,20 @@ def audit_aware(rate_ppm: int, count: int) -> Interval:
     return share_audited(rate_ppm, [leaf for leaf in leaves if not is_sampled(guess, leaf, rate_ppm)], seed)
 
 
-def grind_salt(rate_ppm: int, count: int, tries: int) -> Interval:
-    """Attack 23: of `tries` salts for each leaf the one that a guessed seed likes best."""
+def grind_salt(rate_ppm: int, leaves: int, tries: int) -> Interval:
+    """Attack 23: `tries` salts in all, of which the `leaves` that a guessed seed likes best are posted. The share of
+    them that the real seed audits.
+
+    Taking the best of many salts for each of many jobs chooses among the same hashes: whatever subset a guess picks,
+    the real seed draws each of it at the rate.
+    """
     guess, seed = keccak(b"guessed seed"), keccak(b"fixed after the posting")
-    leaves = []
-    for i in range(count):
-        salted = [keccak(b"grind" + i.to_bytes(4, "big") + t.to_bytes(4, "big")) for t in range(tries)]
-        leaves.append(max(salted, key=lambda leaf: keccak(guess + leaf)))
-    return share_audited(rate_ppm, leaves, seed)
+    kept: list[tuple[bytes, bytes]] = []
+    for start in range(0, tries, _AT_ONCE):
+        salted = keccak_each([b"grind" + t.to_bytes(4, "big") for t in range(start, min(start + _AT_ONCE, tries))])
+        liked = keccak_each([guess + leaf for leaf in salted])
+        kept = heapq.nlargest(leaves, itertools.chain(kept, zip(liked, salted, strict=True)))
+    return share_audited(rate_ppm, [leaf for _, leaf in kept], seed)
 
 
 def last_revealer(rate_ppm: int, count: int) -> Interval:
@@ -75,27 +86,21 @@ def last_revealer(rate_ppm: int, count: int) -> Interval:
     return wilson(hits, trials)
 
 
-def failover(rate_ppm: int, count: int) -> Interval:
-    """Attack 30: only jobs that a client sent again after a failure. A leaf does not say why it exists."""
-    leaves = [keccak(b"retried" + i.to_bytes(4, "big")) for i in range(count)]
-    return share_audited(rate_ppm, leaves, keccak(b"seed of the retries"))
-
-
 def padding(tokens: int) -> float:
     """Attack 16: weight of a job of so few positions, made to earn trust cheaply, in full audits."""
     return leaf_units(tokens) / FULL_UNITS
 
 
-def report(detection: float, *, quick: bool) -> dict[str, Any]:
+def report(*, quick: bool) -> dict[str, Any]:
     """Every game as JSON."""
-    count, tries, runs = (4000, 8, 100) if quick else (20_000, 32, 400)
+    count, tries, runs = (4000, 1 << 16, 100) if quick else (20_000, 1 << 20, 400)
     rate = 50_000
     return {
+        "what": "arithmetic of the lot over made-up leaves; no node or verifier runs, not counted among detections",
         "rate_ppm": rate,
-        "partial_cheat": [asdict(item) for item in partial_cheat(detection, runs)],
+        "partial_cheat": [asdict(item) for item in partial_cheat(1.0, runs)],
         "audit_aware": asdict(audit_aware(rate, count)),
-        "grind_salt": asdict(grind_salt(rate, count // 4, tries)),
+        "grind_salt": {"salts_tried": tries, **asdict(grind_salt(rate, count, tries))},
         "last_revealer_of_two_seeds": asdict(last_revealer(rate, count)),
-        "failover_path": asdict(failover(rate, count)),
         "weight_of_a_one_token_job": padding(1),
     }

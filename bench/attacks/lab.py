@@ -7,7 +7,6 @@ judge it. Nothing here knows what a cheat did.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +37,7 @@ from efedllm.models.tolerance import Tolerance
 from efedllm.sampling import SamplingSpec, sample
 from verifier.leaf import JobTerms, Leaf, Registration, check_leaf
 from verifier.rerun import HopResult, rerun
-from verifier.statistic import ROUNDING, TAU
+from verifier.statistic import Limits
 
 BUNDLED = Path(__file__).resolve().parents[2] / "models" / "pylib-7m"
 RANGES = ((0, 3), (3, 6), (6, 8))
@@ -59,22 +58,6 @@ Rows = npt.NDArray[np.float32]
 
 Tensors = dict[str, Any]
 
-LIMITS = Tolerance(
-    tau=TAU,
-    rounding=ROUNDING,
-    honest_max=3.4e-6,
-    honest_count=114_941,
-    log_mean=-14.7,
-    log_sd=0.30,
-    attack_min=1e-4,
-    weakest_attack="noise of 1e-4 of the update",
-    settings=("float32 prefill, one thread", "decode, AVX2, eager, two threads, fused factors"),
-    evidence=hashlib.sha256(b"verification design, table 3.3").hexdigest(),
-    slashable=True,
-    compute="float32",
-)
-"""The limits that every float attack is judged by, on the network as in the lab: those of the design's measurement."""
-
 
 def publish(
     profile: Profile,
@@ -83,11 +66,13 @@ def publish(
     keep: float = 0.9,
     whiten: bool = True,
     change: Callable[[Tensors], Tensors] | None = None,
+    tolerance: Tolerance | None = None,
 ) -> Path:
     """The bundled model: low-rank factors in int8 for the exact profile, in float32 for the float profile.
 
     The checkpoint is bf16; factors in bf16 would make rounding to bf16 no cheat, so they are made in float32. `change`
-    edits the float32 checkpoint first.
+    edits the float32 checkpoint first. `tolerance`: of the float profile, as measured; without it the manifest has none
+    until `bench.attacks.calibrated` measures one.
     """
     out = work / f"published-{profile}"
     method: Any = "whiten" if whiten else "truncate"
@@ -98,8 +83,8 @@ def publish(
     if profile == "exact" and manifest.profile != "exact":
         constants = ExactShardEngine.load(out, 0, 1).constants_hash
         manifest.with_profile("exact", constants).save(out)
-    if profile == "float":
-        manifest.model_copy(update={"tolerance": LIMITS}).save(out)
+    if profile == "float" and tolerance is not None:
+        manifest.model_copy(update={"tolerance": tolerance}).save(out)
     return out
 
 
@@ -145,7 +130,9 @@ class Job:
 
 
 class Lab:
-    """Engines of the honest route, which are the verifier's too, and jobs that they generated."""
+    """Engines of the honest route, which are the verifier's too, and jobs that they generated. `limits`: those that a
+    verifier judges the published model by, from its manifest.
+    """
 
     def __init__(self, profile: Profile, published: Path, work: Path) -> None:
         self.profile = profile
@@ -153,6 +140,7 @@ class Lab:
         shop = Shop(published, work, profile)
         self.engines: tuple[Executor, ...] = tuple(shop.load(*layers) for layers in RANGES)
         self.manifest = Manifest.load(published)
+        self.limits = Limits.of(self.manifest.tolerance)
         self.hidden = self.manifest.hidden
         self.jobs: list[Job] = []
         self._work = work
@@ -312,7 +300,7 @@ class Lab:
         if fault is not None:
             return HopResult(None, fault)
         engine = executor or self.engines[hop]
-        return rerun(engine, leaf, job.spec, job.boundaries[hop], job.boundaries[hop + 1])
+        return rerun(engine, leaf, job.spec, job.boundaries[hop], job.boundaries[hop + 1], limits=self.limits)
 
 
 def session() -> SessionKey:

@@ -1,34 +1,37 @@
 """Attacks on messages and commitments: what is signed, hashed and shown. Each yields what the checks say about it.
 
-Every strategy takes a real job of the lab, tells one lie about it, and hands the result to the code that a verifier, a
-neighbour or a client runs. The name of the fault found is returned, "" when none was.
+Every strategy takes a real job of the lab, tells one lie about it, and hands the result to its judge: the code that a
+verifier, a node or a client runs, or the compiled contracts. The name of the fault found is returned, "" when none was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import numpy as np
 
-from bench.attacks import canaries, specs
+from bench.attacks import canaries, opened, specs
 from bench.attacks.executors import EditedOutput, noisy
 from bench.attacks.lab import CLIENT, DOMAIN, EPOCH, NODES, RANGES, SIGNERS, Job, Lab, rewritten, session
 from bench.attacks.strategies import Profile
 from efedllm.commitments.boundary import BoundaryTree
 from efedllm.commitments.canonical import WireDtype, decode, encode, itemsize
-from efedllm.commitments.eip712 import Domain
+from efedllm.commitments.eip712 import Domain, to_hex
 from efedllm.commitments.evidence import BoundaryEvidence, EnvelopeRecord
 from efedllm.commitments.hashing import ZERO32, keccak
-from efedllm.commitments.leaves import batch_root
+from efedllm.commitments.leaves import batch_root, hop_leaf
 from efedllm.commitments.links import blame_boundary, check_route_commits, equivocation
-from efedllm.commitments.merkle import merkle, proof, verify
+from efedllm.commitments.merkle import merkle
 from efedllm.commitments.messages import Envelope, JobSpec, RouteHop, SignedCommit
 from efedllm.commitments.signing import Signer, recover
 from efedllm.errors import ProtocolError
 from efedllm.sampling import SamplingSpec
+from verifier.audit import hashes_to
+from verifier.leaf import Leaf, committed_leaves
 from verifier.linkage import unsigned_positions
 from verifier.statistic import BackendError
 from verifier.weights import self_test
@@ -39,10 +42,13 @@ LAST = len(RANGES) - 1
 _ORDER = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D0364141
 
 
+Judge = Literal["verifier", "node", "client", "contract", "nobody"]
+
+
 @dataclass(frozen=True)
 class MessageAttack:
     """A lie in what is signed or shown. `finds`: the fault or refusal it must meet, `exact` where that differs in the
-    exact profile.
+    exact profile. `judge`: whose code says so; "nobody" where a function could, but nothing that runs calls it.
     """
 
     number: int
@@ -51,6 +57,7 @@ class MessageAttack:
     run: Callable[[Lab, Job], str]
     finds: str
     exact: str = ""
+    judge: Judge = "verifier"
 
     def expected(self, profile: Profile) -> str:
         return self.exact if self.exact and profile == "exact" else self.finds
@@ -103,11 +110,41 @@ def _copied_commit(lab: Lab, job: Job) -> str:
     return "" if fault is None else fault.code
 
 
+def _shown(leaves: Sequence[tuple[Leaf, bytes]]) -> dict[str, Any]:
+    """A batch as a node serves it, of leaves and their salts."""
+    found = []
+    for leaf, salt in leaves:
+        assert leaf.terms is not None
+        terms = leaf.terms
+        job = {
+            "session_key": terms.key.to_json(),
+            "job_spec": terms.spec.to_json(),
+            "spec_signature": to_hex(terms.signature),
+        }
+        signed = SignedCommit(leaf.commit, leaf.signature).to_json()
+        found.append({**signed, "salt": to_hex(salt), "job": job})
+    return {"leaves": found}
+
+
+def _salted(lab: Lab, job: Job, count: int) -> tuple[list[tuple[Leaf, bytes]], list[bytes]]:
+    """(leaves of hop 1 with their salts, their hashes)."""
+    leaf = lab.leaf(job, 1)
+    salts = [keccak(bytes([index])) for index in range(count)]
+    return [(leaf, salt) for salt in salts], [hop_leaf(leaf.commit.digest(DOMAIN), salt) for salt in salts]
+
+
+def _posted(shown: dict[str, Any], hop: int, root: bytes, count: int) -> str:
+    """What an auditor says to these leaves of a batch that the node of `hop` posted."""
+    return _refused(lambda: committed_leaves(shown, DOMAIN, NODES[hop], EPOCH, 0, root, count))
+
+
 def _copied_root(lab: Lab, job: Job) -> str:
-    """Another node's batch root, posted as one's own: the address is in the root."""
-    leaf = lab.leaf(job, 1).hash
-    theirs, own = batch_root(NODES[1], EPOCH, 0, [leaf]), batch_root(NODES[2], EPOCH, 0, [leaf])
-    return "root-differs" if theirs != own else ""
+    """Another node's batch root, posted as one's own, with that node's leaves: the address is in the root."""
+    leaves, hashes = _salted(lab, job, 3)
+    theirs = batch_root(NODES[1], EPOCH, 0, hashes)
+    if _posted(_shown(leaves), 1, theirs, 3):
+        return "the owner's batch is refused"
+    return _posted(_shown(leaves), 2, theirs, 3)
 
 
 def _stale_commit(lab: Lab, job: Job) -> str:
@@ -117,10 +154,15 @@ def _stale_commit(lab: Lab, job: Job) -> str:
 
 
 def _stale_rows(lab: Lab, job: Job) -> str:
-    """Rows of another job: their root is another one, as job and position are in every leaf."""
-    other = replace(job.spec, job_seq=job.spec.job_seq + 7)
-    roots = {lab.commit(j, 1).out_root for j in (job, replace(job, spec=other))}
-    return "root-differs" if len(roots) == 2 else ""
+    """Rows of another job under the root that they had there: job and position are in every leaf, so that no answer
+    hashes to it.
+    """
+    other = replace(job, spec=replace(job.spec, job_seq=job.spec.job_seq + 7))
+    commits = [lab.commit(job, 1, out_root=lab.commit(told, 1).out_root) for told in (job, other)]
+    own, stale = (
+        hashes_to(commit.job_id, 2, job.wire, lab.hidden, commit.out_root, job.boundaries[2]) for commit in commits
+    )
+    return "" if stale else "withheld" if own else "the job's own rows are refused"
 
 
 def _equivocation(lab: Lab, job: Job) -> str:
@@ -235,20 +277,17 @@ def _half_rows(lab: Lab, job: Job) -> str:
 
 
 def _second_preimage(lab: Lab, job: Job) -> str:
-    """An inner node of the tree passed off as a leaf."""
-    leaves = list(evidence(lab, job, 2, STRANGER, STRANGER).leaves[:8])
-    root = merkle(leaves)
-    inner = keccak(b"\x01" + leaves[0] + leaves[1])
-    accepted = verify(root, inner, 0, 4, proof(leaves, 0)[1:]) or verify(root, inner, 0, 8, proof(leaves, 0)[1:])
-    bound = batch_root(NODES[0], EPOCH, 0, leaves) != batch_root(NODES[0], EPOCH, 0, [inner, *leaves[2:]])
-    # The plain tree alone would take it with another count: the root that is signed binds the count.
-    return "count-bound" if accepted and bound else "refused" if bound else ""
+    """An inner node of the tree passed off as a leaf: the plain root is the same, the posted one binds the count."""
+    leaves, hashes = _salted(lab, job, 4)
+    inner = [keccak(b"\x01" + hashes[0] + hashes[1]), keccak(b"\x01" + hashes[2] + hashes[3])]
+    assert merkle(inner) == merkle(hashes)
+    return _posted(_shown(leaves), 1, batch_root(NODES[1], EPOCH, 0, inner), 2)
 
 
-def _odd_leaf(_lab: Lab, _job: Job) -> str:
+def _odd_leaf(lab: Lab, job: Job) -> str:
     """The last leaf twice, as in trees that pad by repetition."""
-    leaves = [keccak(bytes([i])) for i in range(3)]
-    return "root-differs" if merkle(leaves) != merkle([*leaves, leaves[-1]]) else ""
+    leaves, hashes = _salted(lab, job, 3)
+    return _posted(_shown([*leaves, leaves[-1]]), 1, batch_root(NODES[1], EPOCH, 0, hashes), 3)
 
 
 def _duplicated_tokens_hash(lab: Lab, job: Job) -> str:
@@ -313,17 +352,20 @@ MESSAGE_ATTACKS: tuple[MessageAttack, ...] = (
     ),
     MessageAttack(11, "lazy_copy_leaf", "another node's leaf in one's own batch", _copied_leaf, "commit-signature"),
     MessageAttack(11, "lazy_copy_commit", "another hop's commitment, signed by oneself", _copied_commit, "wrong-shard"),
-    MessageAttack(11, "lazy_copy_root", "another node's batch root", _copied_root, "root-differs"),
+    MessageAttack(11, "lazy_copy_root", "another node's batch root", _copied_root, "other-root"),
     MessageAttack(12, "stale_commit", "a commitment of another job", _stale_commit, "foreign-job"),
-    MessageAttack(12, "stale_rows", "rows of another job", _stale_rows, "root-differs"),
-    MessageAttack(15, "equivocation", "two commitments for one job and hop", _equivocation, "equivocation"),
+    MessageAttack(12, "stale_rows", "rows of another job", _stale_rows, "withheld"),
+    MessageAttack(
+        *(15, "equivocation", "two commitments for one job and hop", _equivocation, "equivocation"), judge="nobody"
+    ),
     MessageAttack(15, "two_specs", "another signed spec of the job for every verifier", specs.two_specs, "wrong-spec"),
     MessageAttack(
         *(15, "second_spec_committed", "tokens of one spec, a commitment to the other"),
         *(specs.committed_to_the_other, "wrong-token"),
     ),
     MessageAttack(
-        15, "spec_for_each_hop", "another signed spec for the next hop", specs.one_for_each_hop, "commit-mismatch"
+        *(15, "spec_for_each_hop", "another signed spec for the next hop", specs.one_for_each_hop, "commit-mismatch"),
+        judge="node",
     ),
     MessageAttack(
         15,
@@ -342,17 +384,28 @@ MESSAGE_ATTACKS: tuple[MessageAttack, ...] = (
     MessageAttack(
         15, "bad_envelope", "inputs that nobody sent, under forged envelopes", _forged_envelope, "unsigned-input"
     ),
-    MessageAttack(16, "commit_omission", "no commitment for a job that was served", _omission, "missing-commit"),
+    MessageAttack(
+        *(16, "commit_omission", "no commitment for a job that was served", _omission, "missing-commit"), judge="client"
+    ),
     MessageAttack(16, "late_commit", "a commitment two epochs old", _late, "wrong-epoch"),
     MessageAttack(19, "canary_recomputed", "a canary, before a verifier that looks", canaries.unseen, "wrong-output"),
     MessageAttack(
-        19, "consent_afterwards", "a cheat's client signs once it is drawn", canaries.afterwards, "root-differs"
+        *(19, "consent_afterwards", "a cheat's client signs once it is drawn", opened.afterwards, "UnknownBatch"),
+        judge="contract",
     ),
-    MessageAttack(19, "cheat_behind_canary", "a cheat beside a canary", canaries.behind, "other-fingerprint"),
-    MessageAttack(19, "consent_reused", "the consent of another job", canaries.of_another_job, "bad-signature"),
-    MessageAttack(19, "consent_of_the_node", "signed by the node itself", canaries.of_the_node, "bad-signature"),
     MessageAttack(
-        19, "consent_of_a_stranger", "a client the operator does not know", canaries.of_a_stranger, "canary-refused"
+        *(19, "cheat_behind_canary", "a cheat beside a canary", opened.behind, "slashed, nothing forgiven"),
+        judge="contract",
+    ),
+    MessageAttack(
+        *(19, "consent_reused", "the consent of another job", canaries.of_another_job, "bad-signature"), judge="node"
+    ),
+    MessageAttack(
+        *(19, "consent_of_the_node", "signed by the node itself", canaries.of_the_node, "bad-signature"), judge="node"
+    ),
+    MessageAttack(
+        *(19, "consent_of_a_stranger", "a client the operator does not know", canaries.of_a_stranger, "canary-refused"),
+        judge="node",
     ),
     MessageAttack(25, "nonfinite_bytes", "a NaN in the output", _nonfinite, "bad-output-bytes"),
     MessageAttack(25, "minus_zero", "a negative zero in the output", _minus_zero, "bad-output-bytes"),
@@ -361,9 +414,9 @@ MESSAGE_ATTACKS: tuple[MessageAttack, ...] = (
         25, "dtype_lie", "another wire dtype than the client signed", _dtype_lie, "foreign-job", "wrong-wire"
     ),
     MessageAttack(25, "length_lie", "more positions than the job may have", _length_lie, "wrong-length"),
-    MessageAttack(25, "half_rows", "rows of half the width", _half_rows, "bad-length"),
-    MessageAttack(25, "second_preimage", "an inner node passed off as a leaf", _second_preimage, "count-bound"),
-    MessageAttack(25, "odd_leaf", "the last leaf twice", _odd_leaf, "root-differs"),
+    MessageAttack(25, "half_rows", "rows of half the width", _half_rows, "bad-length", judge="node"),
+    MessageAttack(25, "second_preimage", "an inner node passed off as a leaf", _second_preimage, "other-root"),
+    MessageAttack(25, "odd_leaf", "the last leaf twice", _odd_leaf, "other-root"),
     MessageAttack(26, "verifier_drift", "a verifier whose backend changed", _drift, "abstains"),
     MessageAttack(28, "other_chain", "a signature for another deployment", _other_chain, "commit-signature"),
     MessageAttack(28, "malleable_signature", "the other s of a signature", _malleable, "bad-signature"),

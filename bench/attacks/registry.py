@@ -17,7 +17,7 @@ LISTED: dict[int, str] = {
     6: "fine-tuned weights",
     7: "prompt edited, dropped, injected",
     8: "noise on the output",
-    9: "aimed perturbation inside the tolerance",
+    9: "one gradient step inside the tolerance",
     10: "sampling",
     11: "copied roots",
     12: "replay",
@@ -32,13 +32,13 @@ LISTED: dict[int, str] = {
     21: "withheld data, slow answers, no reveal",
     22: "sybils, whitewashing, on-off cheats, exit scams",
     23: "grinding the randomness",
-    24: "inputs that strain honest backends",
+    24: "a fixed list of inputs that strain honest backends",
     25: "malformed bytes and trees",
     26: "drift at the verifier",
     27: "a model whose result depends on the order of sums",
     28: "replay across chains, malleable signatures",
     29: "slashing oneself",
-    30: "cheating on retried jobs only",
+    30: "lying in jobs that break off",
     31: "an honest fleet of different machines",
 }
 
@@ -98,11 +98,19 @@ POINTERS: tuple[Pointer, ...] = (
     Pointer(27, "spread, and bits", "tests/attacks/test_limits.py::test_a_model_made_to_be_accused"),
     Pointer(28, "vouchers", "tests/contracts/SessionEscrow.t.sol::test_voucher_noReplay_onAnotherChainOrContract"),
     Pointer(29, "challenging oneself", "tests/contracts/StakeVault.t.sol::test_dispute_selfDealingDoesNotPay"),
-    Pointer(30, "the lot does not know", "tests/attacks/test_limits.py::test_nothing_tells_an_audit"),
+    Pointer(30, "no leaf of a job that broke off", "tests/attacks/test_broken_off.py::test_a_lie_that_breaks_off"),
+    Pointer(
+        30,
+        "an exact model's tokens computed again",
+        "tests/network/test_generate.py::test_an_invented_token_of_a_route_that_breaks_off",
+    ),
     Pointer(31, "many machines", "tests/attacks/test_fleet.py::test_an_honest_fleet"),
 )
 
 ABSENT: dict[int, str] = {}
+
+ARITHMETIC = frozenset({13, 14, 23})
+"""Numbers whose figures come from the lot's own rule over made-up leaves: no node or verifier runs."""
 
 
 def coverage() -> list[dict[str, Any]]:
@@ -117,6 +125,7 @@ def coverage() -> list[dict[str, Any]]:
                 "messages": [item.name for item in MESSAGE_ATTACKS if item.number == number],
                 "tests": [{"what": p.what, "test": p.test} for p in POINTERS if p.number == number],
                 "absent": ABSENT.get(number, ""),
+                "arithmetic_of_the_lot": number in ARITHMETIC,
             }
         )
     return found

@@ -22,9 +22,10 @@ _LABELS = {
 
 
 def table(result: dict[str, Any]) -> Table:
-    """One line per strategy: detections in both profiles, what it saves, areas under the curves."""
+    """One line per strategy: detections and outcome in both profiles, tokens of compute saved of 1,000 served, areas
+    under the curves. "-" where nothing was measured."""
     found = Table(title="Cheats of a node: detected / audits")
-    for column in ("#", "cheat", "exact", "float", "95 % from", "jobs at 5 %", "time saved", "AUC", "AUC TOPLOC"):
+    for column in ("#", "cheat", "exact", "float", "95 % from", "jobs at 5 %", "saved", "AUC", "AUC TOPLOC"):
         found.add_column(column, justify="left" if column == "cheat" else "right", no_wrap=column == "cheat")
     exact = {item["name"]: item for item in result.get("exact", {}).get("attacks", ())}
     inexact = {item["name"]: item for item in result.get("float", {}).get("attacks", ())}
@@ -38,7 +39,7 @@ def table(result: dict[str, Any]) -> Table:
             _share(in_float),
             str(item["interval_95"][0]),
             str(item["jobs_until_caught"]["0.05"]),
-            "-" if item["seconds_saved_share"] is None else f"{item['seconds_saved_share']:.0%}",
+            _saved(in_float, exact.get(name)),
             _area(areas, "statistic"),
             _area(areas, "largest_values"),
         )
@@ -49,11 +50,21 @@ def _share(item: dict[str, Any] | None) -> str:
     if item is None:
         return "-"
     mark = "" if item["as_expected"] else " !"
-    return f"{item['detected']}/{item['audits']}{mark}"
+    return f"{item['detected']}/{item['audits']} {item['outcome']}{mark}"
+
+
+def _saved(*items: dict[str, Any] | None) -> str:
+    """The first measurement among the profiles."""
+    known = [item["tokens_saved_per_1000"] for item in items if item is not None]
+    return next((f"{saved:.0f}" for saved in known if saved is not None), "-")
 
 
 def _area(areas: dict[str, Any], method: str) -> str:
     return str(areas[method]["auc"]) if method in areas else "-"
+
+
+def _rate(interval: dict[str, Any]) -> str:
+    return f"{interval['hits'] / interval['trials']:.1%}"
 
 
 def summary(result: dict[str, Any]) -> list[str]:
@@ -63,11 +74,20 @@ def summary(result: dict[str, Any]) -> list[str]:
         part = result[profile]
         if "attacks" in part:
             wrong = [a["name"] for a in part["attacks"] if not a["as_expected"]]
-            lies = [m["name"] for m in part["messages"] if not m["as_expected"]]
+            judged = [m for m in part["messages"] if m["judge"] != "nobody"]
+            lies = [m["name"] for m in judged if not m["as_expected"]]
+            apart = [m["name"] for m in part["messages"] if m["judge"] == "nobody"]
             lines.append(
                 f"{profile}: {len(part['attacks']) - len(wrong)} of {len(part['attacks'])} strategies and "
-                f"{len(part['messages']) - len(lies)} of {len(part['messages'])} lies judged as expected"
+                f"{len(judged) - len(lies)} of {len(judged)} lies judged as expected"
                 + (f"; not: {', '.join(wrong + lies)}" if wrong or lies else "")
+                + (f"; counted apart, as nothing that runs looks for it: {', '.join(apart)}" if apart else "")
+            )
+        if "calibration" in part:
+            limit = part["calibration"]["tolerance"]
+            lines.append(
+                f"{profile}: judged by tau {limit['tau']:.2g}, calibrated on this model ({limit['honest_count']:,} "
+                f"rows); weakest cheat {limit['weakest_attack']}, {limit['attack_min'] / limit['tau']:.1f} times above"
             )
         if "fleet" in part:
             fleet = part["fleet"]
@@ -91,8 +111,14 @@ def summary(result: dict[str, Any]) -> list[str]:
         return lines
     aimed = result["float"]["aimed"]
     lines.append(
-        f"float: aimed inside the tolerance, {aimed['one_hop']['flipped']} of {aimed['one_hop']['positions']} tokens "
+        f"float: one gradient step inside the tolerance, {aimed['one_hop']['flipped']} of {aimed['one_hop']['positions']} tokens "
         f"flip by one hop, {aimed['all_hops']['flipped']} by all hops together"
+    )
+    lot = result["games"]
+    lines.append(
+        f"arithmetic of the lot, no node or verifier: of {lot['rate_ppm'] / 1e4:.0f} % drawn, "
+        f"{_rate(lot['audit_aware'])} of leaves believed safe, {_rate(lot['grind_salt'])} of the best of "
+        f"{lot['grind_salt']['salts_tried']:,} salts, {_rate(lot['last_revealer_of_two_seeds'])} with two seeds to choose"
     )
     door = result["publisher_backdoor"]
     lines.append(

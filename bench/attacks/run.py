@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from bench.attacks import adversarial, cost, fleet, games, scores
+from bench.attacks.calibrated import calibrated
 from bench.attacks.detection import Tally, run_all
+from bench.attacks.economy import TOKENS, Losses, at_stake, detection_after, tokens_saved
 from bench.attacks.figures import Scores, auc, beyond_honest, expected_jobs, wilson
 from bench.attacks.lab import Lab, Progress, prompts, publish
 from bench.attacks.messages import MESSAGE_ATTACKS
@@ -59,7 +61,13 @@ class AttackBench:
 
     @property
     def drawn(self) -> int:
-        return 24 if self.quick else 36
+        """Tokens of each job whose sampling is cheated: where the model is sure, a few tell nothing apart."""
+        return 36 if self.quick else 200
+
+    @property
+    def drawn_jobs(self) -> int:
+        """As many as put the lower end of the interval above 0.9 when all are detected."""
+        return 6 if self.quick else 36
 
     @property
     def texts(self) -> int:
@@ -87,7 +95,7 @@ def run(options: AttackBench, say: Progress) -> tuple[dict[str, Any], Curves | N
             "torch": torch.__version__,
         },
         "list": coverage(),
-        "slashed_bps_of_stake": penalties(),
+        "losses": {name: loss.report() for name, loss in losses().items()},
     }
     curves: Curves | None = None
     with tempfile.TemporaryDirectory(prefix="efedllm-attacks-") as folder:
@@ -95,14 +103,20 @@ def run(options: AttackBench, say: Progress) -> tuple[dict[str, Any], Curves | N
             say(f"{profile}: publishing the bundled model, generating jobs")
             work = Path(folder) / profile
             work.mkdir()
-            lab = Lab(profile, publish(profile, work), work)
+            published = publish(profile, work)
+            measured = None
+            if profile == "float" and set(options.parts) != {"cost"}:
+                measured = calibrated(published, quick=options.quick, say=say)
+            lab = Lab(profile, published, work)
             lab.jobs = lab.generate(prompts(options.jobs, options.prompt), options.new)
             result[profile], made = _profile(lab, options, say)
+            if measured is not None:
+                result[profile]["calibration"] = measured
             curves = made if profile == "float" else curves
         if "float" in options.profiles and "strategies" in options.parts:
             say("models made to be accused, games on the lot")
             result["publisher_backdoor"] = backdoor(Path(folder))
-            result["games"] = games.report(1.0, quick=options.quick)
+            result["games"] = games.report(quick=options.quick)
     return result, curves
 
 
@@ -136,13 +150,14 @@ def _profile(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str, A
 
 def _strategies(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str, Any], Curves]:
     """Every strategy of a node and every lie, on real jobs."""
-    drawn = lab.generate(prompts(4, 24), options.drawn)
+    drawn = lab.generate(prompts(options.drawn_jobs, 24), options.drawn)
     plain, tallies = run_all(lab, ATTACKS, lab.jobs, drawn, say)
     messages = [
         {
             "number": item.number,
             "name": item.name,
             "changes": item.changes,
+            "judge": item.judge,
             "found": (found := item.run(lab, lab.jobs[1])),
             "as_expected": found == item.expected(lab.profile),
         }
@@ -184,7 +199,7 @@ def _honest(plain: Tally) -> dict[str, Any]:
 
 
 def _attack(item: Attack, profile: Profile, tally: Tally, plain: Tally) -> dict[str, Any]:
-    caught = wilson(tally.failed, tally.audits)
+    caught, slashed = wilson(tally.failed, tally.audits), wilson(tally.severe, tally.audits)
     expected = item.expected(profile)
     agrees = {
         Expected.SEVERE: tally.severe == tally.audits,
@@ -192,35 +207,65 @@ def _attack(item: Attack, profile: Profile, tally: Tally, plain: Tally) -> dict[
         Expected.BELOW: tally.failed == 0,
         Expected.NONE: False,
     }[expected]
+    saved = tokens_saved(tally.saved) if profile in item.timed else None
     return {
         "number": item.number,
         "name": item.name,
         "changes": item.changes,
         "expected": str(expected),
         "as_expected": agrees,
+        "outcome": outcome(tally),
         "audits": tally.audits,
+        "tokens_per_audit": tally.tokens // tally.audits,
         "detected": tally.failed,
         "severe": tally.severe,
         "interval_95": [round(caught.low, 4), round(caught.high, 4)],
+        "severe_interval_95": [round(slashed.low, 4), round(slashed.high, 4)],
+        "detected_after_audits": detection_after(caught),
+        "largest_statistic": _range(tally),
         "codes": tally.codes,
         "jobs_until_caught": {str(rate): _finite(expected_jobs(rate, caught.share)) for rate in RATES},
-        "seconds_saved_share": round(tally.saved, 3) if item.saves else None,
+        "saving_measured": None if not item.saves else profile in item.timed,
+        "tokens_saved_per_1000": saved,
+        "lost_in_fee_tokens": at_stake(slashed, losses()),
+        "seconds_saved_share": None if saved is None else round(tally.saved, 3),
         "seconds_per_token_honest": _per_token(tally.honest_seconds, tally),
         "seconds_per_token_cheat": _per_token(tally.cheat_seconds, tally),
         "weight_bytes": [tally.weight_bytes, tally.published_bytes],
-        "stake_in_fees_so_that_it_loses": {str(rate): _stake(tally.saved, rate, caught.share) for rate in RATES},
+        "stake_in_fees_so_that_it_loses": {str(rate): _stake(saved, rate, slashed.share) for rate in RATES},
         "per_audit_auc": _aucs(tally, plain, worst=True),
         "per_score_auc": _aucs(tally, plain, worst=False),
     }
 
 
-def _stake(saved: float, rate: float, detection: float) -> float | None:
+def outcome(tally: Tally) -> str:
+    """What the audits of a strategy said, in words."""
+    if tally.failed == 0:
+        return "passes"
+    if tally.failed < tally.audits:
+        return "fails or passes" if tally.severe == 0 else "severe or passes"
+    if tally.severe == 0:
+        return "fails"
+    return "severe" if tally.severe == tally.audits else "fails, some severe"
+
+
+def _range(tally: Tally) -> list[float] | None:
+    """Smallest and largest over the audited hops of the worst position's statistic; 1 fails, 10 is severe."""
+    if not tally.scores["statistic"]:
+        return None
+    worst = _worst(tally.scores["statistic"])
+    return [float(f"{value:.3g}") for value in (worst.min(), worst.max())]
+
+
+def _stake(saved: float | None, rate: float, slashed: float) -> float | None:
     """G / (p d) - f with G the saved part of a fee f = 1 that only pays for compute: what must be lost when caught, in
-    fees of a job, for the cheat to lose money; 0 when it saves nothing."""
-    gain = max(saved, 0.0)
-    if gain == 0.0:
+    fees of a job, for the cheat to lose money; 0 when it saves nothing, None when that was not measured or no stake is
+    lost. `saved`: tokens of 1,000."""
+    if saved is None:
+        return None
+    if saved == 0.0:
         return 0.0
-    return _finite(max(0.0, gain * expected_jobs(rate, detection) - 1))
+    return _finite(max(0.0, saved / TOKENS * expected_jobs(rate, slashed) - 1))
 
 
 def _finite(value: float) -> float | None:
@@ -282,10 +327,6 @@ def backdoor(work: Path) -> dict[str, Any]:
     }
 
 
-def penalties() -> dict[str, Any]:
-    """What a caught node loses, by network profile."""
-    found = {}
-    for name in ("testnet", "production"):
-        committee = NetworkProfile.load(name).committee
-        found[name] = {"first_bps": committee.slash_first_bps, "repeat_bps": committee.slash_repeat_bps}
-    return found
+def losses() -> dict[str, Losses]:
+    """What a node that an audit finds severe loses, by network profile."""
+    return {name: Losses.of(NetworkProfile.load(name)) for name in ("testnet", "production")}

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.hashing import keccak
-from verifier.statistic import CHUNK, ROUNDING, TAU, per_position
+from verifier.statistic import CHUNK, MEASURED, Limits, per_position
 
 Rows = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float64]
@@ -22,9 +22,9 @@ PROJECTED = 32
 LARGEST = 128
 
 
-def statistic(sent: Rows, ours: Rows, x: Rows) -> Scores:
+def statistic(sent: Rows, ours: Rows, x: Rows, limits: Limits = MEASURED) -> Scores:
     """The auditor's own, on a float32 wire."""
-    return per_position(sent, ours, x, WireDtype.F32)
+    return per_position(sent, ours, x, WireDtype.F32, limits)
 
 
 @lru_cache(maxsize=4)
@@ -36,13 +36,14 @@ def _signs(hidden: int) -> npt.NDArray[np.float64]:
     return np.asarray((bits.reshape(hidden, PROJECTED) * 2.0 - 1.0) / np.sqrt(PROJECTED), np.float64)
 
 
-def projection(sent: Rows, ours: Rows, x: Rows) -> Scores:
+def projection(sent: Rows, ours: Rows, x: Rows, limits: Limits = MEASURED) -> Scores:
     """The statistic of 32 random directions: 128 bytes a position instead of the row."""
     signs = _signs(sent.shape[1])
     ours64 = ours.astype(np.float64)
     error = np.linalg.norm((sent - ours64) @ signs, axis=1)
     update = np.linalg.norm((ours64 - x) @ signs, axis=1)
-    return np.asarray(error / (TAU * update + ROUNDING * np.linalg.norm(ours64 @ signs, axis=1)), np.float64)
+    allowed = limits.tau * update + limits.rounding * np.linalg.norm(ours64 @ signs, axis=1)
+    return np.asarray(error / allowed, np.float64)
 
 
 def largest_values(sent: Rows, ours: Rows) -> Scores:
@@ -77,12 +78,13 @@ def inequality(sent: Rows, ours: Rows) -> Scores:
 METHODS = ("statistic", "projection", "largest_values", "equality")
 
 
-def all_scores(sent: Rows, ours: Rows, x: Rows) -> dict[str, Scores]:
-    """Every method's scores of one hop of one job; arrays are float32 [n, hidden]."""
+def all_scores(sent: Rows, ours: Rows, x: Rows, limits: Limits = MEASURED) -> dict[str, Scores]:
+    """Every method's scores of one hop of one job; arrays are float32 [n, hidden]. `limits`: the unit of those that
+    have one."""
     sent, ours, x = (np.ascontiguousarray(a, np.float32) for a in (sent, ours, x))
     return {
-        "statistic": statistic(sent, ours, x),
-        "projection": projection(sent, ours, x),
+        "statistic": statistic(sent, ours, x, limits),
+        "projection": projection(sent, ours, x, limits),
         "largest_values": largest_values(sent, ours),
         "equality": inequality(sent, ours),
     }

@@ -27,7 +27,7 @@ class Expected(StrEnum):
     """What one audit that covers the cheat must say."""
 
     SEVERE = "severe"  # slashable
-    CAUGHT = "caught"  # fails, at least
+    CAUGHT = "caught"  # fails: trust is lost, stake only where it is severe
     BELOW = "below tolerance"  # passes: the float profile does not see it
     NONE = "not applicable"
 
@@ -86,18 +86,26 @@ class Attack:
     float_: Expected = Expected.SEVERE
     where: Literal["any", "first", "later", "last"] = "any"
     sampled: bool = False  # shows only where tokens are drawn, not where the likeliest is taken
+    timed: frozenset[Profile] = frozenset()  # where its seconds are those that such a node would take
 
     @property
     def saves(self) -> bool:
-        """Whether it is done to compute or store less: then its time is measured beside the honest one."""
+        """Whether it is done to compute or store less."""
         return self.number in (1, 2, 3, 4, 5, 12)
 
     def expected(self, profile: Profile) -> Expected:
         return self.exact if profile == "exact" else self.float_
 
 
-def _weights(number: int, name: str, changes: str, edit: wt.Edit, float_: Expected = Expected.SEVERE) -> Attack:
-    return Attack(number, name, changes, lambda shop, e: shop.falsified(name, edit, e), float_=float_)
+def _weights(
+    number: int,
+    name: str,
+    changes: str,
+    edit: wt.Edit,
+    float_: Expected = Expected.SEVERE,
+    timed: frozenset[Profile] = frozenset(),
+) -> Attack:
+    return Attack(number, name, changes, lambda shop, e: shop.falsified(name, edit, e), float_=float_, timed=timed)
 
 
 def _integers(number: int, name: str, changes: str, edit: wt.IntegerEdit) -> Attack:
@@ -168,34 +176,39 @@ def _cache(number: int, name: str, changes: str, kinds: tuple[type[KVCache], typ
     return Attack(number, name, changes, lambda shop, e: ex.OtherCache(e, shop.cache(e, kinds)))
 
 
+# Falsified weights run in the float engine, as float32: what a node saves by packing them is not measured, nor what it
+# would save in the exact engine. Caches are imitated: their numbers are computed and then spoilt.
+BOTH: frozenset[Profile] = frozenset({"exact", "float"})
+FLOAT: frozenset[Profile] = frozenset({"float"})
+
 SEVERE, CAUGHT, BELOW = Expected.SEVERE, Expected.CAUGHT, Expected.BELOW
 
 ATTACKS: tuple[Attack, ...] = (
-    _weights(1, "model_swap", "weights of another model of the same size", wt.other_seed),
-    _weights(2, "precision_fp16", "weights in fp16", wt.precision("fp16")),
+    _weights(1, "model_swap", "weights of another model of the same size", wt.other_seed, timed=FLOAT),
+    _weights(2, "precision_fp16", "weights in fp16", wt.precision("fp16"), CAUGHT),
     _weights(2, "precision_bf16", "weights in bf16", wt.precision("bf16")),
     _weights(2, "precision_fp8", "weights in fp8 e4m3, scaled by row", wt.precision("fp8")),
     _weights(2, "precision_int8", "weights as int8 rows", wt.precision("int8")),
     _weights(2, "precision_int6", "weights in 6 bits", wt.precision("int6")),
     _weights(2, "precision_int4", "weights in 4 bits", wt.precision("int4")),
-    Attack(2, "bf16_compute", "products in bfloat16, undeclared", _bf16),
+    Attack(2, "bf16_compute", "products in bfloat16, undeclared", _bf16, timed=FLOAT),
     _integers(2, "integers_7bit", "int8 weights without their last bit, exact engine", wt.integer_bits(7)),
     _integers(2, "integers_4bit", "int8 weights with 4 of their bits, exact engine", wt.integer_bits(4)),
-    _weights(3, "rank_98", "98 % of the rank of every matrix", wt.rank(0.98)),
-    _weights(3, "rank_90", "90 % of the rank", wt.rank(0.90)),
-    _weights(3, "rank_75", "75 % of the rank", wt.rank(0.75)),
-    _weights(3, "rank_50", "50 % of the rank", wt.rank(0.50)),
-    Attack(4, "skip_layer", "one layer of the range left out", _skip_layer),
-    Attack(4, "skip_all", "no layer computed at all", lambda _shop, e: ex.Identity(e)),
-    Attack(4, "dup_layer", "one layer run twice", _dup_layer),
-    Attack(4, "wrong_shard", "the neighbouring layers instead", _wrong_shard, where="later"),
+    _weights(3, "rank_98", "98 % of the rank of every matrix", wt.rank(0.98), timed=FLOAT),
+    _weights(3, "rank_90", "90 % of the rank", wt.rank(0.90), timed=FLOAT),
+    _weights(3, "rank_75", "75 % of the rank", wt.rank(0.75), timed=FLOAT),
+    _weights(3, "rank_50", "50 % of the rank", wt.rank(0.50), timed=FLOAT),
+    Attack(4, "skip_layer", "one layer of the range left out", _skip_layer, timed=BOTH),
+    Attack(4, "skip_all", "no layer computed at all", lambda _shop, e: ex.Identity(e), timed=BOTH),
+    Attack(4, "dup_layer", "one layer run twice", _dup_layer, timed=BOTH),
+    Attack(4, "wrong_shard", "the neighbouring layers instead", _wrong_shard, where="later", timed=BOTH),
     _cache(5, "kv_fp8", "keys and values in 8 bits", (ex.Fp8Cache, ex.Fp8ExactCache)),
-    Attack(5, "kv_window", "attention over the last 32 positions only", _window),
+    Attack(5, "kv_window", "attention over the last 32 positions only", _window, timed=BOTH),
     _cache(5, "kv_stale", "keys and values of every fourth position not computed", (ex.StaleCache, ex.StaleExactCache)),
     _weights(6, "finetune_1e-2", "weights x (1 + 1e-2 noise)", wt.noise(1e-2)),
     _weights(6, "finetune_1e-3", "weights x (1 + 1e-3 noise)", wt.noise(1e-3)),
     _weights(6, "finetune_1e-4", "weights x (1 + 1e-4 noise)", wt.noise(1e-4), CAUGHT),
-    _weights(6, "lora_down_proj", "a rank-1 update of 1e-3 on one matrix of every layer", wt.lora("down_proj"), CAUGHT),
+    _weights(6, "lora_down_proj", "a rank-1 update of 1e-3 on one matrix of every layer", wt.lora("down_proj")),
     _integers(6, "integer_off_by_one", "one integer of one matrix, by one", wt.one_step("o_proj")),
     Attack(
         *(7, "prompt_edit", "hop 0 runs a prompt with one other token"),
@@ -210,7 +223,7 @@ ATTACKS: tuple[Attack, ...] = (
     _output(8, "out_noise_1e-2", "noise of 1e-2 of the update on the output", ex.noisy(1e-2)),
     _output(8, "out_noise_1e-3", "noise of 1e-3", ex.noisy(1e-3)),
     _output(8, "out_noise_1e-4", "noise of 1e-4", ex.noisy(1e-4), CAUGHT),
-    _output(8, "out_noise_1e-5", "noise of 1e-5, a third of the tolerance", ex.noisy(1e-5), BELOW),
+    _output(8, "out_noise_1e-5", "noise of 1e-5, a fifth of the tolerance", ex.noisy(1e-5), BELOW),
     _output(8, "out_sparse", "one coordinate of every row, by 1e-3 of the update", ex.one_coordinate(1e-3)),
     _output(8, "out_one_token", "one position of the job, by 1e-3 of its update", ex.one_position(20, 1e-3)),
     _output(8, "out_one_ulp", "the last bit of one value of the job", ex.one_ulp(20), BELOW),
@@ -220,8 +233,14 @@ ATTACKS: tuple[Attack, ...] = (
     _tokens("top_p_swap", "only the three likeliest tokens", ex.narrower),
     _tokens("sampling_bias", "a push of 2 for every 16th token", ex.biased),
     _tokens("seed_change", "a seed of its own", ex.own_seed),
-    Attack(12, "cached_replay", "rows of an earlier job", _stale_job),
-    Attack(12, "shifted_positions", "at every position the row of the one before", lambda _shop, e: ex.Shifted(e)),
+    Attack(12, "cached_replay", "rows of an earlier job", _stale_job, timed=BOTH),
+    Attack(
+        12,
+        "shifted_positions",
+        "at every position the row of the one before",
+        lambda _shop, e: ex.Shifted(e),
+        timed=BOTH,
+    ),
 )
 
 

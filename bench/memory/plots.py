@@ -95,9 +95,9 @@ def _tiers(axes: Any, result: dict[str, Any]) -> None:
 
 
 def _blocks(axes: Any, result: dict[str, Any]) -> None:
-    for axis, form in zip(axes, ("lowrank", "int8"), strict=True):
+    for axis, width in zip(axes, (2048, 256), strict=True):
         for name, times in result["ms_by_block"].items():
-            if name.startswith(form):
+            if name.endswith(f"width {width}"):
                 axis.plot([int(size) for size in times], list(times.values()), "o-", label=name)
         axis.set(xscale="log", xlabel="tokens in a block (1024: naive)", ylabel="ms for 1024 tokens", ylim=(0, None))
         axis.legend(fontsize=8)

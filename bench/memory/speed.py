@@ -233,29 +233,42 @@ def _relative(figure: Speed, base: Speed) -> dict[str, float]:
     }
 
 
+_BLOCK_SHAPES = (LlamaShape(2048, 5632, 2, 32, 4, 128, 2048), LlamaShape(256, 704, 8, 4, 2, 128, 2048))
+_BLOCKS = (32, 64, 96, 128, 256, 1024)
+
+
 def blocks(turns: int, say: Say) -> dict[str, Any]:
-    """Prefill of 1024 tokens through 2 such layers, whole and in blocks of tokens; the fastest of `turns`."""
+    """Prefill of 1024 tokens through 2 layers of width 2048 and 8 of width 256, whole and in blocks of tokens; the
+    fastest of `turns`, after other memory was read: a prefill seldom follows one of the same shape.
+    """
     torch.set_num_threads(1)
-    sizes = (64, 256, 1024)
-    found: dict[str, Any] = {"tokens": 1024, "layers": 2, "ms_by_block": {}}
-    shape = LlamaShape(2048, 5632, 2, 32, 4, 128, 2048)
+    found: dict[str, dict[str, int]] = {}
     with tempfile.TemporaryDirectory(prefix="efedllm-bench-memory-") as folder:
-        for form, keep in (("lowrank", 0.3), ("int8", 1.0)):
-            directory = Path(folder) / form
-            publish_synthetic(directory, shape, form, keep)  # type: ignore[arg-type]
-            for profile, kind in (("float", ShardEngine), ("exact", ExactShardEngine)):
-                say(f"prefill of {form} in blocks, {profile}")
-                engines = {size: kind.load(directory, 0, 2, block=size) for size in sizes}
-                times: dict[int, list[float]] = {size: [] for size in sizes}
-                for engine in engines.values():
-                    engine.step([StepItem(engine.new_sequence(), inputs(engine, 1, 32))])
-                for _ in range(turns):
-                    for size, engine in engines.items():
-                        rows = inputs(engine, 1, 1024)
-                        start = time.thread_time()
-                        engine.step([StepItem(engine.new_sequence(), rows)])
-                        times[size].append(time.thread_time() - start)
-                found["ms_by_block"][f"{form}, {profile}"] = {
-                    str(size): round(min(values) * 1e3) for size, values in times.items()
-                }
-    return found
+        for shape in _BLOCK_SHAPES:
+            for form, keep in (("lowrank", 0.3), ("int8", 1.0)):
+                directory = Path(folder) / f"{form}-{shape.hidden}"
+                publish_synthetic(directory, shape, form, keep)  # type: ignore[arg-type]
+                for profile, kind in (("float", ShardEngine), ("exact", ExactShardEngine)):
+                    name = f"{form}, {profile}, width {shape.hidden}"
+                    say(f"prefill in blocks: {name}")
+                    found[name] = _prefills(kind, directory, shape.layers, turns)
+    return {"tokens": 1024, "layers": {str(s.hidden): s.layers for s in _BLOCK_SHAPES}, "ms_by_block": found}
+
+
+def _prefills(
+    kind: type[ShardEngine] | type[ExactShardEngine], directory: Path, layers: int, turns: int
+) -> dict[str, int]:
+    """Milliseconds of 1024 tokens by the size of a block."""
+    engines = {size: kind.load(directory, 0, layers, block=size) for size in _BLOCKS}
+    times: dict[int, list[float]] = {size: [] for size in _BLOCKS}
+    other = torch.ones(4 << 20)
+    for engine in engines.values():
+        engine.step([StepItem(engine.new_sequence(), inputs(engine, 1, 32))])
+    for _ in range(turns):
+        for size, engine in engines.items():
+            rows = inputs(engine, 1, 1024)
+            other.sum()
+            start = time.thread_time()
+            engine.step([StepItem(engine.new_sequence(), rows)])
+            times[size].append(time.thread_time() - start)
+    return {str(size): round(min(values) * 1e3) for size, values in times.items()}

@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.attacks.lab import Lab, prompts, publish
+from bench.attacks.lab import Lab, prompts
 from bench.attacks.strategies import Profile
+from deploy.deployer import deploy_contracts
+from deploy.local import dev_account
+from deploy.profile import Clock
+from deploy.profile import Profile as NetworkProfile
+from tests.attacks.measured import published, tolerance
+from tests.live_network import LiveNetwork, run_in_thread
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -20,7 +26,7 @@ def _one_thread() -> None:
 
 
 def _lab(profile: Profile, work: Path) -> Lab:
-    lab = Lab(profile, publish(profile, work, keep=0.5, whiten=False), work)
+    lab = Lab(profile, published(profile, work, tolerance()), work)
     lab.jobs = lab.generate(prompts(2, 40), 24)
     return lab
 
@@ -40,3 +46,12 @@ def lab(request: pytest.FixtureRequest) -> Lab:
     found = request.getfixturevalue(f"{request.param}_lab")
     assert isinstance(found, Lab)
     return found
+
+
+@pytest.fixture(scope="session")
+def unhurried(ganache: str, tmp_path_factory: pytest.TempPathFactory) -> LiveNetwork:
+    """The local profile with epochs that no test outlives."""
+    profile = NetworkProfile.load("local").model_copy(update={"clock": Clock(epoch_length=1200)})
+    out = tmp_path_factory.mktemp("attacks")
+    done = run_in_thread(deploy_contracts(ganache, dev_account(), profile, out))
+    return LiveNetwork(ganache, done.deployment, done.path)

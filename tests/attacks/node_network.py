@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,16 @@ from typing import Any
 from bench.attacks.lab import Lab as AttackLab
 from bench.attacks.strategies import Attack
 from bench.attacks.wrapped import Switch
-from efedllm.chain.types import BatchInfo
-from efedllm.commitments.hashing import keccak
 from efedllm.engine.protocol import Executor
 from node.app import NodeApp
 from tests.live_network import LiveNetwork
-from tests.node.node_kit import Lab
+from tests.node.audit_kit import AuditedLab, open_auditor
+from tests.node.node_kit import Lab, open_lab
 from tests.node.raw_client import RawClient
-from verifier.audit import Auditor, AuditTask, LeafReport
-from verifier.fetch import FetchLimits, NodeReader
-from verifier.weights import EngineHouse
+from verifier.audit import LeafReport
+from verifier.fetch import FetchLimits
 
 LAYERS = ((0, 4), (4, 8))
-SEED = keccak(b"seed of the epoch")
-ALL = 1_000_000
 # A node that answers nothing costs an auditor this long, not a minute.
 LIMITS = FetchLimits(connect=1.0, total=1.5, attempts=2, pause=0.05, memory=0.0)
 WARM: dict[str, Any] = {"temperature_milli": 900, "top_k": 50, "top_p_ppm": 950_000, "seed": b"\x05" * 32}
@@ -34,16 +30,18 @@ WARM: dict[str, Any] = {"temperature_milli": 900, "top_k": 50, "top_p_ppm": 950_
 class NodeNetwork:
     """`switches[hop]` chooses what the node of that hop runs for the jobs that follow."""
 
-    lab: Lab
-    apps: list[NodeApp]
+    audited: AuditedLab
     switches: list[Switch]
-    reader: NodeReader
-    auditors: tuple[Auditor, Auditor]
     spent: int = 0
 
     @property
-    def auditor(self) -> Auditor:
-        return self.auditors[0]
+    def lab(self) -> Lab:
+        return self.audited.lab
+
+    @property
+    def apps(self) -> list[NodeApp]:
+        """The nodes, by hop."""
+        return self.lab.apps
 
     async def job(self, client: RawClient, prompt: Sequence[int], new: int, *, warm: bool) -> bytes:
         """One paid job over both nodes; its id."""
@@ -54,15 +52,7 @@ class NodeNetwork:
 
     async def post(self) -> int:
         """Go to the time of posting and post every node's batch; the epoch."""
-        epoch = (await self.lab.chain.now()).epoch
-        await self.lab.live.clock(self.lab.chain).skip_to(epoch, 0.72)
-        for app in self.apps:
-            await app.duties.tick()
-            await app.duties.tick()
-        return epoch
-
-    async def batches(self, epoch: int, app: NodeApp) -> tuple[BatchInfo, ...]:
-        return tuple(batch for batch in await self.lab.chain.batches(epoch) if batch.node == app.address)
+        return await self.lab.post_batches()
 
     async def audit(self, epoch: int, app: NodeApp) -> dict[bytes, LeafReport]:
         """Every leaf of the node's batches of the epoch, by job."""
@@ -70,37 +60,21 @@ class NodeNetwork:
 
     async def audit_all(self, epoch: int, app: NodeApp) -> tuple[LeafReport, ...]:
         """Every leaf of the node's batches of the epoch, in order."""
-        task = AuditTask(epoch, app.address, await self.batches(epoch, app), SEED, ALL)
-        return (await self.auditor.audit(task)).leaves
+        return (await self.audited.audit(epoch, app)).leaves
 
 
 @asynccontextmanager
 async def node_network(live: LiveNetwork, attack_lab: AttackLab, home: Path) -> AsyncIterator[NodeNetwork]:
-    async with AsyncExitStack() as stack:
-        chain = await stack.enter_async_context(await live.connect())
-        snapshot = await chain.rpc.request("evm_snapshot")
-        await live.clock(chain).mine()
-        lab = await Lab.make(live, chain, attack_lab.published, home)
-        stack.push_async_callback(lab.close)
-        switches: list[Switch] = []
+    switches: list[Switch] = []
 
-        def switched(executor: Executor) -> Executor:
-            switches.append(Switch(executor))
-            return switches[-1]
+    def switched(executor: Executor) -> Executor:
+        switches.append(Switch(executor))
+        return switches[-1]
 
-        apps = [await lab.start(hop + 1, layers, switched) for hop, layers in enumerate(LAYERS)]
-        epoch = (await chain.now()).epoch + 1
-        await live.clock(chain).skip_to(epoch, 0.01)
-        for app in apps:
-            await app.desk.shop.clock.refresh()
-        reader = await stack.enter_async_context(NodeReader(LIMITS))
-        house = EngineHouse(home / "house", [str(attack_lab.published)], 1 << 30)
-        stack.callback(house.close)
-        first, second = (
-            Auditor(chain, reader, house, home / f"reports-{index}", live.account(index).address) for index in (9, 8)
-        )
-        yield NodeNetwork(lab, apps, switches, reader, (first, second))
-        await chain.rpc.request("evm_revert", [snapshot])
+    async with open_lab(live, attack_lab.published, home) as lab, open_auditor(lab, LIMITS) as audited:
+        await lab.start_route(LAYERS, switched)
+        await lab.begin_epoch()
+        yield NodeNetwork(audited, switches)
 
 
 def armed(item: Attack, attack_lab: AttackLab, inner: Executor, rows: Any) -> Executor:

@@ -14,7 +14,7 @@ from node.app import NodeApp
 from tests.attacks.canary_network import LAZY, CanaryNetwork, canary_network
 from tests.verifier.audit_lab import publish_float32
 from tests.verifier.audit_network import VERIFIERS, own_contracts
-from tests.verifier.test_epochs import CrashError
+from tests.verifier.epoch_kit import CrashError
 from tests.verifier.test_tap_epochs import revealed_taps
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -6,33 +6,20 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 import pytest_asyncio
 
 from bench.attacks.doors import Door, Lie
 from bench.attacks.lab import Lab
 from bench.attacks.strategies import ATTACKS, Attack, Expected, applies
-from deploy.deployer import deploy_contracts
-from deploy.local import dev_account
-from deploy.profile import Clock, Profile
 from efedllm.commitments.leaves import batch_root, hop_leaf
 from tests.attacks.node_network import NodeNetwork, armed, node_network
 from tests.attacks.test_strategies import agrees
-from tests.live_network import LiveNetwork, run_in_thread
+from tests.live_network import LiveNetwork
 from verifier.statistic import Outcome
 
 # Long enough that a window of 32 positions hides something.
 PROMPT = [(17 * i * i + 5 * i + 3) % 4096 for i in range(48)]
 NEW = 14
-
-
-@pytest.fixture(scope="session")
-def unhurried(ganache: str, tmp_path_factory: pytest.TempPathFactory) -> LiveNetwork:
-    """The local profile with epochs that no test outlives."""
-    profile = Profile.load("local").model_copy(update={"clock": Clock(epoch_length=1200)})
-    out = tmp_path_factory.mktemp("attacks")
-    done = run_in_thread(deploy_contracts(ganache, dev_account(), profile, out))
-    return LiveNetwork(ganache, done.deployment, done.path)
 
 
 @pytest_asyncio.fixture

@@ -17,13 +17,12 @@ from efedllm.commitments.canary import fault_digest, shown_fault
 from efedllm.commitments.eip712 import to_hex
 from efedllm.commitments.hashing import keccak
 from efedllm.commitments.messages import NO_EOS
-from tests.attacks.node_network import ALL, SEED, NodeNetwork, node_network
-from tests.attacks.test_real_nodes import PROMPT, unhurried
+from tests.attacks.node_network import LIMITS, NodeNetwork, node_network
+from tests.attacks.test_real_nodes import PROMPT
 from tests.live_network import LiveNetwork
-from verifier.audit import Auditor, AuditTask, attested_digest
+from tests.node.audit_kit import SEED, AuditedLab, open_auditor
+from verifier.audit import attested_digest
 from verifier.statistic import Outcome
-
-__all__ = ["unhurried"]
 
 CHANGES: tuple[dict[str, Any], ...] = (
     {"seed": keccak(b"another seed")},
@@ -73,13 +72,12 @@ async def test_a_node_that_shows_two_verifiers_two_jobs(network: NodeNetwork) ->
     assert first is not None
     assert second is not None
     assert first.commit.spec_hash == second.commit.spec_hash == spec.digest(domain)
-    async with Door(last.endpoint, job=papers) as door:
+    async with Door(last.endpoint, job=papers) as door, open_auditor(network.lab, LIMITS, 8) as another:
         await last.chain.send("NodeRegistry", "setEndpoint", door.url)
         epoch = await network.post()
-        batches = await network.batches(epoch, last)
 
-        async def verdict(auditor: Auditor) -> tuple[str, Outcome, bytes, bytes]:
-            audit = await auditor.audit(AuditTask(epoch, last.address, batches, SEED, ALL))
+        async def verdict(auditor: AuditedLab) -> tuple[str, Outcome, bytes, bytes]:
+            audit = await auditor.audit(epoch, last)
             (leaf,) = audit.leaves
             assert attested_digest(SEED, audit.leaves) == audit.verdict.tap
             return leaf.code, leaf.outcome, leaf.leaf, audit.verdict.tap
@@ -87,7 +85,7 @@ async def test_a_node_that_shows_two_verifiers_two_jobs(network: NodeNetwork) ->
         # Whoever is shown the other spec finds it.
         other_job: Lie = "other_job"
         for shows in ((None, other_job), (other_job, None)):
-            for auditor, lie in zip(network.auditors, shows, strict=True):
+            for auditor, lie in zip((network.audited, another), shows, strict=True):
                 door.lie = lie
                 code, judged, leaf, digest = await verdict(auditor)
                 if lie is None:

@@ -41,6 +41,17 @@ def test_with_a_compiler_a_library_that_loads_is_built(tmp_path: Path) -> None:
     assert not list(built.parent.glob("*.tmp"))
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_with_a_compiler_this_installation_has_the_libraries_of_its_sources() -> None:
+    """Tests of them are skipped without: an installation older than the sources must not pass by that."""
+    folder = ROOT / "efedllm" / "kernels"
+    for load, name in ((load_library, "products"), (load_steps, "steps"), (load_keccak, "keccak")):
+        try:
+            load(folder / f"lib{name}.so")
+        except OSError as error:
+            pytest.fail(f"{error}; build them again: pip install --no-deps --no-build-isolation -e .")
+
+
 @pytest.mark.parametrize(
     ("switch", "said"), [("0", "None switched off"), ("plain", "PLAIN"), ("avx1024", "bad-option")]
 )

@@ -106,22 +106,24 @@ def test_the_longest_rows_of_extremes_are_exact(native: Library, sign: int, toke
             assert torch.equal(got, torch.full((tokens, 17), want, dtype=torch.float64)), (variant, bits, group)
 
 
-def random_maps(native: Library, columns: int, seed: int) -> tuple[list[TiledLinear], list[list[tuple[Int64, Tensor]]]]:
-    """Three maps of one input: packed with factors and a bias, factors that share v with them, and int8 alone.
+def random_maps(
+    native: Library, columns: int, seed: int, bits: int
+) -> tuple[list[TiledLinear], list[list[tuple[Int64, Tensor]]]]:
+    """Three maps of one input: of `bits` with factors and a bias, factors that share v with them, and int8 alone.
 
     Beside them the integers and scales of each map's base, v, u.
     """
     parts = {}
     shapes = (
-        ("a", 40, columns, 4, 64),
+        ("a", 40, columns, bits, columns if bits == 8 else 64),
         ("v", 8, columns, 8, columns),
         ("u", 40, 8, 8, 8),
         ("u2", 21, 8, 8, 8),
         ("c", 17, columns, 8, columns),
     )
-    for place, (name, rows, cols, bits, group) in enumerate(shapes):
-        w, mult, scale = draw(seed + place, rows, cols, bits, group, extreme=False)
-        parts[name] = (tiled(native, w, mult, scale, bits, group), (integers(w, mult, bits, group), scale))
+    for place, (name, rows, cols, width, group) in enumerate(shapes):
+        w, mult, scale = draw(seed + place, rows, cols, width, group, extreme=False)
+        parts[name] = (tiled(native, w, mult, scale, width, group), (integers(w, mult, width, group), scale))
     bias = torch.linspace(-1, 1, 40)
     maps = [
         TiledLinear(parts["a"][0], parts["v"][0], parts["u"][0], bias),
@@ -204,8 +206,9 @@ def test_activations_between_two_integers_are_rounded_as_quotients(
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 16, 17, 50, 300])
 @pytest.mark.parametrize("columns", [64, 100, 333])
-def test_whole_maps_have_the_bits_of_the_specification(native: Library, tokens: int, columns: int) -> None:
-    maps, parts = random_maps(native, columns, tokens)
+@pytest.mark.parametrize("bits", BITS)
+def test_whole_maps_have_the_bits_of_the_specification(native: Library, tokens: int, columns: int, bits: int) -> None:
+    maps, parts = random_maps(native, columns, tokens, bits)
     x = torch.randn(tokens, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(tokens))
     x[0] *= 1e-300
     want = by_definition(x, maps, parts, rounded=True)
@@ -213,9 +216,10 @@ def test_whole_maps_have_the_bits_of_the_specification(native: Library, tokens: 
         assert torch.equal(TiledLinears(native, maps, variant=variant).exact(x), want), variant
 
 
-@pytest.mark.parametrize("tokens", [1, 4, 7, 33])
-def test_float_maps_are_those_of_float64_but_for_rounding(native: Library, tokens: int) -> None:
-    maps, parts = random_maps(native, 333, tokens)
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 33])
+@pytest.mark.parametrize("bits", BITS)
+def test_float_maps_are_those_of_float64_but_for_rounding(native: Library, tokens: int, bits: int) -> None:
+    maps, parts = random_maps(native, 333, tokens, bits)
     x = torch.randn(tokens, 333, generator=torch.Generator().manual_seed(tokens))
     want = by_definition(x.double(), maps, parts, rounded=False)
     for variant in native.variants:
@@ -237,7 +241,7 @@ def test_two_threads_give_the_same_bytes(native: Library) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_a_number_comes_out_as_none(native: Library, value: float) -> None:
-    maps, _ = random_maps(native, 100, 5)
+    maps, _ = random_maps(native, 100, 5, 4)
     x = torch.ones(3, 100, dtype=torch.float64)
     x[1, 37] = value
     for variant in native.variants:

@@ -34,7 +34,7 @@ from efedllm.commitments.links import check_route_commits
 from efedllm.commitments.messages import JobSpec, RouteHop, SignedCommit
 from efedllm.engine.protocol import Executor, StepItem, constants_of
 from efedllm.engine.select import load_executor
-from efedllm.errors import ConfigError
+from efedllm.errors import ConfigError, EfedError
 from efedllm.exact_sampling import sample_exact
 from efedllm.sampling import SamplingSpec, sample
 
@@ -335,6 +335,49 @@ async def test_killing_a_node_in_the_middle_changes_no_token(
     await network.stop_member(victim)
     await network.start_node(victim)
     await text_of(client, GenerateOptions(max_tokens=2, route=tuple(routed(network, victim))))
+
+
+class Misled(Generation):
+    """A generation whose third token arrives as another one, as from a node that invents it."""
+
+    def _push(self, token: int) -> Piece:
+        return super()._push(token + 1 if len(self._ids) == 2 else token)
+
+
+async def killed_after_nine(network: LocalNetwork, work: Generation, victims: list[Member]) -> None:
+    """Runs all of `work`; the last node of its first route, added to `victims`, dies after nine tokens."""
+    count = 0
+    async with aclosing(work.events()) as events:
+        async for event in events:
+            if isinstance(event, Started) and not victims:
+                victims.append(member(network, event.route.hops[-1].address))
+            count += isinstance(event, Piece)
+            managed = victims[0].managed if victims else None
+            if isinstance(event, Piece) and count == 9 and managed is not None:
+                os.kill(managed.child.pid, signal.SIGKILL)
+
+
+async def test_an_invented_token_of_a_route_that_breaks_off_is_noticed_on_the_next(
+    network: LocalNetwork, client: Client
+) -> None:
+    model = await client.model()
+    candidates = await client.nodes(model)
+    account = client.chain.account
+    assert account is not None
+    sessions = Sessions(client.chain, client.store, account, client.settings.home / "client")
+    place = Place(client.chain, sessions, client.settings.home, model)
+    text = await client.text(model, candidates)
+    work = Misled(place, text, await prompt_ids(client), SAMPLED, RetryPolicy(attempts=2), candidates)
+    victims: list[Member] = []
+    with pytest.raises(EfedError) as caught:
+        await killed_after_nine(network, work, victims)
+    assert caught.value.code == "tokens-differ"
+    assert "Generated token 3 " in caught.value.message
+    failures = [job.failure.code for job in work.jobs if job.failure is not None]
+    assert (len(work.jobs), failures[-1]) == (2, "tokens-differ")
+    (victim,) = victims
+    await network.stop_member(victim)
+    await network.start_node(victim)
 
 
 async def doubted(client: Client, newcomer: str) -> tuple[Place, Text, list[Candidate]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from deploy.publish import publish
 from efedllm.chain import Chain, keystore
 from efedllm.chain.amounts import WEI
-from efedllm.chain.types import NodeInfo
+from efedllm.chain.types import BatchInfo, NodeInfo
 from node.app import NodeApp
 from node.config import Limits, NodeConfig, Policy
 from tests.live_network import LiveNetwork
@@ -21,6 +23,8 @@ from tests.node.raw_client import RawClient, Session, open_session
 PASSWORD = "correct horse"
 PRICE = 3_000_000
 LAYERS = 8
+# How two nodes share the layers.
+PAIR = ((0, 3), (3, 8))
 
 # Duties run when a test says so; waits are short where a test waits for them.
 MANUAL = Policy(tick=3600.0)
@@ -79,6 +83,12 @@ class Lab:
     async def start(self, index: int, layers: tuple[int, int], wrapper: Any = None, **changes: Any) -> NodeApp:
         return await self.launch(await self.config(index, layers, **changes), wrapper)
 
+    async def start_route(
+        self, layers: Sequence[tuple[int, int]] = PAIR, wrapper: Any = None, **changes: Any
+    ) -> list[NodeApp]:
+        """One node per range of layers, of accounts 1, 2 and so on."""
+        return [await self.start(index, part, wrapper, **changes) for index, part in enumerate(layers, start=1)]
+
     async def launch(self, config: NodeConfig, wrapper: Any = None) -> NodeApp:
         app = NodeApp(config, wrapper)
         await app.start()
@@ -93,6 +103,39 @@ class Lab:
         for app in self.apps:
             await app.close()
 
+    async def refresh_clocks(self) -> None:
+        """Show every node the time of the chain."""
+        for app in self.apps:
+            await app.desk.shop.clock.refresh()
+
+    async def begin_epoch(self) -> int:
+        """Go to the start of the next epoch, so that a test has all of it; its number."""
+        epoch = (await self.chain.now()).epoch + 1
+        await self.live.clock(self.chain).skip_to(epoch, 0.01)
+        await self.refresh_clocks()
+        return epoch
+
+    async def post_batches(self) -> int:
+        """Go to the time of posting, and have every node post its batch and find it on chain; the epoch."""
+        epoch = (await self.chain.now()).epoch
+        await self.live.clock(self.chain).skip_to(epoch, 0.72)
+        for app in self.apps:
+            await app.duties.tick()
+            await app.duties.tick()
+        return epoch
+
+    async def idle(self) -> None:
+        """Return once no node has a job."""
+
+        async def over() -> bool:
+            return all(app.desk.running == 0 for app in self.apps)
+
+        await eventually(over, "every job ends")
+
+    async def batches(self, epoch: int, app: NodeApp) -> tuple[BatchInfo, ...]:
+        """What a node posted in an epoch."""
+        return tuple(batch for batch in await self.chain.batches(epoch) if batch.node == app.address)
+
     async def infos(self, apps: Sequence[NodeApp] | None = None) -> list[NodeInfo]:
         """The registrations, in route order."""
         return [await self.chain.node(app.address) for app in (apps or self.apps)]
@@ -104,3 +147,30 @@ class Lab:
     async def client(self, session: Session | None = None) -> RawClient:
         """A client of all running nodes; use it as a context manager."""
         return RawClient(self.chain, session or await self.session(), await self.infos())
+
+
+@asynccontextmanager
+async def open_lab(live: LiveNetwork, model_dir: Path, directory: Path) -> AsyncIterator[Lab]:
+    """A published model on a chain. What is started in it is stopped at the end, what it did on chain is undone.
+
+    `directory`: homes and keystores of its nodes.
+    """
+    async with AsyncExitStack() as stack:
+        chain = await stack.enter_async_context(await live.connect())
+        snapshot = await chain.rpc.request("evm_snapshot")
+        stack.push_async_callback(chain.rpc.request, "evm_revert", [snapshot])
+        # Ganache keeps the time that an earlier test skipped, but shows it only in the next block.
+        await live.clock(chain).mine()
+        lab = await Lab.make(live, chain, model_dir, directory)
+        stack.push_async_callback(lab.close)
+        yield lab
+
+
+def settled_copy(published: Path, directory: Path, profile: Literal["exact", "float"] = "exact") -> Path:
+    """`directory`, made a copy of a published model in a profile."""
+    # It needs torch, which loads on first use.
+    from efedllm.compression.profile import settle_profile
+
+    shutil.copytree(published, directory)
+    assert settle_profile(directory, profile).manifest.profile == profile
+    return directory

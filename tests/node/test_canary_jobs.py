@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 import urllib.request
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,75 +15,35 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 
 from efedllm import logs
-from efedllm.chain.types import BatchInfo
 from efedllm.commitments.canary import canary_place, fault_digest, shown_fault
-from efedllm.commitments.hashing import keccak
 from efedllm.commitments.leaves import hop_leaf
-from efedllm.compression.profile import settle_profile
 from efedllm.wire.messages import CancelMsg
 from node.app import NodeApp
 from node.canarystore import CanaryStore
 from tests.live_network import LiveNetwork
-from tests.node.node_kit import Lab
-from verifier.audit import Auditor, AuditTask, NodeAudit
+from tests.node.audit_kit import SEED, AuditedLab, open_auditor
+from tests.node.node_kit import Lab, open_lab, settled_copy
+from verifier.audit import Auditor
 from verifier.fetch import FetchLimits, NodeReader
 from verifier.statistic import Outcome
-from verifier.weights import EngineHouse
 
 PROMPT = [7, 3, 90, 11, 42, 3, 3, 17]
 NEW = 5
-SEED = keccak(b"seed of the epoch")
+LIMITS = FetchLimits(memory=0.0)
 WARM: dict[str, Any] = {"temperature_milli": 900, "top_k": 30, "top_p_ppm": 950_000, "seed": bytes(range(32))}
-
-
-@dataclass
-class Audited:
-    """Two nodes that take canaries of the client, and an auditor."""
-
-    lab: Lab
-    auditor: Auditor
-    house: EngineHouse
-
-    async def post(self) -> int:
-        epoch = (await self.lab.chain.now()).epoch
-        await self.lab.live.clock(self.lab.chain).skip_to(epoch, 0.72)
-        for app in self.lab.apps:
-            await app.duties.tick()
-            await app.duties.tick()
-        return epoch
-
-    async def batches(self, epoch: int, app: NodeApp) -> tuple[BatchInfo, ...]:
-        return tuple(batch for batch in await self.lab.chain.batches(epoch) if batch.node == app.address)
-
-    async def audit(self, epoch: int, app: NodeApp) -> NodeAudit:
-        return await self.auditor.audit(AuditTask(epoch, app.address, await self.batches(epoch, app), SEED, 1_000_000))
 
 
 @pytest_asyncio.fixture(params=["exact", "float"])
 async def audited(
     request: pytest.FixtureRequest, unhurried: LiveNetwork, published: Callable[..., Path], tmp_path: Path
-) -> AsyncIterator[Audited]:
-    directory = tmp_path / "model"
-    shutil.copytree(published("llama", quant="int8") if request.param == "exact" else published("llama"), directory)
-    assert settle_profile(directory, request.param).manifest.profile == request.param
-    async with AsyncExitStack() as stack:
-        chain = await stack.enter_async_context(await unhurried.connect())
-        snapshot = await chain.rpc.request("evm_snapshot")
-        await unhurried.clock(chain).mine()
-        lab = await Lab.make(unhurried, chain, directory, tmp_path)
-        stack.push_async_callback(lab.close)
-        for index, layers in ((1, (0, 3)), (2, (3, 8))):
-            await lab.start(index, layers, canary_clients=(chain.account_address,))
-        epoch = (await chain.now()).epoch + 1
-        await unhurried.clock(chain).skip_to(epoch, 0.01)
-        for app in lab.apps:
-            await app.desk.shop.clock.refresh()
-        reader = await stack.enter_async_context(NodeReader(FetchLimits(memory=0.0)))
-        house = EngineHouse(tmp_path / "house", [str(directory)], 1 << 30)
-        stack.callback(house.close)
-        auditor = Auditor(chain, reader, house, tmp_path / "reports", unhurried.account(9).address)
-        yield Audited(lab, auditor, house)
-        await chain.rpc.request("evm_revert", [snapshot])
+) -> AsyncIterator[AuditedLab]:
+    """Two nodes that take canaries of the client, and an auditor."""
+    source = published("llama", quant="int8") if request.param == "exact" else published("llama")
+    model = settled_copy(source, tmp_path / "model", request.param)
+    async with open_lab(unhurried, model, tmp_path) as lab, open_auditor(lab, LIMITS) as made:
+        await lab.start_route(canary_clients=(lab.chain.account_address,))
+        await lab.begin_epoch()
+        yield made
 
 
 async def fetched(app: NodeApp, path: str) -> bytes:
@@ -110,7 +67,7 @@ def names(metrics: bytes) -> list[str]:
     return [re.split(r"[ ]", line)[0] for line in metrics.decode().splitlines() if not line.startswith("#")]
 
 
-async def test_a_canary_fails_where_it_is_recomputed_and_shows_nowhere(audited: Audited) -> None:
+async def test_a_canary_fails_where_it_is_recomputed_and_shows_nowhere(audited: AuditedLab) -> None:
     lab = audited.lab
     metrics, infos = [], []
     # Another test may have left a level that hides what is looked for.
@@ -127,7 +84,7 @@ async def test_a_canary_fails_where_it_is_recomputed_and_shows_nowhere(audited: 
                 if number in (0, 2):
                     metrics.append([names(await fetched(app, "/metrics")) for app in lab.apps])
                     infos.append([shape(json.loads(await fetched(app, "/v1/info"))) for app in lab.apps])
-        epoch = await audited.post()
+        epoch = await lab.post_batches()
     assert metrics[0] == metrics[1]
     assert infos[0] == infos[1]
     assert {"job done", "batch posted"} <= {entry["event"] for entry in lines}
@@ -149,7 +106,7 @@ async def test_a_canary_fails_where_it_is_recomputed_and_shows_nowhere(audited: 
             documents = [json.loads(await fetched(app, f"/v1/jobs/0x{job.hex()}/{path}")) for job in seen]
             assert len({json.dumps(shape(document)) for document in documents}) == 1
         # What is served hashes to what is on chain, salt of the canary included.
-        (batch,) = await audited.batches(epoch, app)
+        (batch,) = await lab.batches(epoch, app)
         (found, records) = await app.store.posted(batch.seq) or (None, [])
         assert found is not None
         assert {hop_leaf(r.signed.commit.digest(app.chain.efl_domain), r.salt) for r in records} == {
@@ -170,25 +127,24 @@ class Misled(NodeReader):
 
 @pytest.mark.parametrize("audited", ["exact"], indirect=True)
 async def test_an_opening_does_not_explain_what_a_node_shows_to_one_verifier(
-    audited: Audited, tmp_path: Path, unhurried: LiveNetwork
+    audited: AuditedLab, tmp_path: Path, unhurried: LiveNetwork
 ) -> None:
     lab = audited.lab
     async with await lab.client() as client:
         await client.generate(PROMPT, NEW, len(PROMPT) + NEW, None, **WARM)
-    epoch, app = await audited.post(), lab.apps[1]
+    epoch, app = await lab.post_batches(), lab.apps[1]
     shown = await audited.audit(epoch, app)
     assert [report.outcome for report in shown.leaves] == [Outcome.PASS]
-    async with Misled(FetchLimits(memory=0.0)) as reader:
+    async with Misled(LIMITS) as reader:
         misled = Auditor(lab.chain, reader, audited.house, tmp_path / "misled", unhurried.account(8).address)
-        batches = await audited.batches(epoch, app)
-        result = await misled.audit(AuditTask(epoch, app.address, batches, SEED, 1_000_000))
+        result = await misled.audit(await audited.task(epoch, app))
     (report,) = result.leaves
     assert (report.code, report.outcome) == ("tokens-hash", Outcome.SEVERE)
     assert result.verdict.tap == fault_digest(SEED, [shown_fault(report.leaf)]) != fault_digest(SEED, [report.leaf])
 
 
 @pytest.mark.parametrize("audited", ["exact"], indirect=True)
-async def test_a_cancelled_canary_ends_like_any_job(audited: Audited) -> None:
+async def test_a_cancelled_canary_ends_like_any_job(audited: AuditedLab) -> None:
     lab = audited.lab
     async with await lab.client() as client:
         spec = client.spec(PROMPT, 40)
@@ -203,7 +159,7 @@ async def test_a_cancelled_canary_ends_like_any_job(audited: Audited) -> None:
     assert outcome.finish is not None
     assert outcome.finish.reason == "cancelled"
     assert None not in outcome.commits
-    epoch = await audited.post()
+    epoch = await lab.post_batches()
     reports = [(await audited.audit(epoch, app)).leaves for app in lab.apps]
     (posted,) = await CanaryStore(lab.apps[1].store.engine).posted(epoch)
     place = canary_place(posted.canary.consent, posted.canary.nonce, len(PROMPT) + 39)

@@ -21,7 +21,7 @@ from node.app import NodeApp
 from node.canarystore import CanaryStore, OpeningRecord
 from node.opener import opening
 from tests.live_network import LiveNetwork
-from tests.node.node_kit import PASSWORD, Lab
+from tests.node.node_kit import PASSWORD, Lab, open_lab
 from tests.node.test_lifecycle import ROOT, spawn
 
 PLANTER = 8
@@ -30,13 +30,8 @@ PLANTER = 8
 @pytest_asyncio.fixture
 async def bundled_lab(unhurried: LiveNetwork, published: Callable[..., Path], tmp_path: Path) -> AsyncIterator[Lab]:
     """A model with a tokenizer, as clients need it."""
-    async with await unhurried.connect() as chain:
-        snapshot = await chain.rpc.request("evm_snapshot")
-        await unhurried.clock(chain).mine()
-        lab = await Lab.make(unhurried, chain, published("bundled"), tmp_path)
+    async with open_lab(unhurried, published("bundled"), tmp_path) as lab:
         yield lab
-        await lab.close()
-        await chain.rpc.request("evm_revert", [snapshot])
 
 
 async def plant(lab: Lab, node: str, *more: str) -> tuple[int | None, dict[str, Any], str]:
@@ -83,9 +78,7 @@ async def test_planted_by_command_killed_and_opened_by_the_next_process(bundled_
     app = await lab.launch(config)
     code, printed, _ = await plant(lab, app.address, "--prompt", "x = 1")
     assert (code, printed["error"]["code"]) == (1, "canary-refused")
-    await clock.skip_to(epoch, 0.72)
-    for _ in range(2):
-        await app.duties.tick()
+    assert await lab.post_batches() == epoch
     posted = await CanaryStore(app.store.engine).posted(epoch)
     assert len(posted) == 2
     for item in posted:

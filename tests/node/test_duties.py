@@ -12,12 +12,10 @@ import pytest_asyncio
 
 from efedllm.chain import ChainTime
 from efedllm.chain.amounts import WEI, cost_of_tokens
-from efedllm.chain.types import BatchInfo
 from efedllm.commitments.hashing import keccak
 from efedllm.commitments.leaves import batch_root, hop_leaf
 from efedllm.commitments.messages import HopCommit
 from efedllm.wire.messages import ErrorMsg
-from node.app import NodeApp
 from tests.chain.drop_proxy import DropProxy
 from tests.node.node_kit import MANUAL, Lab, eventually
 from tests.node.raw_client import RawClient
@@ -35,31 +33,15 @@ async def skip(lab: Lab, epoch: int, fraction: float) -> ChainTime:
     return await lab.live.clock(lab.chain).skip_to(epoch, fraction)
 
 
-async def fresh_epoch(lab: Lab) -> int:
-    """Go to the start of the next epoch, so that a test has all of it."""
-    epoch = (await lab.chain.now()).epoch + 1
-    await skip(lab, epoch, 0.01)
-    for app in lab.apps:
-        await app.desk.shop.clock.refresh()
-    return epoch
-
-
-async def batches(lab: Lab, epoch: int, app: NodeApp) -> list[BatchInfo]:
-    return [batch for batch in await lab.chain.batches(epoch) if batch.node == app.address]
-
-
 async def test_an_epoch_ends_in_one_batch_that_auditors_can_open(pair: Lab) -> None:
-    epoch = await fresh_epoch(pair)
+    epoch = await pair.begin_epoch()
     await run_job(pair, 2)
     for app in pair.apps:
         await app.duties.tick()
     assert await pair.chain.batches(epoch) == []
-    await skip(pair, epoch, 0.72)
-    for app in pair.apps:
-        await app.duties.tick()
-        await app.duties.tick()
+    assert await pair.post_batches() == epoch
     for hop, app in enumerate(pair.apps):
-        (posted,) = await batches(pair, epoch, app)
+        (posted,) = await pair.batches(epoch, app)
         assert posted.count == 2
         async with aiohttp.ClientSession() as http, http.get(f"{app.endpoint}/v1/batches/{posted.seq}") as response:
             served = await response.json()
@@ -74,23 +56,23 @@ async def test_an_epoch_ends_in_one_batch_that_auditors_can_open(pair: Lab) -> N
 
 
 async def test_later_jobs_go_into_the_next_epochs_batch(pair: Lab) -> None:
-    epoch = await fresh_epoch(pair)
+    epoch = await pair.begin_epoch()
     await run_job(pair)
     await skip(pair, epoch, 0.72)
     app = pair.apps[0]
     await app.duties.tick()
     await run_job(pair)
     await app.duties.tick()
-    assert len(await batches(pair, epoch, app)) == 1
+    assert len(await pair.batches(epoch, app)) == 1
     await skip(pair, epoch + 1, 0.72)
     await app.duties.tick()
-    (second,) = await batches(pair, epoch + 1, app)
+    (second,) = await pair.batches(epoch + 1, app)
     assert (second.seq, second.count) == (1, 1)
 
 
 @pytest.mark.parametrize("sent", [False, True])
 async def test_a_crash_around_the_posting_posts_once(pair: Lab, sent: bool) -> None:
-    epoch = await fresh_epoch(pair)
+    epoch = await pair.begin_epoch()
     await run_job(pair)
     await skip(pair, epoch, 0.72)
     app = pair.apps[0]
@@ -105,7 +87,7 @@ async def test_a_crash_around_the_posting_posts_once(pair: Lab, sent: bool) -> N
     again = await pair.launch(config)
     await again.duties.tick()
     await again.duties.tick()
-    (posted,) = await batches(pair, epoch, again)
+    (posted,) = await pair.batches(epoch, again)
     assert posted.root == root
     found = await again.store.posted(0)
     assert found is not None
@@ -113,21 +95,21 @@ async def test_a_crash_around_the_posting_posts_once(pair: Lab, sent: bool) -> N
 
 
 async def test_a_batch_that_missed_its_epoch_is_made_anew(pair: Lab) -> None:
-    epoch = await fresh_epoch(pair)
+    epoch = await pair.begin_epoch()
     await run_job(pair)
     app = pair.apps[0]
     leaves = await app.store.pending_leaves()
     await app.store.plan(0, epoch, keccak(b"a root of the old epoch"), [leaf.job_id for leaf in leaves])
     await skip(pair, epoch + 1, 0.72)
     await app.duties.tick()
-    assert await batches(pair, epoch, app) == []
-    (posted,) = await batches(pair, epoch + 1, app)
+    assert await pair.batches(epoch, app) == ()
+    (posted,) = await pair.batches(epoch + 1, app)
     assert posted.count == 1
     assert posted.root == batch_root(app.address, epoch + 1, 0, [hop_leaf(leaf.digest, leaf.salt) for leaf in leaves])
 
 
 async def test_one_of_the_nodes_settles_and_both_are_paid(pair: Lab) -> None:
-    epoch = await fresh_epoch(pair)
+    epoch = await pair.begin_epoch()
     client = await run_job(pair)
     first, second = pair.apps
     await skip(pair, epoch, 0.75)
@@ -143,7 +125,7 @@ async def test_one_of_the_nodes_settles_and_both_are_paid(pair: Lab) -> None:
 
 
 async def test_a_closing_session_is_settled_at_once(pair: Lab) -> None:
-    await fresh_epoch(pair)
+    await pair.begin_epoch()
     client = await run_job(pair)
     await pair.chain.send("SessionEscrow", "requestClose", client.session.key)
     entry = pair.apps[0].desk.shop.book.get(client.session.session_id)
@@ -155,7 +137,7 @@ async def test_a_closing_session_is_settled_at_once(pair: Lab) -> None:
 
 
 async def test_draining_finishes_posts_settles_and_refuses(pair: Lab) -> None:
-    epoch = await fresh_epoch(pair)
+    epoch = await pair.begin_epoch()
     async with await pair.client() as client:
         spec = client.spec(PROMPT, 30)
         await client.open_job(spec, PROMPT, 60)
@@ -174,7 +156,7 @@ async def test_draining_finishes_posts_settles_and_refuses(pair: Lab) -> None:
             commits += type(message).__name__ == "CommitMsg"
             refused = refused or (isinstance(message, ErrorMsg) and message.code == "draining")
         await draining
-    (posted,) = await batches(pair, epoch, pair.apps[0])
+    (posted,) = await pair.batches(epoch, pair.apps[0])
     assert posted.count == 1
     info = await pair.chain.session(client.session.session_id)
     assert info.settled == cost_of_tokens(60, client.session.price)
@@ -191,7 +173,7 @@ async def proxy(ganache: str) -> AsyncIterator[DropProxy]:
 async def test_serving_outlives_the_rpc_server_and_duties_catch_up(lab: Lab, proxy: DropProxy) -> None:
     await lab.start(1, (0, 8), rpc_url=proxy.url)
     app = lab.apps[0]
-    epoch = await fresh_epoch(lab)
+    epoch = await lab.begin_epoch()
     session = await lab.session()
     async with await lab.client(session) as client:
         await client.generate(PROMPT, 4, 9)
@@ -213,7 +195,7 @@ async def test_serving_outlives_the_rpc_server_and_duties_catch_up(lab: Lab, pro
 async def test_an_answer_lost_while_posting_does_not_post_twice(lab: Lab, proxy: DropProxy) -> None:
     await lab.start(1, (0, 8), rpc_url=proxy.url)
     app = lab.apps[0]
-    epoch = await fresh_epoch(lab)
+    epoch = await lab.begin_epoch()
     await run_job(lab)
     await skip(lab, epoch, 0.72)
     proxy.match, proxy.mode, app.chain.rpc.budget = b"eth_sendRawTransaction", "swallow", 0.5
@@ -230,7 +212,7 @@ async def test_an_answer_lost_while_posting_does_not_post_twice(lab: Lab, proxy:
 
 async def test_old_evidence_is_forgotten_and_receipts_are_kept(lab: Lab) -> None:
     app = await lab.start(1, (0, 8), policy=replace(MANUAL, keep_epochs=1))
-    epoch = await fresh_epoch(lab)
+    epoch = await lab.begin_epoch()
     async with await lab.client() as client:
         spec, _ = await client.generate(PROMPT, 4, 9)
     await skip(lab, epoch, 0.72)
@@ -289,7 +271,7 @@ async def test_work_that_passed_its_audit_is_weighed_and_claimed_once(lab: Lab) 
             await chain.send("StakeVault", "stake", 100 * WEI)
             await chain.send("SeatRegistry", "takeSeat")
     app = await lab.start(1, (0, 8))
-    epoch = await fresh_epoch(lab)
+    epoch = await lab.begin_epoch()
     await run_job(lab)
     await skip(lab, epoch, 0.75)
     await app.duties.tick()

@@ -15,7 +15,7 @@ from efedllm.commitments.leaves import act_leaf, chunk_hash
 from efedllm.commitments.messages import RouteHop
 from efedllm.wire.messages import ActMsg, CancelMsg, CommitMsg, ErrorMsg, FinishMsg
 from tests.live_network import LiveNetwork
-from tests.node.node_kit import Lab, eventually
+from tests.node.node_kit import Lab, eventually, open_lab
 from tests.node.raw_client import RawClient
 
 TEXT = [7, 3, 90, 11, 42]
@@ -24,15 +24,9 @@ TEXT = [7, 3, 90, 11, 42]
 @pytest_asyncio.fixture
 async def encoders(unhurried: LiveNetwork, published: Callable[..., Path], tmp_path: Path) -> AsyncIterator[Lab]:
     """Two nodes that share the layers of an encoder."""
-    async with await unhurried.connect() as chain:
-        snapshot = await chain.rpc.request("evm_snapshot")
-        await unhurried.clock(chain).mine()
-        lab = await Lab.make(unhurried, chain, published("bert"), tmp_path)
-        await lab.start(1, (0, 3))
-        await lab.start(2, (3, 8))
+    async with open_lab(unhurried, published("bert"), tmp_path) as lab:
+        await lab.start_route()
         yield lab
-        await lab.close()
-        await chain.rpc.request("evm_revert", [snapshot])
 
 
 def stop_after(lab: Lab, rows: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pytest_asyncio
 from deploy.publish import publish
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.messages import JobSpec
-from efedllm.compression.profile import settle_profile
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.protocol import StepItem
 from efedllm.errors import ModelError, ProtocolError
@@ -22,7 +20,7 @@ from efedllm.exact_sampling import sample_exact
 from efedllm.models.manifest import Manifest
 from efedllm.sampling import SamplingSpec
 from tests.live_network import LiveNetwork
-from tests.node.node_kit import Lab
+from tests.node.node_kit import Lab, open_lab, settled_copy
 
 PROMPT = [7, 3, 90, 11, 42]
 WARM: dict[str, Any] = {"temperature_milli": 1500, "top_k": 40, "top_p_ppm": 970_000, "seed": bytes(range(32))}
@@ -30,20 +28,13 @@ WARM: dict[str, Any] = {"temperature_milli": 1500, "top_k": 40, "top_p_ppm": 970
 
 @pytest.fixture(scope="module")
 def exact_model(published: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = shutil.copytree(published("llama", 0.9, "int8"), tmp_path_factory.mktemp("exact") / "model")
-    assert settle_profile(model, "exact").manifest.profile == "exact"
-    return model
+    return settled_copy(published("llama", 0.9, "int8"), tmp_path_factory.mktemp("exact") / "model")
 
 
 @pytest_asyncio.fixture
 async def exact_lab(unhurried: LiveNetwork, exact_model: Path, tmp_path: Path) -> AsyncIterator[Lab]:
-    async with await unhurried.connect() as chain:
-        snapshot = await chain.rpc.request("evm_snapshot")
-        await unhurried.clock(chain).mine()
-        made = await Lab.make(unhurried, chain, exact_model, tmp_path)
+    async with open_lab(unhurried, exact_model, tmp_path) as made:
         yield made
-        await made.close()
-        await chain.rpc.request("evm_revert", [snapshot])
 
 
 def sampled(model: Path, prompt: Sequence[int], spec: JobSpec) -> list[int]:
@@ -62,8 +53,7 @@ async def test_two_nodes_give_the_tokens_of_one_exact_engine(exact_lab: Lab) -> 
     model = await exact_lab.chain.model(exact_lab.model_id)
     manifest = Manifest.load(exact_lab.model_dir)
     assert (model.profile, model.constants_hash) == (1, manifest.constants_hash)
-    await exact_lab.start(1, (0, 3))
-    await exact_lab.start(2, (3, 8))
+    await exact_lab.start_route()
     async with await exact_lab.client() as client:
         spec, outcome = await client.generate(PROMPT, 20, 60, **WARM)
         assert outcome.tokens == sampled(exact_lab.model_dir, PROMPT, spec)

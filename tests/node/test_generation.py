@@ -81,8 +81,7 @@ async def test_three_nodes_and_a_prompt_longer_than_a_chunk(lab: Lab) -> None:
 
     limits = replace(LIMITS, chunk_tokens=7)
     prompt = [(i * 37) % 96 for i in range(40)]
-    for index, layers in enumerate(((0, 2), (2, 5), (5, 8)), start=1):
-        await lab.start(index, layers, limits=limits)
+    await lab.start_route(((0, 2), (2, 5), (5, 8)), limits=limits)
     async with await lab.client() as client:
         spec, outcome = await client.generate(prompt, 8, 60)
     assert outcome.tokens == greedy(lab.model_dir, prompt, 8)
@@ -198,11 +197,7 @@ async def test_cancel_before_the_start_leaves_nothing(pair: Lab) -> None:
         spec = client.spec(PROMPT, 5)
         await client.open_job(spec, PROMPT, 20)
         await client.send(0, CancelMsg(spec.job_id, "changed my mind"))
-
-        async def over() -> bool:
-            return all(app.desk.running == 0 for app in pair.apps)
-
-        await eventually(over, "the job ends")
+        await pair.idle()
     for app in pair.apps:
         assert await app.store.counts() == {"cancelled": 1}
 

@@ -14,7 +14,7 @@ from efedllm.errors import ProtocolError
 from efedllm.wire import Identity, connect, handshake, parse
 from efedllm.wire.messages import AckMsg, ActMsg, ErrorMsg, PayMsg
 from node.payment import CLOSED
-from tests.node.node_kit import LIMITS, Lab, eventually
+from tests.node.node_kit import LIMITS, Lab
 from tests.node.raw_client import RawClient, job_error
 from tests.node.test_generation import PROMPT, greedy
 
@@ -25,8 +25,7 @@ CREDIT = 4
 async def strict(lab: Lab) -> Lab:
     """Two nodes that work 4 tokens ahead of payment."""
     limits = replace(LIMITS, payment_timeout=0.7)
-    await lab.start(1, (0, 3), credit_tokens=CREDIT, limits=limits)
-    await lab.start(2, (3, 8), credit_tokens=CREDIT, limits=limits)
+    await lab.start_route(credit_tokens=CREDIT, limits=limits)
     return lab
 
 
@@ -66,11 +65,7 @@ async def test_without_payment_the_job_ends_and_the_session_is_closed_to_new_one
         with pytest.raises(ProtocolError) as caught:
             await client.collect(spec)
         assert caught.value.code == "payment-required"
-
-        async def over() -> bool:
-            return all(app.desk.running == 0 for app in strict.apps)
-
-        await eventually(over, "both nodes give up")
+        await strict.idle()
     async with await strict.client(client.session) as client:
         client.next_seq = 1
         spec = client.spec(PROMPT, 3)
@@ -102,11 +97,7 @@ async def test_a_client_that_breaks_its_job_owes_for_it(strict: Lab) -> None:
             pass
         await client.start(spec)
         assert (await job_error(client)).code == "out-of-order"
-
-        async def over() -> bool:
-            return all(app.desk.running == 0 for app in strict.apps)
-
-        await eventually(over, "both nodes give up")
+        await strict.idle()
     for app in strict.apps:
         entry = app.desk.shop.book.get(client.session.session_id)
         assert entry is not None

@@ -128,8 +128,7 @@ async def test_a_session_that_does_not_exist_or_has_expired(pair: Lab) -> None:
         assert error.code == "session-not-open"
     clock = pair.live.clock(pair.chain)
     await clock.advance_to(session.key.expiry + 1)
-    for app in pair.apps:
-        await app.desk.shop.clock.refresh()
+    await pair.refresh_clocks()
     async with await pair.client(session) as client:
         error = await client.expect_error(0, client.open_msg(client.spec(PROMPT, 4), PROMPT, 0, None))
         assert error.code == "session-expired"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from efedllm.chain import ChainTime
 from efedllm.commitments.canonical import WireDtype, decode
 from efedllm.commitments.hashing import ZERO32, keccak
 from efedllm.commitments.taps import TapOpening, TapTree, tap_positions
-from efedllm.compression.profile import settle_profile
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.protocol import StepItem
 from efedllm.engine.taps import TAP_BYTES
@@ -24,7 +22,7 @@ from node.app import NodeApp
 from node.taps import taps_open
 from node.traces import IN, TAPS
 from tests.live_network import LiveNetwork
-from tests.node.node_kit import Lab
+from tests.node.node_kit import PAIR, Lab, open_lab, settled_copy
 from tests.node.test_generation import PROMPT
 
 
@@ -52,18 +50,10 @@ def test_taps_open_when_nobody_can_commit_any_more(audited: int | None, epoch: i
 @pytest_asyncio.fixture
 async def exact_lab(unhurried: LiveNetwork, published: Callable[..., Path], tmp_path: Path) -> AsyncIterator[Lab]:
     """Two nodes of an exact model on a chain."""
-    directory = tmp_path / "exact"
-    shutil.copytree(published("llama", quant="int8"), directory)
-    assert settle_profile(directory, "exact").manifest.profile == "exact"
-    async with await unhurried.connect() as chain:
-        snapshot = await chain.rpc.request("evm_snapshot")
-        await unhurried.clock(chain).mine()
-        lab = await Lab.make(unhurried, chain, directory, tmp_path)
-        await lab.start(1, (0, 3))
-        await lab.start(2, (3, 8))
+    model = settled_copy(published("llama", quant="int8"), tmp_path / "exact")
+    async with open_lab(unhurried, model, tmp_path) as lab:
+        await lab.start_route()
         yield lab
-        await lab.close()
-        await chain.rpc.request("evm_revert", [snapshot])
 
 
 async def get(app: NodeApp, job: bytes, positions: str) -> tuple[int, dict[str, Any]]:
@@ -74,7 +64,7 @@ async def get(app: NodeApp, job: bytes, positions: str) -> tuple[int, dict[str, 
 
 async def recomputed(lab: Lab, app: NodeApp, job: bytes, hop: int) -> bytes:
     """What an auditor gets from the committed input in one pass."""
-    lo, hi = ((0, 3), (3, 8))[hop]
+    lo, hi = PAIR[hop]
     engine = ExactShardEngine.load(lab.model_dir, lo, hi)
     rows = await app.desk.shop.traces.read(job, IN)
     given = decode(rows, WireDtype.I32 if hop == 0 else WireDtype.F32, 1 if hop == 0 else engine.hidden)
@@ -85,10 +75,7 @@ async def recomputed(lab: Lab, app: NodeApp, job: bytes, hop: int) -> bytes:
 async def test_a_job_of_an_exact_model_commits_to_its_taps_and_opens_them_in_time(exact_lab: Lab) -> None:
     lab = exact_lab
     clock = lab.live.clock(lab.chain)
-    epoch = (await lab.chain.now()).epoch + 1
-    await clock.skip_to(epoch, 0.01)
-    for app in lab.apps:
-        await app.desk.shop.clock.refresh()
+    epoch = await lab.begin_epoch()
     async with await lab.client() as client:
         spec, outcome = await client.generate(PROMPT, 4, 9)
     job = spec.job_id
@@ -102,10 +89,7 @@ async def test_a_job_of_an_exact_model_commits_to_its_taps_and_opens_them_in_tim
         assert await app.desk.shop.traces.read(job, TAPS) == taps
         assert (await get(app, job, "0"))[1]["error"]["code"] == "taps-closed"
 
-    await clock.skip_to(epoch, 0.72)
-    for app in lab.apps:
-        await app.duties.tick()
-        await app.duties.tick()
+    assert await lab.post_batches() == epoch
     assert {batch.node for batch in await lab.chain.batches(epoch)} == {app.address for app in lab.apps}
     for fraction in (0.02, 0.32):
         await clock.skip_to(epoch + 1, fraction)
@@ -115,8 +99,7 @@ async def test_a_job_of_an_exact_model_commits_to_its_taps_and_opens_them_in_tim
     await clock.skip_to(epoch + 1, 0.36)
     # An answer to a stranger asks nothing of the chain: the node's own clock says when.
     assert (await get(lab.apps[0], job, "0"))[1]["error"]["code"] == "taps-closed"
-    for app in lab.apps:
-        await app.desk.shop.clock.refresh()
+    await lab.refresh_clocks()
     for hop, app in enumerate(lab.apps):
         signed = outcome.commits[hop]
         assert signed is not None

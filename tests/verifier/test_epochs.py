@@ -21,7 +21,6 @@ from efedllm.commitments.hashing import keccak
 from efedllm.commitments.messages import Voucher
 from efedllm.commitments.signing import Signer
 from efedllm.errors import ChainError, ConfigError
-from efedllm.sampling import SamplingSpec
 from tests.chain.drop_proxy import DropProxy
 from tests.verifier.audit_lab import PROMPT, RANGES, Trace, as_int8, decode_route, load, tamper
 from tests.verifier.audit_network import (
@@ -38,15 +37,13 @@ from tests.verifier.audit_network import (
     staked_network,
     verifiers,
 )
+from tests.verifier.epoch_kit import NEW, WARM, CrashError, crash_at, start_process, verdicts, work
 from tests.verifier.served_node import Lies
-from verifier.app import Verifier, store_path
-from verifier.sampling import Verdict, unpack_verdict
+from verifier.app import store_path
+from verifier.sampling import Verdict
 from verifier.store import Store
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-NEW = 8
-WARM = SamplingSpec(900, 50, 950_000, bytes(range(32)))
 
 
 @pytest.fixture(scope="module")
@@ -73,27 +70,6 @@ async def staked(ganache: str, tmp_path_factory: pytest.TempPathFactory, publish
 async def network(staked: Network, tmp_path: Path) -> AsyncIterator[Network]:
     async with rolled_back(staked, tmp_path) as made:
         yield made
-
-
-async def work(
-    network: Network, trace: Trace, lies: dict[int, Lies] | None = None, roots: dict[int, bytes] | None = None
-) -> int:
-    """Let an epoch of one job pass, with the verifiers' seats active; returns the epoch."""
-    epoch = (await network.now()).epoch + 1
-    await network.clock.skip_to(epoch, 0.1)
-    await network.serve([network.job(trace, epoch, WARM, PROMPT, NEW)], lies)
-    await network.post(roots or {})
-    return epoch
-
-
-async def verdicts(network: Network, epoch: int) -> dict[str, set[Verdict]]:
-    """What the verifiers said about each node."""
-    found: dict[str, set[Verdict]] = {}
-    for event in await network.admin.history("VerifierCommittee", "Revealed"):
-        if event.args["epoch"] == epoch:
-            for node, verdict in zip(event.args["nodes"], event.args["verdicts"], strict=True):
-                found.setdefault(node, set()).add(unpack_verdict(verdict))
-    return found
 
 
 async def standing(network: Network, hop: int) -> tuple[int, int]:
@@ -222,26 +198,6 @@ async def test_without_weights_a_verifier_abstains(network: Network, honest: Tra
         assert set(abstained) == {network.node(hop) for hop in range(3)}
 
 
-class CrashError(BaseException):
-    """Stands for a kill: nothing of ours may catch it."""
-
-
-def crash_at(verifier: Verifier, fn: str, *, before: bool) -> None:
-    """Die just before the transaction `fn` is sent, or just after it was mined."""
-    chain = verifier._chain
-    send = chain.send
-
-    async def dying(contract: str, name: str, *args: object, value: int = 0) -> object:
-        if name == fn and before:
-            raise CrashError
-        result = await send(contract, name, *args, value=value)
-        if name == fn:
-            raise CrashError
-        return result
-
-    chain.send = dying  # type: ignore[method-assign, assignment]
-
-
 @pytest.mark.parametrize("fn", ["commit", "reveal"])
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 async def test_a_crash_around_a_transaction_neither_doubles_nor_loses_it(
@@ -357,26 +313,6 @@ async def test_a_seat_that_cannot_be_paid_is_refused_before_anything_is_sent(
     assert await network.admin.token_balance(me) == efed * WEI
 
 
-async def start(network: Network, index: int) -> asyncio.subprocess.Process:
-    """`python -m verifier run` until its ready line."""
-    config = network.config(index)
-    password = config.home / "password"
-    password.write_text(config.password)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "verifier", "run", "--rpc", config.rpc_url, "--deployment", str(config.deployment)),
-        *("--keystore", str(config.keystore), "--password-file", str(password), "--home", str(config.home)),
-        *("--model", config.models[0], "--poll", "0.1", "--listen", "127.0.0.1:0"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=(config.home / "log").open("ab"),
-    )
-    assert process.stdout is not None
-    line = json.loads(await asyncio.wait_for(process.stdout.readline(), 120) or b"{}")
-    assert line.items() >= {"event": "ready", "address": network.chain_address(index), "pid": process.pid}.items(), (
-        config.home / "log"
-    ).read_text()
-    return process
-
-
 async def test_a_killed_process_reveals_after_its_restart(network: Network, honest: Trace) -> None:
     index = VERIFIERS[0]
 
@@ -398,7 +334,7 @@ async def test_a_killed_process_reveals_after_its_restart(network: Network, hone
 
     epoch = await work(network, honest)
     await network.clock.skip_to_phase(epoch + 1, 0, 0.02)
-    process = await start(network, index)
+    process = await start_process(network, index)
     try:
         await until(lambda: committed(network, epoch, [index]))
         # Mined is not yet noted: the record of its transaction comes after the receipt.
@@ -406,7 +342,7 @@ async def test_a_killed_process_reveals_after_its_restart(network: Network, hone
         process.kill()
         assert await process.wait() == -signal.SIGKILL
         await network.clock.skip_to_phase(epoch + 1, 1)
-        process = await start(network, index)
+        process = await start_process(network, index)
         await until(lambda: revealed(network, epoch, [index]))
         assert await verdicts(network, epoch) == {network.node(hop): {Verdict(10, 0, False)} for hop in range(3)}
         process.terminate()

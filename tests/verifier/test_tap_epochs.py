@@ -37,8 +37,8 @@ from tests.verifier.audit_network import (
     rolled_back,
     staked_network,
 )
+from tests.verifier.epoch_kit import NEW, WARM, verdicts
 from tests.verifier.served_node import Job
-from tests.verifier.test_epochs import NEW, WARM, verdicts
 from verifier.app import Verifier
 from verifier.attest import NodeVerdict
 from verifier.audit import AuditTask, LeafReport, NodeAudit, attested_digest

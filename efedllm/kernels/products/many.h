@@ -122,10 +122,18 @@ INLINE void finish(const activations *a, const target *to, const int32_t *totals
     }
 }
 
-/* Part number `part` of `parts` of the weights of a block, towards the second-level cache. */
+/* The outputs of `count` tokens are written soon, each in another page. */
+INLINE void expect(const target *to, int64_t t, int64_t count, int64_t row, int64_t rows) {
+    for (int64_t end = t + count; t < end; t++) {
+        const double *y = to->exact + t * to->stride + row;
+        for (int64_t r = 0; r < rows; r += TILE / sizeof *y) __builtin_prefetch(y + r, 1);
+    }
+}
+
+/* Parts [part, end) of `parts` of the weights of a block, towards the second-level cache. */
 INLINE void fetch(const matrix *m, int64_t size, int64_t p, int64_t wide, int64_t start, int64_t columns, int64_t part,
-                  int64_t parts) {
-    const int64_t lines = columns * ROWS * m->bits / 8 / TILE, from = lines * part / parts, to = lines * (part + 1) / parts;
+                  int64_t end, int64_t parts) {
+    const int64_t lines = columns * ROWS * m->bits / 8 / TILE, from = lines * part / parts, to = lines * end / parts;
     const uint8_t *at = m->tiles + p * size + start * ROWS * m->bits / 8;
     for (int64_t r = 0; r < wide; r++, at += size)
         for (int64_t i = from; i < to; i++) fetch_line(at + i * TILE);
@@ -154,8 +162,8 @@ static void many(const matrix *m, const activations *a, const target *to, int64_
                 count = n - t > HEIGHT && n - t < 2 * HEIGHT ? (n - t + 1) / 2 : least(n - t, HEIGHT);
                 /* The next block comes while this one is multiplied. */
                 if (row < last)
-                    fetch(m, size, row, least(last - row, wide), column, least(l.cols - column, BLOCK), t / HEIGHT,
-                          (n + HEIGHT - 1) / HEIGHT);
+                    fetch(m, size, row, least(last - row, wide), column, least(l.cols - column, BLOCK), t, t + count, n);
+                if (start + BLOCK >= l.cols) expect(to, t, count, p * ROWS, rows);
                 for (int64_t i = 0, from = 0; i < cuts; from = ends[i++]) {
                     tally(block + from * wide * ROWS, q + t * columns + from, columns, (ends[i] - from) / 2, sums, wide, count);
                     if (one)
