@@ -1,9 +1,11 @@
 """Measuring how far honest machines stray on a float model, encoders too, and how near the weakest cheat comes.
 
 Every machine of `bench.attacks.fleet` runs ranges of the model's layers over a text and over inputs made to strain the
-numerics; the deviations of its rows from one verifier's prefill give the limit. Then the weights are falsified in the
-ways that save a node most for least change, and the smallest deviation that gives must lie well above the limit.
-Machines also differ in what multiplies integer weights, where the model has such.
+numerics; the deviations of its rows from one verifier's prefill give the limit. Then the model is cheated on in the
+ways of `bench.calibrate_cheats`, which save a node most for least change, and the smallest deviation that gives must
+lie well above the limit, else nobody is slashed by it. Where it does not even lie above what honest machines stray by,
+nobody could be judged: no limit is written. Machines also differ in what multiplies integer weights, where the model
+has such.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -21,17 +23,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.attacks import weights as wt
 from bench.attacks.fleet import Machine, compute, machines, native_machines, strained
 from bench.attacks.fleet_worker import MODES, TEXT_MODES
+from bench.calibrate_cheats import CalibrationShop, armed, cheats
 from efedllm.engine.protocol import Executor, StepItem
 from efedllm.engine.select import load_executor
 from efedllm.errors import ConfigError, ModelError
 from efedllm.models.manifest import ENCODERS, Manifest
 from efedllm.models.packing import PACKED_BITS
-from efedllm.models.tensorfile import TensorFile
 from efedllm.models.tokenizer import open_tokenizer
-from efedllm.models.tolerance import ATTACK_MARGIN, LEAST_TAU, Tolerance
+from efedllm.models.tolerance import ATTACK_MARGIN, LEAST_TAU, MOST_TAU, Tolerance
 from verifier.statistic import ROUNDING
 
 Rows = npt.NDArray[np.float32]
@@ -43,18 +44,7 @@ HONEST_MARGIN = 8.0
 SIGMAS = 10.0
 """And at least this many standard deviations above the mean, of the logarithms."""
 _LENGTHS = (32, 96, 128)
-_ROUNDED = 1e-6  # of the norm of a matrix: float32 rounding of its values, as products of an integer and a scale
 _DECODED = 2  # sequences of a kind that every machine also decodes one by one
-
-CHEATS: dict[str, wt.Edit] = {
-    "fp16 weights": wt.precision("fp16"),
-    "bf16 weights": wt.precision("bf16"),
-    "int8 weights": wt.precision("int8"),
-    "weights off by 1e-3": wt.noise(1e-3),
-    "weights off by 1e-2": wt.noise(1e-2),
-    "rank 98 %": wt.rank(0.98),
-    "rank 90 %": wt.rank(0.90),
-}
 
 
 @dataclass(frozen=True)
@@ -86,11 +76,39 @@ class Spread:
             self.logs.append(np.log(plain[plain > 0]))
 
 
+@dataclass(frozen=True)
+class Limit:
+    """What the measured deviations come to. `weakest`: name of the weakest cheat that counts."""
+
+    tau: float
+    weakest: str
+    attack_min: float
+    slashable: bool
+
+
+def decide(honest_max: float, log_mean: float, log_sd: float, attacks: Mapping[str, float]) -> Limit:
+    """The limit between honest machines and `attacks`: smallest deviation by name of cheat, of those that count.
+
+    Raises ConfigError "no-tolerance" where none would tell anybody from anybody: honest machines stray as far as the
+    weakest cheat, or so unevenly that a hop that computes nothing (deviation 1) would be within the limit.
+    """
+    tau = max(HONEST_MARGIN * honest_max, math.exp(min(log_mean + SIGMAS * log_sd, 0.0)), LEAST_TAU)
+    weakest = min(attacks, key=lambda name: attacks[name])
+    if honest_max >= attacks[weakest] or tau >= MOST_TAU:
+        raise ConfigError(
+            "no-tolerance",
+            f"Honest machines stray by up to {honest_max:.2g} on this model, and {weakest} by {attacks[weakest]:.2g}: "
+            "no limit tells them apart.",
+            "Publish it as exact (`--profile exact`), or not at all: its weights depend on the order of sums.",
+        )
+    return Limit(tau, weakest, attacks[weakest], attacks[weakest] >= ATTACK_MARGIN * tau)
+
+
 def calibrate(options: CalibrateOptions, say: Say) -> tuple[Manifest, dict[str, Any]]:
     """Measure, write the tolerance into the manifest; the manifest and the report whose hash it names.
 
     The weights root stays; the manifest's hash changes: calibrate before publishing. Raises ConfigError "bad-options",
-    "not-float" for an exact model, which has no tolerance, or "unsupported-model" for one that no cheat changes.
+    "not-float" for an exact model, which has no tolerance, or "no-tolerance" as `decide` does: the manifest then stays.
     """
     manifest = Manifest.load(options.directory)
     _check(manifest, options)
@@ -105,15 +123,14 @@ def calibrate(options: CalibrateOptions, say: Say) -> tuple[Manifest, dict[str, 
         inputs = work / "inputs.npz"
         np.savez(inputs, **given)  # type: ignore[arg-type]
         honest = _honest(options.directory, work, ranges, fleet, modes, inputs, references, say)
-        cheats = dict(_cheats(options.directory, work, ranges, given, references, say))
-    if not cheats:
-        raise ConfigError("unsupported-model", "No cheat changes this model's weights.", "Use the default limits.")
+        attacks, noises = _cheats(
+            manifest, CalibrationShop(options.directory, work, "float"), engines, given, references, say
+        )
     logs = np.concatenate(honest.logs)
     if not len(logs):
         raise ConfigError("bad-options", "All machines gave the same bits: nothing was measured.", "Compare more.")
     mean, sd = float(logs.mean()), float(logs.std())
-    tau = max(HONEST_MARGIN * honest.beyond, math.exp(mean + SIGMAS * sd), LEAST_TAU)
-    weakest = min(cheats, key=lambda name: cheats[name])
+    limit = decide(honest.beyond, mean, sd, attacks)
     report = {
         "weights_root": manifest.weights_root,
         "ranges": ranges,
@@ -125,23 +142,24 @@ def calibrate(options: CalibrateOptions, say: Say) -> tuple[Manifest, dict[str, 
         "honest_max_at": honest.where,
         "log_mean": mean,
         "log_sd": sd,
-        "cheats": cheats,
-        "tau": tau,
+        "cheats": attacks,
+        "noises": noises,
+        "tau": limit.tau,
         "rounding": ROUNDING,
     }
     evidence = hashlib.sha256(json.dumps(report, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     tolerance = Tolerance(
-        tau=tau,
+        tau=limit.tau,
         rounding=ROUNDING,
         honest_max=honest.beyond,
         honest_count=honest.count,
         log_mean=mean,
         log_sd=sd,
-        attack_min=cheats[weakest],
-        weakest_attack=weakest,
+        attack_min=limit.attack_min,
+        weakest_attack=limit.weakest,
         settings=tuple(f"{machine.name}: {', '.join(modes)}" for machine in fleet),
         evidence=evidence,
-        slashable=cheats[weakest] >= ATTACK_MARGIN * tau,
+        slashable=limit.slashable,
         compute="float32",
     )
     calibrated = manifest.model_copy(update={"tolerance": tolerance})
@@ -258,40 +276,29 @@ def _honest(
 
 
 def _cheats(
-    directory: Path,
-    work: Path,
-    ranges: Sequence[tuple[int, int]],
+    manifest: Manifest,
+    shop: CalibrationShop,
+    engines: Sequence[Executor],
     given: dict[str, npt.NDArray[Any]],
     references: dict[str, tuple[Rows, Rows]],
     say: Say,
-) -> Iterator[tuple[str, float]]:
-    """(cheat, its smallest deviation over all jobs, of a job's worst row: that is what an audit goes by)."""
-    for name, edit in CHEATS.items():
-        say(f"cheat: {name}")
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Smallest deviation over all jobs, of a job's worst row (that is what an audit goes by), by name: of the cheats
+    that count, and of the noises that are reported only."""
+    found: tuple[dict[str, float], dict[str, float]] = ({}, {})
+    for cheat in cheats(manifest):
+        say(f"cheat: {cheat.name}")
         smallest = math.inf
-        for index, (lo, hi) in enumerate(ranges):
-            if not changes(directory, edit, lo, hi):
+        for index, engine in enumerate(engines):
+            cheating = armed(cheat, shop, engine)
+            if cheating is None:
                 continue
-            out = wt.falsify(directory, work / f"{name}-{index}", edit, lo, hi)
-            engine = load_executor(out, lo, hi)
             for key in (key for key in given if key.startswith(f"text/{index}/")):
-                plain, _ = deviations(prefilled(engine, given[key]), *references[key])
-                smallest = min(smallest, float(plain.max()))
+                plain, _ = deviations(prefilled(cheating, given[key]), *references[key])
+                worst = float(plain.max())
+                # Rows that are not finite are no bytes that anybody can commit to.
+                smallest = min(smallest, worst if math.isfinite(worst) else math.inf)
         if smallest < math.inf:
-            yield name, smallest
-
-
-def changes(directory: Path, edit: wt.Edit, lo: int, hi: int) -> bool:
-    """Whether the cheat computes with other weights at all: bf16 is none where the published ones are bf16, and int8
-    none, but for float32 rounding, where they are int8."""
-    manifest = Manifest.load(directory)
-    tensor = next(t for t in manifest.tensors if lo <= t.layer < hi and t.cols > 1)
-    with TensorFile(directory / tensor.file) as file:
-        before = wt.read_matrix(file, tensor)
-    after = edit(before)
-    pairs = ((before.weight, after.weight), (before.u, after.u), (before.v, after.v))
-    return any(a is not None and (b is None or not _same(a, b)) for a, b in pairs)
-
-
-def _same(a: Rows, b: Rows) -> bool:
-    return a.shape == b.shape and bool(np.linalg.norm(a - b) <= _ROUNDED * np.linalg.norm(a))
+            found[0 if cheat.counts else 1][cheat.name] = smallest
+    shop.clear()
+    return found

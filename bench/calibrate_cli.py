@@ -40,5 +40,7 @@ def calibrate(
     print(f"{found.honest_count:,} honest rows: at most {found.honest_max:.3g} beyond rounding; tau {found.tau:.3g}")
     for name, deviation in sorted(evidence["cheats"].items(), key=lambda pair: pair[1]):
         print(f"  {name}: at least {deviation:.3g}, {deviation / found.tau:.1f} times tau")
+    for name, deviation in evidence["noises"].items():
+        print(f"  {name}, which saves nothing and does not count: at least {deviation:.3g}")
     verdict = "slashable" if found.slashable else "NOT slashable: the weakest cheat is too near"
     print(f"{verdict}; the manifest's hash changed, publish it now")

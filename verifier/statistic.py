@@ -11,12 +11,15 @@ x the committed input of one position (for the first hop the embedding of its to
 The first term scales with what the hop adds to the residual stream, so that skipped work is not hidden behind a large
 residual; the second is what float32 rounding of a large residual alone may cost. A hop fails when the maximum over its
 positions exceeds FAIL_AT, and is slashable above SEVERE_AT. A model's manifest may bring its own measured limits
-(`efedllm model calibrate`); else its hops are measured by ten times TAU, which is our calibration on float32 compute of
-the bundled model: about 9 times the largest honest spread seen, 3 times below the weakest attack.
+(`efedllm model calibrate`); else its hops are measured by ten times TAU. TAU is for float32 compute of the bundled
+model: 3 times the largest honest spread seen (1.0e-5, at contexts of 1000 positions; 4 times that of short texts), and
+3.3 times below noise of 1e-4 of the update, the weakest attack that it is to find (`efedllm bench attacks`).
 
 On a bf16 wire both sides round once more. The numerator is then the smallest change of y' that would round to the
 committed bits (zero inside the rounding interval), and in addition the share of elements whose bits differ from the
 rounded y' is bounded per chunk of positions: honest spread only moves elements that lie next to a rounding boundary.
+
+Nodes that declare to compute in bfloat16 are a class of their own, see HALF_LIMITS and `grade_half`.
 """
 
 from __future__ import annotations
@@ -29,12 +32,17 @@ from numpy.typing import NDArray
 
 from efedllm.commitments.canonical import WireDtype, decode, encode
 from efedllm.errors import ProtocolError
-from efedllm.models.tolerance import LEAST_ROUNDING, Tolerance
+from efedllm.models.tolerance import LEAST_ROUNDING, LEAST_TAU, Tolerance
 
-TAU = 3e-5
+TAU = LEAST_TAU
 ROUNDING = LEAST_ROUNDING
 FAIL_AT = 1.0
 SEVERE_AT = 10.0
+
+# Of nodes that declare bfloat16, see `grade_half`.
+HALF_LONE_FAIL_AT = 5.0
+HALF_MOST_SEVERE_AT = 5.0
+HALF_MOST = 0.75  # the position that so many others are no worse than
 
 CHUNK = 32
 MISMATCH_FAIL = 0.02
@@ -60,13 +68,14 @@ class Outcome(IntEnum):
 class Limits:
     """What the statistic is measured by; see the module. Without `slashable` nothing is worse than FAIL.
 
-    `logits`: how far a logit may be off, relative to the largest. `bits`: whether a bf16 wire's bits are compared."""
+    `logits`: how far a logit may be off, relative to the largest. `half`: rows are those of a node that declares to
+    compute in bfloat16: graded by `grade_half`, no bits of a bf16 wire compared, wrong tokens no worse than FAIL."""
 
     tau: float = TAU
     rounding: float = ROUNDING
     slashable: bool = True
     logits: float = LOGIT_TOLERANCE
-    bits: bool = True
+    half: bool = False
 
     @classmethod
     def of(cls, tolerance: Tolerance | None) -> Limits:
@@ -79,6 +88,10 @@ class Limits:
         """`outcome`, as far as these limits carry it."""
         return outcome if self.slashable else min(outcome, Outcome.FAIL)
 
+    def capped_token(self, outcome: Outcome) -> Outcome:
+        """`outcome` of a token that was not sampled from our logits, as far as these limits carry it."""
+        return min(outcome, Outcome.FAIL) if self.half else self.capped(outcome)
+
 
 MEASURED = Limits()
 """As measured on the bundled model."""
@@ -87,9 +100,13 @@ UNCALIBRATED = Limits(tau=10 * TAU)
 """For models that bring no limits. Some stray further than the bundled one: cut by plain SVD it came to 1.2 times TAU
 after a thousand decoded positions, and nobody honest may fail."""
 
-HALF_LIMITS = Limits(tau=7e-2, rounding=4 * 2.0**-8, slashable=False, logits=5e-2, bits=False)
-"""For nodes that declare to compute in bfloat16: twice the largest honest deviation measured (3.5e-2). They tell layers
-left out, low ranks and four-bit weights, not eight-bit ones, so that nobody loses stake by them."""
+HALF_LIMITS = Limits(tau=7e-2, rounding=4 * 2.0**-8, logits=5e-2, half=True)
+"""For nodes that declare to compute in bfloat16, where honest rows of texts come to 0.4 of the limit.
+
+The class tells layers left out, low ranks and four-bit weights, not eight-bit ones. Only what no precision explains is
+severe: layers not computed at all, another model, rows of another job. Wrong tokens never are: a logit is a small
+difference of many products, so that no share of the largest logit bounds what bfloat16 does to it, and honest tokens
+are drawn from those logits."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +141,10 @@ def compare(y: Array, y_ref: Array, x: Array, dtype: WireDtype, limits: Limits =
     position = int(np.argmax(stats))
     worst = float(stats[position])
     mismatch, mismatch_outcome = (
-        chunk_mismatch(y, y_ref, limits) if limits.bits and dtype is WireDtype.BF16 else (0.0, Outcome.PASS)
+        chunk_mismatch(y, y_ref, limits) if dtype is WireDtype.BF16 and not limits.half else (0.0, Outcome.PASS)
     )
-    return HopStatistic(worst, position, mismatch, limits.capped(max(grade(worst), mismatch_outcome)))
+    outcome = grade_half(stats) if limits.half else grade(worst)
+    return HopStatistic(worst, position, mismatch, limits.capped(max(outcome, mismatch_outcome)))
 
 
 def compare_exact(committed: bytes, ours: Array) -> HopStatistic:
@@ -168,6 +186,22 @@ def grade(worst: float) -> Outcome:
     if not worst <= SEVERE_AT:
         return Outcome.SEVERE
     return Outcome.FAIL if worst > FAIL_AT else Outcome.PASS
+
+
+def grade_half(stats: NDArray[np.float64]) -> Outcome:
+    """Outcome of the statistics [n] of the positions of a hop whose node declares to compute in bfloat16.
+
+    Eight bits decide a near tie now and then the other way, in attention or where large terms cancel: honest rows come
+    to 2.6 at single positions of prompts searched for that, and to 3.5 after rows searched for it. The upper quartile
+    of a job's positions came to 0.8 and 1.6 where that was searched for. So one position fails a hop only above
+    HALF_LONE_FAIL_AT, a quarter of them above FAIL_AT; it is severe where the worst is above SEVERE_AT and a quarter
+    above HALF_MOST_SEVERE_AT, to neither of which weights of four bits come.
+    """
+    worst = float(stats.max())
+    most = float(np.quantile(stats, HALF_MOST, method="lower"))
+    if not worst <= SEVERE_AT and not most <= HALF_MOST_SEVERE_AT:
+        return Outcome.SEVERE
+    return Outcome.PASS if worst <= HALF_LONE_FAIL_AT and most <= FAIL_AT else Outcome.FAIL
 
 
 def bf16_half_step(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bench.attacks.figures import Scores
-from bench.attacks.lab import RANGES, Job, Lab, Progress, cheated, decoded, prefilled
+from bench.attacks.lab import RANGES, Job, Lab, Progress, cheated, decoded, drawn_again, prefilled
 from bench.attacks.scores import METHODS, all_scores
 from bench.attacks.strategies import Attack, Expected, applies
 from efedllm.engine.protocol import Executor
@@ -81,16 +81,15 @@ def run(lab: Lab, item: Attack, jobs: Sequence[Job], known: dict[tuple[int, int]
     for hop in range(len(RANGES)):
         if not applies(item, lab.profile, hop, len(RANGES)):
             continue
-        # The rows of the job before are what a replay sends.
-        executors = {}
-        for index, job in enumerate(jobs):
-            key = index if item.number == 12 else 0
-            if key not in executors:
-                executors = {key: item.arm(lab.shop(jobs[index - 1]), lab.engines[hop])}
-            executor = executors[key]
-            made = cheated(lab, job, hop, executor, sampled=item.sampled)
-            reference = known[hop, index] if not item.sampled else None
-            _count(lab, tally, made, hop, reference)
+        executor = item.arm(lab.shop(jobs[-1]), lab.engines[hop])
+        if item.sampled:
+            for made in drawn_again(lab, jobs, hop, executor):
+                _count(lab, tally, made, hop, None)
+        for index, job in enumerate(() if item.sampled else jobs):
+            if item.number == 12 and index > 0:
+                # The rows of the job before are what a replay sends.
+                executor = item.arm(lab.shop(jobs[index - 1]), lab.engines[hop])
+            _count(lab, tally, cheated(lab, job, hop, executor, sampled=False), hop, known[hop, index])
         tally.weight_bytes += executor.weight_bytes
         tally.published_bytes += lab.engines[hop].weight_bytes
         if lab.profile in item.timed:

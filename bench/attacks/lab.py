@@ -154,50 +154,61 @@ class Lab:
         sampling: SamplingSpec = WARM,
         wire: WireDtype = WireDtype.F32,
         engines: Sequence[Executor] | None = None,
+        together: bool = False,
     ) -> list[Job]:
-        """Jobs as a route of nodes makes them: prefill once, then one position at a time, fed from the wire's bytes."""
+        """Jobs as a route of nodes makes them: prefill once, then one position at a time, fed from the wire's bytes.
+        `together`: all of them in one batch of every step.
+        """
+        numbered = [(index, tuple(prompt)) for index, prompt in enumerate(prompts)]
+        batches = [numbered] if together else [[one] for one in numbered]
         return [
-            self._job(index, tuple(prompt), new, sampling, wire, engines or self.engines)
-            for index, prompt in enumerate(prompts)
+            job for batch in batches for job in self._jobs(batch, new, sampling, wire, tuple(engines or self.engines))
         ]
 
-    def _job(
+    def _jobs(
         self,
-        index: int,
-        prompt: tuple[int, ...],
+        numbered: Sequence[tuple[int, tuple[int, ...]]],
         new: int,
         sampling: SamplingSpec,
         wire: WireDtype,
-        engines: Sequence[Executor],
-    ) -> Job:
-        spec = JobSpec(
-            session().session_id(*ESCROW),
-            index,
-            ids_hash(prompt),
-            len(prompt),
-            new,
-            sampling.temperature_milli,
-            sampling.top_k,
-            sampling.top_p_ppm,
-            sampling.seed,
-            int(wire),
-        )
-        sequences = [engine.new_sequence() for engine in engines]
-        rows: list[list[bytes]] = [[] for _ in range(len(engines) + 1)]
-        emitted: list[int] = []
-        feed = np.asarray(prompt, np.int32)
-        length = 0
-        while len(emitted) < new:
-            rows[0].append(encode(feed.reshape(-1, 1), WireDtype.I32))
-            states: npt.NDArray[Any] = feed
-            for hop, (engine, sequence) in enumerate(zip(engines, sequences, strict=True)):
-                payload = encode(engine.step([StepItem(sequence, states)])[0], wire)
-                rows[hop + 1].append(payload)
-                states = decode(payload, wire, self.hidden)
-            length += len(feed)
-            emitted.append(self.choose(engines[-1], np.ascontiguousarray(states[-1:]), sampling, length))
-            feed = np.asarray(emitted[-1:], np.int32)
-        return Job(spec, prompt, tuple(b"".join(parts) for parts in rows), tuple(emitted))
+        engines: tuple[Executor, ...],
+    ) -> list[Job]:
+        specs = [
+            JobSpec(
+                session().session_id(*ESCROW),
+                index,
+                ids_hash(prompt),
+                len(prompt),
+                new,
+                sampling.temperature_milli,
+                sampling.top_k,
+                sampling.top_p_ppm,
+                sampling.seed,
+                int(wire),
+            )
+            for index, prompt in numbered
+        ]
+        sequences = [[engine.new_sequence() for _ in numbered] for engine in engines]
+        rows: list[list[list[bytes]]] = [[[] for _ in range(len(engines) + 1)] for _ in numbered]
+        emitted: list[list[int]] = [[] for _ in numbered]
+        feeds = [np.asarray(prompt, np.int32) for _, prompt in numbered]
+        for step in range(new):
+            for own, feed in zip(rows, feeds, strict=True):
+                own[0].append(encode(feed.reshape(-1, 1), WireDtype.I32))
+            states: list[npt.NDArray[Any]] = list(feeds)
+            for hop, (engine, held) in enumerate(zip(engines, sequences, strict=True)):
+                outputs = engine.step([StepItem(sequence, x) for sequence, x in zip(held, states, strict=True)])
+                payloads = [encode(output, wire) for output in outputs]
+                for own, payload in zip(rows, payloads, strict=True):
+                    own[hop + 1].append(payload)
+                states = [decode(payload, wire, self.hidden) for payload in payloads]
+            for (_, prompt), tokens, x in zip(numbered, emitted, states, strict=True):
+                tokens.append(self.choose(engines[-1], np.ascontiguousarray(x[-1:]), sampling, len(prompt) + step))
+            feeds = [np.asarray(tokens[-1:], np.int32) for tokens in emitted]
+        return [
+            Job(spec, prompt, tuple(b"".join(parts) for parts in own), tuple(tokens))
+            for spec, (_, prompt), own, tokens in zip(specs, numbered, rows, emitted, strict=True)
+        ]
 
     def choose(self, engine: Executor, hidden: Rows, sampling: SamplingSpec, position: int) -> int:
         """The sampler of a node."""
@@ -331,11 +342,19 @@ def rewritten(job: Job, boundary: int, payload: bytes) -> Job:
 def cheated(lab: Lab, job: Job, hop: int, executor: Executor, *, sampled: bool) -> Job:
     """The job as it is when hop `hop` runs `executor`. `sampled`: generate it again, as the tokens are what differs."""
     if sampled:
-        engines = [*lab.engines[:hop], executor, *lab.engines[hop + 1 :]]
-        spec = SamplingSpec.from_job(job.spec)
-        (again,) = lab.generate([job.prompt], len(job.emitted), sampling=spec, wire=job.wire, engines=engines)
-        return again
+        return drawn_again(lab, [job], hop, executor)[0]
     return rewritten(job, hop + 1, lab.decode_hop(executor, job, hop))
+
+
+def drawn_again(lab: Lab, jobs: Sequence[Job], hop: int, executor: Executor) -> list[Job]:
+    """Jobs of one sampling, wire and length generated again, in one batch, while hop `hop` runs `executor`."""
+    engines = [*lab.engines[:hop], executor, *lab.engines[hop + 1 :]]
+    first = jobs[0]
+    spec = SamplingSpec.from_job(first.spec)
+    prompts = [job.prompt for job in jobs]
+    return lab.generate(
+        prompts, len(first.emitted), sampling=spec, wire=first.wire, engines=engines, together=len(jobs) > 1
+    )
 
 
 Progress = Callable[[str], None]

@@ -50,7 +50,9 @@ def _share(item: dict[str, Any] | None) -> str:
     if item is None:
         return "-"
     mark = "" if item["as_expected"] else " !"
-    return f"{item['detected']}/{item['audits']} {item['outcome']}{mark}"
+    # Most are severe: what is not stands out.
+    outcome = "" if item["outcome"] == "severe" else f" {item['outcome']}"
+    return f"{item['detected']}/{item['audits']}{outcome}{mark}"
 
 
 def _saved(*items: dict[str, Any] | None) -> str:
@@ -111,14 +113,15 @@ def summary(result: dict[str, Any]) -> list[str]:
         return lines
     aimed = result["float"]["aimed"]
     lines.append(
-        f"float: one gradient step inside the tolerance, {aimed['one_hop']['flipped']} of {aimed['one_hop']['positions']} tokens "
-        f"flip by one hop, {aimed['all_hops']['flipped']} by all hops together"
+        f"float: one gradient step inside the tolerance: {aimed['one_hop']['flipped']} of "
+        f"{aimed['one_hop']['positions']} tokens flip by one hop, {aimed['all_hops']['flipped']} by all hops together"
     )
     lot = result["games"]
     lines.append(
         f"arithmetic of the lot, no node or verifier: of {lot['rate_ppm'] / 1e4:.0f} % drawn, "
         f"{_rate(lot['audit_aware'])} of leaves believed safe, {_rate(lot['grind_salt'])} of the best of "
-        f"{lot['grind_salt']['salts_tried']:,} salts, {_rate(lot['last_revealer_of_two_seeds'])} with two seeds to choose"
+        f"{lot['grind_salt']['salts_tried']:,} salts, {_rate(lot['last_revealer_of_two_seeds'])} with two seeds to "
+        "choose from"
     )
     door = result["publisher_backdoor"]
     lines.append(

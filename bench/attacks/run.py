@@ -150,7 +150,7 @@ def _profile(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str, A
 
 def _strategies(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str, Any], Curves]:
     """Every strategy of a node and every lie, on real jobs."""
-    drawn = lab.generate(prompts(options.drawn_jobs, 24), options.drawn)
+    drawn = lab.generate(prompts(options.drawn_jobs, 24), options.drawn, together=True)
     plain, tallies = run_all(lab, ATTACKS, lab.jobs, drawn, say)
     messages = [
         {

@@ -22,7 +22,7 @@ class HalfShardEngine(ShardEngine):
     """A ShardEngine whose layers, norm and head compute in bfloat16; rows go in and out in float32.
 
     Its rows stray by some hundredths of what the layers add: a node that runs it says so in every commitment, and is
-    measured by limits of its own, which tell gross cheats only and slash nobody.
+    measured by limits of its own, which tell gross cheats only.
     """
 
     compute = "bfloat16"

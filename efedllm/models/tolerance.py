@@ -14,9 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 ATTACK_MARGIN = 3.0
 """The weakest attack must be this many times above the limit before anybody loses stake by it."""
 
-LEAST_TAU = 4e-6
-"""Honest float32 machines were seen to stray by up to 3.3e-6: a publisher must not be able to name a limit that they
-exceed, and have whoever serves its model slashed."""
+LEAST_TAU = 3e-5
+"""Three times what honest float32 machines were seen to stray on the bundled model (1.0e-5: contexts of 1000 positions,
+`efedllm bench attacks`): a publisher must not be able to name a limit that ordinary machines exceed, and have whoever
+serves its model slashed. A model made to stray further can still be given a limit too low for it: measure a foreign
+float model (`efedllm model calibrate`) before serving it."""
+
+MOST_TAU = 1.0
+"""A hop that computes nothing and hands on its input deviates by exactly 1: no limit may let that pass."""
 
 LEAST_ROUNDING = 8 * 2.0**-24
 """What float32 rounding of a large residual alone may cost, relative to the row."""
@@ -34,13 +39,14 @@ class Tolerance(BaseModel):
     `tau`: the limit, apart from the rounding of the wire; `rounding`: the deviation that reading the wire's numbers
     may add. Honest machines deviated by at most `honest_max` in `honest_count` rows, the natural logarithm of their
     deviations having mean `log_mean` and standard deviation `log_sd`. The weakest attack tried, `weakest_attack`,
-    deviated by `attack_min` at least. `settings` names the ways of computing that were compared; `evidence` is the
-    sha256 of the measurement's report; `compute` the dtype all of them computed in.
+    deviated by `attack_min` at least: attacks save work or serve another model, noise that does neither is none (see
+    `bench.calibrate_cheats`). `settings` names the ways of computing that were compared; `evidence` is the sha256 of
+    the measurement's report; `compute` the dtype all of them computed in.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    tau: Annotated[float, Field(ge=LEAST_TAU, allow_inf_nan=False)]
+    tau: Annotated[float, Field(ge=LEAST_TAU, lt=MOST_TAU, allow_inf_nan=False)]
     rounding: Annotated[float, Field(ge=LEAST_ROUNDING, allow_inf_nan=False)]
     honest_max: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
     honest_count: Annotated[int, Field(gt=0, lt=1 << 53)]
@@ -57,6 +63,8 @@ class Tolerance(BaseModel):
     def _check(self) -> Self:
         if self.honest_max > self.tau:
             raise ValueError("honest machines exceed the limit")
+        if self.honest_max >= self.attack_min:
+            raise ValueError("honest machines stray as far as the weakest attack")
         if self.slashable != (self.attack_min >= ATTACK_MARGIN * self.tau):
             raise ValueError(
                 f"a limit is slashable if and only if the weakest attack is {ATTACK_MARGIN:g} times above it"

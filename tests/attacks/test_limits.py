@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.attacks import adversarial, games
+from bench.attacks import adversarial, economy, games
 from bench.attacks.figures import auc, beyond_honest, expected_jobs, roc, rule_of_three, simulated_jobs, wilson
 from bench.attacks.lab import Lab, prompts
 from bench.attacks.scores import all_scores
+from deploy.profile import Profile
 
 
 def test_what_an_aimed_perturbation_inside_the_tolerance_can_do(float_lab: Lab) -> None:
@@ -96,3 +97,15 @@ def test_a_sketch_of_the_largest_values_does_not_see_the_rest() -> None:
     assert found["projection"].min() > 10
     same = all_scores(ours, ours, x)
     assert {name: float(values.max()) for name, values in same.items()} == dict.fromkeys(same, 0.0)
+
+
+def test_gains_and_losses_are_in_tokens() -> None:
+    assert (economy.tokens_saved(0.275), economy.tokens_saved(-0.8)) == (275, 0)
+    loss = economy.Losses.of(Profile.load("testnet"))
+    # 100 EFED a layer, at 1 EFED for 1,000 tokens.
+    assert (loss.layers, loss.stake_tokens, loss.first, loss.repeat) == (3, 300_000, 60_000, 300_000)
+    assert economy.at_stake(wilson(9, 18), {"testnet": loss}) == {"testnet": {"first": 30_000, "repeat": 150_000}}
+    assert economy.at_stake(wilson(0, 18), {"testnet": loss}) == {"testnet": {"first": 0, "repeat": 0}}
+    after = economy.detection_after(wilson(5, 10))
+    assert [after[count][1] for count in ("1", "2", "5")] == [0.5, 0.75, 0.9688]
+    assert after["20"][0] < after["20"][1] <= after["20"][2] == 1.0

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from bench.attacks.doors import Door, Lie
 from bench.attacks.lab import Lab
-from bench.attacks.strategies import ATTACKS, Attack, Expected, applies
+from bench.attacks.strategies import ATTACKS, Expected, applies
 from efedllm.commitments.leaves import batch_root, hop_leaf
 from tests.attacks.node_network import NodeNetwork, armed, node_network
 from tests.attacks.test_strategies import agrees
@@ -26,12 +26,6 @@ NEW = 14
 async def network(unhurried: LiveNetwork, lab: Lab, tmp_path: Path) -> AsyncIterator[NodeNetwork]:
     async with node_network(unhurried, lab, tmp_path) as made:
         yield made
-
-
-def chosen(item: Attack, lab: Lab, hop: int) -> bool:
-    """Hop 0 shows what only it can do, the last hop the rest. In the float profile the first of each number will do."""
-    first = next(other for other in ATTACKS if other.number == item.number and other.float_ is not Expected.NONE)
-    return (item.where == "first") == (hop == 0) and (lab.profile == "exact" or item is first)
 
 
 async def test_every_strategy_of_a_node_is_judged_as_expected(network: NodeNetwork, lab: Lab) -> None:

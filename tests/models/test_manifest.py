@@ -207,8 +207,12 @@ TOLERANCE: dict[str, Any] = {
     ("change", "profile"),
     [
         ({"tau": 3.2e-6}, "float"),
-        # Limits that honest machines exceed: a trap for whoever serves the model.
-        ({"tau": 3.9e-6, "honest_max": 0.0}, "float"),
+        # Limits that honest machines exceed, or come near to: a trap for whoever serves the model.
+        ({"tau": 5.8e-6, "honest_max": 0.0}, "float"),
+        ({"tau": 2.9e-5, "honest_max": 0.0}, "float"),
+        # Limits that pass a hop that computes nothing, or that the weakest attack is no worse than an honest machine.
+        ({"tau": 1.0, "slashable": False}, "float"),
+        ({"honest_max": 2e-5, "attack_min": 2e-5, "slashable": False}, "float"),
         ({"rounding": 0.0}, "float"),
         ({"attack_min": 8e-5}, "float"),
         ({"slashable": False}, "float"),
