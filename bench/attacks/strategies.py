@@ -223,7 +223,7 @@ ATTACKS: tuple[Attack, ...] = (
     _output(8, "out_noise_1e-2", "noise of 1e-2 of the update on the output", ex.noisy(1e-2)),
     _output(8, "out_noise_1e-3", "noise of 1e-3", ex.noisy(1e-3)),
     _output(8, "out_noise_1e-4", "noise of 1e-4", ex.noisy(1e-4), CAUGHT),
-    _output(8, "out_noise_1e-5", "noise of 1e-5, a fifth of the tolerance", ex.noisy(1e-5), BELOW),
+    _output(8, "out_noise_1e-5", "noise of 1e-5, below the tolerance", ex.noisy(1e-5), BELOW),
     _output(8, "out_sparse", "one coordinate of every row, by 1e-3 of the update", ex.one_coordinate(1e-3)),
     _output(8, "out_one_token", "one position of the job, by 1e-3 of its update", ex.one_position(20, 1e-3)),
     _output(8, "out_one_ulp", "the last bit of one value of the job", ex.one_ulp(20), BELOW),
