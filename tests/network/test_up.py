@@ -177,8 +177,9 @@ async def test_every_command_finds_the_local_network(up: Up) -> None:
 
 
 async def owned(up: Up) -> dict[str, Any]:
-    """The client's balances. A node may settle a voucher at any time, which takes as much of what is promised as of what
-    is in sessions."""
+    """The client's balances. A node may settle a voucher at any time, which takes as much of what is promised as of
+    what is in sessions.
+    """
     balance = (await efedllm(up, "wallet", "balance", "--json", "--home", str(up.home))).json
     unspent = balance.pop("in_sessions") - balance.pop("promised")
     return {**balance, "unspent": unspent}
