@@ -117,9 +117,9 @@ class Generation(RoutedWork):
         to them too, for the price that they would have as a prompt. Raises EfedError "tokens-differ" when it does not.
         """
         place = self.place
-        known = tuple(self._ids) if self._exact else ()
-        prompt = self._prompt if self._exact else [*self._prompt, *self._ids]
-        new = self._options.max_tokens - (len(self._ids) - len(known))
+        known, carried = (tuple(self._ids), ()) if self._exact else ((), tuple(self._ids))
+        prompt = [*self._prompt, *carried]
+        new = self._options.max_tokens - len(carried)
         request = SessionRequest(place.model.model_id, route, self.tokens_left(), self._options.deposit, fresh)
         async with place.sessions.acquire(request) as session:
             terms = terms_for(session, len(prompt), new)

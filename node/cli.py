@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,6 +22,7 @@ from efedllm.commitments.eip712 import parse_hex
 from efedllm.errors import ConfigError, EfedError, ProtocolError
 from efedllm.settings import Settings, local_members
 from efedllm.sizes import parse_size
+from node.config import Compute, Device
 from node.flags import (
     CanaryClients,
     Credit,
@@ -155,11 +156,11 @@ def run(
     retire: Retire = False,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Compute threads.")] = 1,
     compute: Annotated[
-        Literal["float32", "bfloat16"],
+        Compute,
         typer.Option("--compute", help="Dtype of a float model. bfloat16 is declared in every commitment."),
     ] = "float32",
     device: Annotated[
-        Literal["cpu", "cuda"], typer.Option("--device", help="Where a float model computes; --ram is then the GPU's.")
+        Device, typer.Option("--device", help="Where a float model computes; --ram is then the GPU's.")
     ] = "cpu",
     ram: Ram = None,
     canary_client: CanaryClients = None,

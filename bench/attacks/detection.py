@@ -85,11 +85,12 @@ def run(lab: Lab, item: Attack, jobs: Sequence[Job], known: dict[tuple[int, int]
         if item.sampled:
             for made in drawn_again(lab, jobs, hop, executor):
                 _count(lab, tally, made, hop, None)
-        for index, job in enumerate(() if item.sampled else jobs):
-            if item.number == 12 and index > 0:
-                # The rows of the job before are what a replay sends.
-                executor = item.arm(lab.shop(jobs[index - 1]), lab.engines[hop])
-            _count(lab, tally, cheated(lab, job, hop, executor, sampled=False), hop, known[hop, index])
+        else:
+            for index, job in enumerate(jobs):
+                if item.number == 12 and index > 0:
+                    # The rows of the job before are what a replay sends.
+                    executor = item.arm(lab.shop(jobs[index - 1]), lab.engines[hop])
+                _count(lab, tally, cheated(lab, job, hop, executor, sampled=False), hop, known[hop, index])
         tally.weight_bytes += executor.weight_bytes
         tally.published_bytes += lab.engines[hop].weight_bytes
         if lab.profile in item.timed:

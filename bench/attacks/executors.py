@@ -164,18 +164,18 @@ class ChosenTokens(Wrapped):
         return np.stack([np.asarray(self._rule(row), np.float32) for row in self.inner.logits(hidden)])
 
 
-class BreaksOff(Wrapped):
+class BreaksOff(ChosenTokens):
     """Samples by its own rule for `tokens` tokens, then fails: the job ends before anybody commits to it."""
 
     def __init__(self, inner: Executor, rule: Callable[[Rows], Rows], tokens: int) -> None:
-        super().__init__(inner)
-        self._rule, self._left = rule, tokens
+        super().__init__(inner, rule)
+        self._left = tokens
 
     def logits(self, hidden: Float32) -> Float32:
         if self._left == 0:
             raise ModelError("overflow", "The numbers left the range of float32.")
         self._left -= 1
-        return np.stack([np.asarray(self._rule(row), np.float32) for row in self.inner.logits(hidden)])
+        return super().logits(hidden)
 
 
 class Bfloat16(Wrapped):

@@ -7,7 +7,7 @@ lie returns the error or the judgement of the contracts, which must take the hon
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from bench.attacks.lab import LAYERS, Job, Lab
@@ -100,8 +100,7 @@ def afterwards(_lab: Lab, _job: Job) -> str:
     chain.net.fix_seed(EPOCH)
     chain.net.move_to(EPOCH + 1, REVEAL)
     # The same job and consent under a nonce that the node chose once it knew what is audited.
-    claimed = replace(chain.canary, opening={**chain.canary.opening, "nonce": keccak(b"chosen afterwards")})
-    refused = chain.open(claimed.opening)
+    refused = chain.open({**chain.canary.opening, "nonce": keccak(b"chosen afterwards")})
     if error := chain.open(chain.canary.opening):
         return f"the canary that was posted is refused: {error}"
     return refused

@@ -337,6 +337,16 @@ async def test_killing_a_node_in_the_middle_changes_no_token(
     await text_of(client, GenerateOptions(max_tokens=2, route=tuple(routed(network, victim))))
 
 
+async def bought_at(client: Client) -> tuple[Place, Text, list[Candidate]]:
+    """Where to buy, with the real candidates."""
+    model = await client.model()
+    candidates = await client.nodes(model)
+    account = client.chain.account
+    assert account is not None
+    sessions = Sessions(client.chain, client.store, account, client.settings.home / "client")
+    return Place(client.chain, sessions, client.settings.home, model), await client.text(model, candidates), candidates
+
+
 class Misled(Generation):
     """A generation whose third token arrives as another one, as from a node that invents it."""
 
@@ -360,13 +370,7 @@ async def killed_after_nine(network: LocalNetwork, work: Generation, victims: li
 async def test_an_invented_token_of_a_route_that_breaks_off_is_noticed_on_the_next(
     network: LocalNetwork, client: Client
 ) -> None:
-    model = await client.model()
-    candidates = await client.nodes(model)
-    account = client.chain.account
-    assert account is not None
-    sessions = Sessions(client.chain, client.store, account, client.settings.home / "client")
-    place = Place(client.chain, sessions, client.settings.home, model)
-    text = await client.text(model, candidates)
+    place, text, candidates = await bought_at(client)
     work = Misled(place, text, await prompt_ids(client), SAMPLED, RetryPolicy(attempts=2), candidates)
     victims: list[Member] = []
     with pytest.raises(EfedError) as caught:
@@ -381,13 +385,9 @@ async def test_an_invented_token_of_a_route_that_breaks_off_is_noticed_on_the_ne
 
 
 async def doubted(client: Client, newcomer: str) -> tuple[Place, Text, list[Candidate]]:
-    """Where to buy, with the real candidates of whom everybody but `newcomer` is trusted."""
-    model = await client.model()
-    candidates = [replace(c, trust_ppm=0 if c.address == newcomer else 900_000) for c in await client.nodes(model)]
-    account = client.chain.account
-    assert account is not None
-    sessions = Sessions(client.chain, client.store, account, client.settings.home / "client")
-    return Place(client.chain, sessions, client.settings.home, model), await client.text(model, candidates), candidates
+    """As `bought_at`, with candidates of whom everybody but `newcomer` is trusted."""
+    place, text, candidates = await bought_at(client)
+    return place, text, [replace(c, trust_ppm=0 if c.address == newcomer else 900_000) for c in candidates]
 
 
 async def test_a_newcomer_is_tried_and_one_that_fails_costs_no_attempt(network: LocalNetwork, client: Client) -> None:

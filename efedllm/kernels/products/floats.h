@@ -21,7 +21,7 @@ static inline __attribute__((always_inline)) void fsum(const uint8_t *w, int64_t
 }
 
 static inline void spread(const int8_t *mult, float *each) {
-    const __m512 m = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)mult)));
+    const __m512 m = _mm512_cvtepi32_ps(multipliers(mult));
     const __m512i row = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
     for (int j = 0; j < 4; j++)
         _mm512_storeu_ps(each + 16 * j, _mm512_permutexvar_ps(_mm512_add_epi32(row, _mm512_set1_epi32(4 * j)), m));
@@ -95,8 +95,7 @@ INLINE void nibble_sums(const uint8_t *w, const int8_t *mult, const layout *l, c
                         s[t][i % U] = _mm512_fmadd_ps(v, _mm512_set1_ps(x[t * l->cols + column]), s[t][i % U]);
                 }
             }
-        const __m512 by = mult ? _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)mult)))
-                               : _mm512_set1_ps(1);
+        const __m512 by = mult ? _mm512_cvtepi32_ps(multipliers(mult)) : _mm512_set1_ps(1);
         for (int t = 0; t < T; t++) {
             for (int u = U / 2; u >= 1; u /= 2)
                 for (int i = 0; i < u; i++) s[t][i] = _mm512_add_ps(s[t][i], s[t][i + u]);

@@ -123,7 +123,7 @@ INLINE void finish(const activations *a, const target *to, const int32_t *totals
 }
 
 /* The outputs of `count` tokens are written soon, each in another page. */
-INLINE void expect(const target *to, int64_t t, int64_t count, int64_t row, int64_t rows) {
+INLINE void fetch_outputs(const target *to, int64_t t, int64_t count, int64_t row, int64_t rows) {
     for (int64_t end = t + count; t < end; t++) {
         const double *y = to->exact + t * to->stride + row;
         for (int64_t r = 0; r < rows; r += TILE / sizeof *y) __builtin_prefetch(y + r, 1);
@@ -163,7 +163,7 @@ static void many(const matrix *m, const activations *a, const target *to, int64_
                 /* The next block comes while this one is multiplied. */
                 if (row < last)
                     fetch(m, size, row, least(last - row, wide), column, least(l.cols - column, BLOCK), t, t + count, n);
-                if (start + BLOCK >= l.cols) expect(to, t, count, p * ROWS, rows);
+                if (start + BLOCK >= l.cols) fetch_outputs(to, t, count, p * ROWS, rows);
                 for (int64_t i = 0, from = 0; i < cuts; from = ends[i++]) {
                     tally(block + from * wide * ROWS, q + t * columns + from, columns, (ends[i] - from) / 2, sums, wide, count);
                     if (one)

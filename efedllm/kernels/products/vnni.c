@@ -310,16 +310,16 @@ INLINE void tally_of(const int16_t *w, const int16_t *q, int64_t stride, int64_t
     for (int i = 0; i < T * R; i++) _mm512_store_si512(sums + i * ROWS, s[i]);
 }
 
-#define TALLY(R)                                                                                                           \
-    static void tally##R(const int16_t *w, const int16_t *q, int64_t stride, int64_t pairs, int32_t *sums, int64_t count) { \
-        switch (count) {                                                                                                   \
+#define TALLY(R)                                                                                                         \
+    static void tally##R(const int16_t *w, const int16_t *q, int64_t stride, int64_t pairs, int32_t *sums, int64_t count) {\
+        switch (count) {                                                                                                 \
         case 1: tally_of(w, q, stride, pairs, sums, R, 1); break;                                                        \
         case 2: tally_of(w, q, stride, pairs, sums, R, 2); break;                                                        \
         case 3: tally_of(w, q, stride, pairs, sums, R, 3); break;                                                        \
         case 4: tally_of(w, q, stride, pairs, sums, R, 4); break;                                                        \
         case 5: tally_of(w, q, stride, pairs, sums, R, 5); break;                                                        \
         default: tally_of(w, q, stride, pairs, sums, R, 6);                                                              \
-        }                                                                                                                  \
+        }                                                                                                                \
     }
 TALLY(1)
 TALLY(2)
