@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from deploy.deployer import deploy_contracts
-from deploy.local import Kind, chain_command, dev_account, free_port
+from deploy.local import Kind, chain_command, free_port
 from deploy.process import tie_to_parent
 from deploy.profile import Profile
 from efedllm.chain import Chain
-from tests.live_network import LiveNetwork, run_in_thread
+from tests.live_network import LiveNetwork
 
 _START_SECONDS = 60.0
 
@@ -76,8 +75,7 @@ def anvil(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def _deployment(ganache: str, tmp_path_factory: pytest.TempPathFactory) -> LiveNetwork:
     out = tmp_path_factory.mktemp("deployments")
-    done = run_in_thread(deploy_contracts(ganache, dev_account(), Profile.load("local"), out))
-    return LiveNetwork(ganache, done.deployment, done.path)
+    return LiveNetwork.deploy(ganache, Profile.load("local"), out)
 
 
 @pytest_asyncio.fixture

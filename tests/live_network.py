@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 
 from eth_account.signers.local import LocalAccount
 
+from deploy.deployer import deploy_contracts
 from deploy.devclock import DevClock
 from deploy.local import dev_account
+from deploy.profile import Profile
 from efedllm.chain import Chain, Deployment
 
 _T = TypeVar("_T")
@@ -26,6 +28,12 @@ class LiveNetwork:
     rpc_url: str
     deployment: Deployment
     path: Path
+
+    @classmethod
+    def deploy(cls, rpc_url: str, profile: Profile, out: Path) -> LiveNetwork:
+        """Fresh contracts of a profile, for a synchronous fixture; the deployment's file lies in `out`."""
+        done = run_in_thread(deploy_contracts(rpc_url, dev_account(), profile, out))
+        return cls(rpc_url, done.deployment, done.path)
 
     @staticmethod
     def account(index: int = 0) -> LocalAccount:

@@ -10,12 +10,10 @@ import torch
 
 from bench.attacks.lab import Lab, prompts
 from bench.attacks.strategies import Profile
-from deploy.deployer import deploy_contracts
-from deploy.local import dev_account
 from deploy.profile import Clock
 from deploy.profile import Profile as NetworkProfile
 from tests.attacks.measured import published, tolerance
-from tests.live_network import LiveNetwork, run_in_thread
+from tests.live_network import LiveNetwork
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -53,5 +51,4 @@ def unhurried(ganache: str, tmp_path_factory: pytest.TempPathFactory) -> LiveNet
     """The local profile with epochs that no test outlives."""
     profile = NetworkProfile.load("local").model_copy(update={"clock": Clock(epoch_length=1200)})
     out = tmp_path_factory.mktemp("attacks")
-    done = run_in_thread(deploy_contracts(ganache, dev_account(), profile, out))
-    return LiveNetwork(ganache, done.deployment, done.path)
+    return LiveNetwork.deploy(ganache, profile, out)

@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from deploy.deployer import deploy_contracts
-from deploy.local import dev_account
 from deploy.profile import Clock, Profile
-from tests.live_network import LiveNetwork, run_in_thread
+from tests.live_network import LiveNetwork
 from tests.model_fixtures import bundled_model, checkpoint, published
 from tests.node.node_kit import Lab, open_lab
 
@@ -27,8 +25,7 @@ def unhurried(ganache: str, tmp_path_factory: pytest.TempPathFactory) -> LiveNet
     """The local profile with long epochs, deployed on Ganache."""
     profile = Profile.load("local").model_copy(update={"clock": EPOCH})
     out = tmp_path_factory.mktemp("unhurried")
-    done = run_in_thread(deploy_contracts(ganache, dev_account(), profile, out))
-    return LiveNetwork(ganache, done.deployment, done.path)
+    return LiveNetwork.deploy(ganache, profile, out)
 
 
 @pytest_asyncio.fixture
