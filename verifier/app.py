@@ -10,20 +10,20 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from aiohttp import web
 
 from efedllm.chain import keystore
 from efedllm.chain.client import Chain
 from efedllm.chain.deployment import Deployment
-from efedllm.chain.types import ChainTime
+from efedllm.chain.types import BatchInfo, ChainTime
 from efedllm.errors import ChainError, ConfigError
 from efedllm.logs import get_logger
-from verifier.audit import AbstainError, Auditor, AuditTask
+from verifier.audit import AbstainError, Auditor, AuditTask, NodeAudit
 from verifier.config import VerifierConfig
 from verifier.duties import Duties, take_seat
 from verifier.fetch import FetchLimits, NodeReader
@@ -38,6 +38,17 @@ _HEALTHY_FOR = 60.0
 _PREPARE_AT = 0.9
 
 
+class AuditsNodes(Protocol):
+    """What a verifier asks of its auditor; `verifier.audit.Auditor` says what each must do and raise."""
+
+    async def audit(self, task: AuditTask) -> NodeAudit: ...
+
+    async def prepare(self, batch: BatchInfo) -> None: ...
+
+
+Wrapper = Callable[[AuditsNodes], AuditsNodes]
+
+
 class Verifier:
     """One verifier on one chain. `tick` looks once and acts once; `run` repeats it until `stop`."""
 
@@ -45,7 +56,7 @@ class Verifier:
         self,
         chain: Chain,
         store: Store,
-        auditor: Auditor,
+        auditor: AuditsNodes,
         metrics: Metrics,
         health: Health,
         config: VerifierConfig,
@@ -191,9 +202,12 @@ def store_path(home: Path, deployment: Deployment, address: str) -> Path:
 
 @contextlib.asynccontextmanager
 async def open_verifier(
-    config: VerifierConfig, metrics: Metrics, health: Health, log: Any
+    config: VerifierConfig, metrics: Metrics, health: Health, log: Any, auditor_wrapper: Wrapper | None = None
 ) -> AsyncIterator[tuple[Verifier, Chain]]:
-    """A seated verifier with everything it holds open. Raises ConfigError and ChainError."""
+    """A seated verifier with everything it holds open. `auditor_wrapper` gives what is asked in place of the auditor.
+
+    Raises ConfigError and ChainError.
+    """
     deployment = Deployment.load(config.deployment)
     account = keystore.load(config.keystore, config.password)
     tag = network_tag(deployment, str(account.address))
@@ -214,7 +228,11 @@ async def open_verifier(
         limits = FetchLimits(total=max(5.0, deployment.epoch_length / 12), memory=deployment.epoch_length / 3)
         reader = await stack.enter_async_context(NodeReader(limits))
         await warm
-        auditor = Auditor(chain, reader, house, config.home / "reports", chain.account_address, config.fee_ref_tokens)
+        auditor: AuditsNodes = Auditor(
+            chain, reader, house, config.home / "reports", chain.account_address, config.fee_ref_tokens
+        )
+        if auditor_wrapper is not None:
+            auditor = auditor_wrapper(auditor)
         yield Verifier(chain, store, auditor, metrics, health, config, log), chain
 
 

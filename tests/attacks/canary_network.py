@@ -178,8 +178,10 @@ async def canary_network(live: LiveNetwork, home: Path, published: Path) -> Asyn
             published=published,
             stack=stack,
         )
-        verifiers = [await enter_verifier(stack, network.config(index)) for index in VERIFIERS]
-        verifiers[-1]._auditor = LazyAuditor()  # type: ignore[assignment]
+        verifiers = []
+        for index in VERIFIERS:
+            wrapper = LazyAuditor if index == LAZY else None
+            verifiers.append(await enter_verifier(stack, network.config(index), wrapper))
         made = CanaryNetwork(network, lab, [], [], verifiers, *clients)
         made.apps.append(await lab.start(1, LAYERS[0]))
         planter = live.account(PLANTER).address

@@ -31,7 +31,7 @@ from efedllm.sampling import SamplingSpec
 from tests.live_network import LiveNetwork
 from tests.verifier.audit_lab import RANGES, Trace, job_spec
 from tests.verifier.served_node import Job, Lies, ServedNode
-from verifier.app import Verifier, open_verifier
+from verifier.app import Verifier, Wrapper, open_verifier
 from verifier.config import VerifierConfig
 from verifier.duties import take_seat
 from verifier.metrics import Health, Metrics
@@ -217,8 +217,9 @@ async def verifiers(network: Network, indexes: Sequence[int] = VERIFIERS) -> Asy
         yield made
 
 
-async def enter_verifier(stack: AsyncExitStack, config: VerifierConfig) -> Verifier:
-    verifier, _ = await stack.enter_async_context(open_verifier(config, Metrics(), Health(60), get_logger("test")))
+async def enter_verifier(stack: AsyncExitStack, config: VerifierConfig, wrapper: Wrapper | None = None) -> Verifier:
+    opened = open_verifier(config, Metrics(), Health(60), get_logger("test"), wrapper)
+    verifier, _ = await stack.enter_async_context(opened)
     stack.push_async_callback(verifier.cancel_audits)
     return verifier
 
