@@ -26,23 +26,20 @@ import numpy.typing as npt
 from bench.attacks.fleet import Machine, compute, machines, native_machines, strained
 from bench.attacks.fleet_worker import MODES, TEXT_MODES
 from bench.calibrate_cheats import CalibrationShop, armed, cheats
+from bench.limits import tau_of
 from efedllm.engine.protocol import Executor, StepItem
 from efedllm.engine.select import load_executor
 from efedllm.errors import ConfigError, ModelError
 from efedllm.models.manifest import ENCODERS, Manifest
 from efedllm.models.packing import PACKED_BITS
 from efedllm.models.tokenizer import open_tokenizer
-from efedllm.models.tolerance import ATTACK_MARGIN, LEAST_TAU, MOST_TAU, Tolerance
+from efedllm.models.tolerance import ATTACK_MARGIN, MOST_TAU, Tolerance
 from verifier.statistic import ROUNDING
 
 Rows = npt.NDArray[np.float32]
 Deviations = npt.NDArray[np.float64]
 Say = Callable[[str], None]
 
-HONEST_MARGIN = 8.0
-"""The limit is at least this many times the largest honest deviation (verification design, 3.7)."""
-SIGMAS = 10.0
-"""And at least this many standard deviations above the mean, of the logarithms."""
 _LENGTHS = (32, 96, 128)
 _DECODED = 2  # sequences of a kind that every machine also decodes one by one
 
@@ -92,7 +89,7 @@ def decide(honest_max: float, log_mean: float, log_sd: float, attacks: Mapping[s
     Raises ConfigError "no-tolerance" where none would tell anybody from anybody: honest machines stray as far as the
     weakest cheat, or so unevenly that a hop that computes nothing (deviation 1) would be within the limit.
     """
-    tau = max(HONEST_MARGIN * honest_max, math.exp(min(log_mean + SIGMAS * log_sd, 0.0)), LEAST_TAU)
+    tau = tau_of(honest_max, log_mean, log_sd)
     weakest = min(attacks, key=lambda name: attacks[name])
     if honest_max >= attacks[weakest] or tau >= MOST_TAU:
         raise ConfigError(

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from bench.attacks.figures import rule_of_three
 from bench.attacks.fleet_worker import MODES
 from bench.attacks.lab import LAYERS, RANGES, Lab, Progress, prefilled
+from bench.limits import tau_of
 from efedllm.commitments.canonical import WireDtype, decode, encode
 from efedllm.kernels.native import SWITCH, library
 from verifier.statistic import FAIL_AT, Outcome, compare, per_position
@@ -100,9 +101,8 @@ class Findings:
     accused_inputs: dict[str, int] = field(default_factory=dict)
 
     def _calibrated(self, mean: float, spread: float) -> float:
-        """The tolerance that these findings ask for: 8 times the largest, and 10 deviations above the mean logarithm.
-        The statistic is in units of tau."""
-        return self.tau * max(8 * self.worst, math.exp(mean + 10 * spread))
+        """The tolerance that these findings ask for. The statistic is in units of tau."""
+        return tau_of(self.tau * self.worst, math.log(self.tau) + mean, spread)
 
     def report(self) -> dict[str, Any]:
         mean = self.log_sum / self.log_count if self.log_count else None

@@ -16,7 +16,6 @@ from bench.attacks.adversarial import backdoored
 from bench.attacks.fleet import Machine, native_machines
 from bench.attacks.weights import Edit, falsify
 from bench.calibrate import (
-    HONEST_MARGIN,
     CalibrateOptions,
     calibrate,
     decide,
@@ -26,6 +25,7 @@ from bench.calibrate import (
     prefilled,
 )
 from bench.calibrate_cheats import CalibrationShop, armed, changes, cheats, one_matrix
+from bench.limits import HONEST_MARGIN
 from efedllm.commitments.canonical import WireDtype
 from efedllm.compression import CompressOptions, compress
 from efedllm.engine.select import load_executor
