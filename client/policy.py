@@ -154,6 +154,7 @@ _SESSION_ERRORS = frozenset(
         "price-too-low",
         "session-expired",
         "session-not-open",
+        "session-too-old",
         "voucher-exceeds-deposit",
         "voucher-not-monotone",
         "wrong-session",

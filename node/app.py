@@ -37,6 +37,7 @@ from node.home import HomeLock, listen, load_signer
 from node.http import make_app
 from node.jobcore import Workshop
 from node.metrics import Metrics
+from node.origin import establish
 from node.payment import Account, billed_on_crash
 from node.registration import Offer, Terms, ensure_registered, ensure_stake, terms, wait_for_signer
 from node.scheduler import BatchLimits
@@ -117,7 +118,8 @@ class NodeApp:
         traces = Traces(config.home / "traces")
         stack.callback(traces.close)
         await self._recover(store, traces)
-        book = Book(chain, store, facts, config.limits.rpc_patience)
+        origin = await establish(chain, store, config.home / DATABASE)
+        book = Book(chain, store, facts, config.limits.rpc_patience, origin)
         await book.load()
         metrics = Metrics()
         batcher = Batcher(executor, pool, _batch_limits(config))
@@ -133,6 +135,7 @@ class NodeApp:
             limits=config.limits,
             credit=config.credit_tokens,
             metrics=metrics,
+            endpoint=self.endpoint,
         )
         identity = Identity(chain.efl_domain, self.address, signer)
         canaries = CanaryStore(store.engine)

@@ -15,6 +15,7 @@ from efedllm.commitments.signing import check
 from efedllm.errors import ChainError, ProtocolError
 from efedllm.logs import get_logger
 from node.checks import NodeFacts
+from node.origin import session_too_old
 from node.payment import CLOSED, OPEN, Account, Standing, Unsettled, check_share, check_voucher
 from node.records import SessionRecord
 from node.store import Store
@@ -26,10 +27,13 @@ FRESH = 15.0  # seconds for which what the chain said of a session or node is us
 
 @dataclass
 class Entry:
-    """One session in memory. `running`: tokens each of its running jobs has used, at least those of its prompt."""
+    """One session in memory. `running`: tokens each of its running jobs has used, at least those of its prompt.
+    `young`: known to have been opened after the store's origin.
+    """
 
     record: SessionRecord
     asked: float
+    young: bool = False
     running: dict[bytes, int] = field(default_factory=dict)
     taking: asyncio.Lock = field(default_factory=asyncio.Lock)  # one voucher at a time
 
@@ -41,13 +45,17 @@ class Entry:
 
 
 class Book:
-    """Sessions by id, backed by the store. The chain is asked when what is known is old; it may be down for a while."""
+    """Sessions by id, backed by the store. The chain is asked when what is known is old; it may be down for a while.
 
-    def __init__(self, chain: Chain, store: Store, facts: NodeFacts, patience: float) -> None:
+    origin: block after which sessions must have been opened (`node.origin`).
+    """
+
+    def __init__(self, chain: Chain, store: Store, facts: NodeFacts, patience: float, origin: int) -> None:
         self._chain = chain
         self._store = store
         self._facts = facts
         self._patience = patience
+        self._origin = origin
         self._entries: dict[bytes, Entry] = {}
         self._nodes: dict[str, tuple[float, NodeInfo]] = {}
         self._log = get_logger("sessions")
@@ -64,8 +72,8 @@ class Book:
         return len(self._entries)
 
     async def enter(self, key: SessionKey, hop: int, own_price: int) -> Entry:
-        """The entry of a session that is open on chain now. ProtocolError "session-not-open", "price-too-low", or the
-        ChainError that kept us from finding out.
+        """The entry of a session that is open on chain now. ProtocolError "session-not-open", "session-too-old",
+        "price-too-low", or the ChainError that kept us from finding out.
         """
         session_id = key.session_id(*self._chain.escrow_domain)
         entry = self._entries.get(session_id)
@@ -78,6 +86,10 @@ class Book:
                 "session-not-open", f"Session 0x{session_id.hex()} is not open on chain.", "Open a session first."
             )
         check_share(own_price, entry.record.price, key.shares[hop], len(key.nodes))
+        # Last: it may take several looks at the chain, which only what is paid for is worth.
+        entry.young = entry.young or await self._patiently(self._chain.opened_after(session_id, self._origin))
+        if not entry.young:
+            raise session_too_old(session_id)
         return entry
 
     async def _first_seen(self, session_id: bytes, key: SessionKey, hop: int) -> Entry:

@@ -109,6 +109,16 @@ def _check_size(msg: OpenJobMsg, facts: NodeFacts) -> None:
             raise ProtocolError("bad-token", f"Token ids must be below {facts.vocab}.", "Use the model's tokenizer.")
 
 
+def check_own(own: NodeInfo, signer: str, endpoint: str) -> None:
+    """Whether the registry means this process. Two processes of one account could sign two commitments for one job."""
+    if (own.signer, own.endpoint) != (signer, endpoint):
+        raise ProtocolError(
+            "replaced",
+            f"Node {own.address} is registered with another key or endpoint than this process has.",
+            "Choose another node.",
+        )
+
+
 def check_route(msg: OpenJobMsg, nodes: Sequence[NodeInfo]) -> tuple[RouteHop, ...]:
     """The route as the chain knows it (its endpoints and signers, not the client's), if the client's agrees."""
     if len(msg.route) != len(msg.session_key.nodes):
@@ -245,3 +255,8 @@ def ended(token: int, generated: int, max_new: int, eos: int) -> str | None:
     if token == eos:
         return "eos"
     return "length" if generated >= max_new else None
+
+
+def job_exists() -> ProtocolError:
+    """A job number is used once."""
+    return ProtocolError("job-exists", "This job number of the session was used before.", "Use the next one.")

@@ -31,7 +31,7 @@ from node.wiring import Progress, own_hop, wire
 
 @dataclass(frozen=True)
 class Workshop:
-    """What every job of a node shares."""
+    """What every job of a node shares. `endpoint`: where this process is registered to be reached."""
 
     facts: NodeFacts
     domain: Domain
@@ -44,6 +44,7 @@ class Workshop:
     limits: Limits
     credit: int
     metrics: Metrics
+    endpoint: str
 
 
 class Over(Exception):  # noqa: N818  (not an error: the actor's way out)
@@ -127,10 +128,11 @@ class JobCore:
         billed = self._billed(own.tokens)
         emitted = None if own.emitted is None else ids_bytes(list(own.emitted))
         await self._trace.finish()
-        await shop.store.finish_job(
-            self.id,
-            Committed(signed, digest, leaf_salt(self.record, own.tokens), emitted, wiring.envelopes, billed),
-        )
+        salt = leaf_salt(self.record, own.tokens)
+        done = Committed(signed, digest, salt, emitted, wiring.envelopes, billed, self._prev_commit)
+        # From here on nothing but this commitment may ever be shown for the job: two of them cost half the stake.
+        if not await shop.store.finish_job(self.id, done):
+            raise ProtocolError("job-ended", "The job has ended already.")
         shop.book.bill(self._entry, self.id, billed)
         message = CommitMsg(commit, signed.signature)
         try:
@@ -151,9 +153,10 @@ class JobCore:
     async def _end(self, status: str, billed: int, fault: str | None = None) -> None:
         """End without a commitment."""
         await self._trace.abandon()
-        await self._shop.store.end_job(self.id, status, self._progress.done, billed, fault, self._wiring.envelopes)
-        self._shop.book.bill(self._entry, self.id, billed)
-        self._shop.metrics.ended(status)
+        evidence = self._wiring.envelopes
+        if await self._shop.store.end_job(self.id, status, self._progress.done, billed, fault, evidence):
+            self._shop.book.bill(self._entry, self.id, billed)
+            self._shop.metrics.ended(status)
         raise Over
 
     async def _abort(self, error: EfedError, source: Link | None = None) -> None:

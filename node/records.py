@@ -51,7 +51,9 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class Committed:
-    """How a job ended well: our commitment and what is needed to show it. `salt`: of its leaf."""
+    """How a job ended well: our commitment and what is needed to show it. `salt`: of its leaf. `previous`: what the hop
+    before signed to us.
+    """
 
     signed: SignedCommit
     digest: bytes
@@ -59,6 +61,7 @@ class Committed:
     emitted: bytes | None
     envelopes: tuple[EnvelopeRecord, ...]
     billed: int
+    previous: SignedCommit | None = None
 
 
 @dataclass(frozen=True)
@@ -103,3 +106,13 @@ class BoundaryPlace:
     incoming: bool
     wire_dtype: int
     count: int
+
+
+@dataclass(frozen=True)
+class OriginRecord:
+    """`block`: only of sessions opened in later ones the store surely knows every job. `file`: number of the store's
+    file in the file system, which a copy does not share.
+    """
+
+    block: int
+    file: str

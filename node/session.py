@@ -25,7 +25,7 @@ from efedllm.wire.messages import (
 from node import events
 from node.book import Entry
 from node.canary import CanaryDesk
-from node.checks import Load, check_open, check_route
+from node.checks import Load, check_open, check_own, check_route, job_exists
 from node.job import Job
 from node.jobcore import Workshop
 from node.links import Link, Neighbours
@@ -189,11 +189,14 @@ class Desk:
         check_open(msg, session_id, shop.facts, shop.domain, shop.clock.time, self._load(session_id))
         canary = self._canaries.consent(msg, shop.domain)
         job_id = spec.job_id
-        if job_id in self._jobs or job_id in self._opening or await shop.store.has_job(job_id):
-            raise ProtocolError("job-exists", "This job number of the session was used before.", "Use the next one.")
+        if job_id in self._jobs or job_id in self._opening:
+            raise job_exists()
+        # Taken before anything is waited for: the same number may be asked for on another connection meanwhile.
         self._opening[job_id] = session_id
         self._idle.clear()
         try:
+            if await shop.store.has_job(job_id):
+                raise job_exists()
             await self._admit(link, msg, canary)
         finally:
             del self._opening[job_id]
@@ -203,6 +206,7 @@ class Desk:
         shop, spec = self.shop, msg.job_spec
         # Our own registration, then the session, which costs money: only for that we ask about everybody else.
         (own,) = await shop.book.route((shop.facts.address,))
+        check_own(own, shop.signer.address, shop.endpoint)
         entry = await shop.book.enter(msg.session_key, msg.hop, own.price_per_ktok)
         route = check_route(msg, await shop.book.route(msg.session_key.nodes))
         if msg.voucher is not None and msg.voucher_signature is not None:

@@ -9,20 +9,33 @@ from typing import Any
 
 from sqlalchemy import RowMapping, and_, delete, event, func, insert, or_, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from efedllm.commitments.evidence import EnvelopeRecord
-from efedllm.commitments.messages import Envelope, HopCommit, JobSpec, RouteHop, SessionKey, SignedCommit, Voucher
+from efedllm.commitments.messages import SignedCommit, Voucher
+from node.checks import job_exists
 from node.records import (
     BatchRecord,
     BoundaryPlace,
     Committed,
     JobRecord,
     LeafRecord,
+    OriginRecord,
     PendingLeaf,
     SessionRecord,
 )
-from node.tables import batches, canaries, envelopes, jobs, metadata, rewards, sessions
+from node.rows import (
+    batch_of,
+    envelope_of,
+    envelope_rows,
+    job_of,
+    place_of,
+    session_columns,
+    session_of,
+    signed_of,
+)
+from node.tables import batches, canaries, envelopes, jobs, metadata, origins, predecessors, rewards, sessions
 
 
 def _pragmas(connection: Any, _record: Any) -> None:
@@ -72,7 +85,7 @@ class Store:
 
     async def sessions(self) -> list[SessionRecord]:
         """Every session not yet closed, and closed ones with jobs still kept."""
-        return [_session(row) for row in await self._rows(select(sessions))]
+        return [session_of(row) for row in await self._rows(select(sessions))]
 
     async def add_session(self, record: SessionRecord) -> None:
         """Keep a session we saw for the first time."""
@@ -117,7 +130,7 @@ class Store:
         return await self._first(select(jobs.c.number).where(jobs.c.job_id == job_id)) is not None
 
     async def add_job(self, record: JobRecord) -> None:
-        """Keep a job before any work on it."""
+        """Keep a job before any work on it. ProtocolError "job-exists" when its number was used."""
         statements: list[Any] = [
             insert(jobs).values(
                 job_id=record.job_id,
@@ -134,15 +147,22 @@ class Store:
         ]
         if (canary := record.canary) is not None:
             statements.append(insert(canaries).values(job_id=record.job_id, consent=canary.consent, nonce=canary.nonce))
-        await self._write(*statements)
+        try:
+            await self._write(*statements)
+        except IntegrityError as error:
+            raise job_exists() from error
 
-    async def finish_job(self, job_id: bytes, done: Committed) -> None:
-        """Keep a commitment with its evidence, and bill the session; before the commitment is shown to anyone."""
+    async def finish_job(self, job_id: bytes, done: Committed) -> bool:
+        """Keep a commitment with its evidence, and bill the session; before the commitment is shown to anyone.
+
+        False, and nothing is kept, when the job has ended: its commitment must not be shown.
+        """
         commit = done.signed.commit
-        await self._end(
+        return await self._end(
             job_id,
             done.billed,
             done.envelopes,
+            done.previous,
             status="done",
             emitted=done.emitted,
             positions=commit.tokens,
@@ -163,44 +183,53 @@ class Store:
         billed: int,
         fault: str | None = None,
         evidence: Sequence[EnvelopeRecord] = (),
-    ) -> None:
-        """Keep the end of a job without a commitment: status "aborted" or "cancelled"."""
-        await self._end(job_id, billed, evidence, status=status, positions=positions, fault=fault)
+    ) -> bool:
+        """Keep the end of a job without a commitment: status "aborted" or "cancelled". False when it had ended."""
+        return await self._end(job_id, billed, evidence, None, status=status, positions=positions, fault=fault)
 
-    async def _end(self, job_id: bytes, billed: int, evidence: Sequence[EnvelopeRecord], **values: Any) -> None:
+    async def _end(
+        self,
+        job_id: bytes,
+        billed: int,
+        evidence: Sequence[EnvelopeRecord],
+        previous: SignedCommit | None,
+        **values: Any,
+    ) -> bool:
+        """A job ends once, whatever becomes of the process: a second commitment for it would cost half the stake."""
         mine = select(jobs.c.session_id).where(jobs.c.job_id == job_id).scalar_subquery()
-        rows = [
-            {
-                "job_id": e.envelope.job_id,
-                "boundary": e.envelope.boundary,
-                "from_pos": e.envelope.from_pos,
-                "n": e.envelope.n,
-                "prev": e.envelope.prev,
-                "chunk_hash": e.envelope.chunk_hash,
-                "sender_sig": e.sender_sig,
-                "receiver_sig": e.receiver_sig,
-            }
-            for e in evidence
-        ]
+        rows = envelope_rows(evidence)
         async with self._engine.begin() as connection:
-            await connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(**values))
+            ended = await connection.execute(
+                update(jobs).where(and_(jobs.c.job_id == job_id, jobs.c.status == "open")).values(**values)
+            )
+            if ended.rowcount != 1:
+                return False
             await connection.execute(
                 update(sessions).where(sessions.c.session_id == mine).values(billed=sessions.c.billed + billed)
             )
             if rows:
                 await connection.execute(upsert(envelopes).on_conflict_do_nothing(), rows)
+            if previous is not None:
+                kept = {"commit_json": json.dumps(previous.commit.to_json()), "commit_sig": previous.signature}
+                await connection.execute(insert(predecessors).values(job_id=job_id, **kept))
+            return True
 
     async def unfinished(self) -> list[tuple[JobRecord, SessionRecord]]:
         """Jobs that a previous process left open."""
         rows = await self._rows(
-            select(jobs, *_session_columns()).join_from(jobs, sessions).where(jobs.c.status == "open")
+            select(jobs, *session_columns()).join_from(jobs, sessions).where(jobs.c.status == "open")
         )
-        return [(_job(row), _session(row, "s_")) for row in rows]
+        return [(job_of(row), session_of(row, "s_")) for row in rows]
 
     async def receipt(self, job_id: bytes) -> SignedCommit | None:
         """Our signed commitment of a job."""
         row = await self._first(select(jobs).where(and_(jobs.c.job_id == job_id, jobs.c.status == "done")))
-        return None if row is None else _signed(row)
+        return None if row is None else signed_of(row)
+
+    async def previous(self, job_id: bytes) -> SignedCommit | None:
+        """What the hop before signed to us about a job that we committed to."""
+        row = await self._first(select(predecessors).where(predecessors.c.job_id == job_id))
+        return None if row is None else signed_of(row)
 
     async def audited_epoch(self, job_id: bytes) -> int | None:
         """Epoch of the batch on chain that holds a job's leaf; None when there is none."""
@@ -216,14 +245,14 @@ class Store:
         row = await self._first(
             select(jobs).where(and_(jobs.c.status == "done", or_(jobs.c.in_root == root, jobs.c.out_root == root)))
         )
-        return None if row is None else _place(row, incoming=row["in_root"] == root)
+        return None if row is None else place_of(row, incoming=row["in_root"] == root)
 
     async def boundary_of(self, job_id: bytes, boundary: int) -> BoundaryPlace | None:
         """The rows of one boundary of a committed job, None when we are at neither end of it."""
         row = await self._first(select(jobs).where(and_(jobs.c.job_id == job_id, jobs.c.status == "done")))
         if row is None or boundary not in (row["hop"], row["hop"] + 1):
             return None
-        return _place(row, incoming=boundary == row["hop"])
+        return place_of(row, incoming=boundary == row["hop"])
 
     async def evidence(self, job_id: bytes, boundary: int) -> list[EnvelopeRecord]:
         """Envelopes of one boundary in position order."""
@@ -232,14 +261,7 @@ class Store:
             .where(and_(envelopes.c.job_id == job_id, envelopes.c.boundary == boundary))
             .order_by(envelopes.c.from_pos)
         )
-        return [
-            EnvelopeRecord(
-                Envelope(job_id, boundary, row["from_pos"], row["n"], row["chunk_hash"], row["prev"]),
-                row["sender_sig"],
-                row["receiver_sig"],
-            )
-            for row in rows
-        ]
+        return [envelope_of(row) for row in rows]
 
     async def counts(self) -> dict[str, int]:
         """Jobs by status."""
@@ -277,7 +299,7 @@ class Store:
     async def planned(self) -> BatchRecord | None:
         """The batch whose transaction may or may not have been mined."""
         row = await self._first(select(batches).where(batches.c.status == "planned"))
-        return None if row is None else _batch(row)
+        return None if row is None else batch_of(row)
 
     async def last_posted_epoch(self) -> int:
         """Epoch of the newest batch on chain, 0 before the first."""
@@ -303,13 +325,13 @@ class Store:
         if row is None:
             return None
         leaves = await self._rows(
-            select(jobs, *_session_columns())
+            select(jobs, *session_columns())
             .join_from(jobs, sessions)
             .where(jobs.c.batch == row["number"])
             .order_by(jobs.c.place)
         )
-        return _batch(row), [
-            LeafRecord(_signed(leaf), leaf["salt"], _session(leaf, "s_").key, _job(leaf), leaf["emitted"])
+        return batch_of(row), [
+            LeafRecord(signed_of(leaf), leaf["salt"], session_of(leaf, "s_").key, job_of(leaf), leaf["emitted"])
             for leaf in leaves
         ]
 
@@ -341,6 +363,27 @@ class Store:
             .values(batch=None, late=2, in_root=None, out_root=None, prompt=None),
         )
 
+    # --- what this file knows all of ---
+
+    async def origin(self, network: str) -> OriginRecord | None:
+        """From where on this file knows all that was signed for a network; None when it was never used there."""
+        row = await self._first(select(origins).where(origins.c.network == network))
+        return None if row is None else OriginRecord(row["block"], row["file"])
+
+    async def set_origin(self, network: str, record: OriginRecord) -> None:
+        """Replace it."""
+        values = {"block": record.block, "file": record.file}
+        await self._write(
+            upsert(origins)
+            .values(network=network, **values)
+            .on_conflict_do_update(index_elements=["network"], set_=values)
+        )
+
+    async def next_seq(self) -> int:
+        """Number of the next batch, as far as this file knows."""
+        row = await self._first(select(func.max(batches.c.seq).label("seq")))
+        return 0 if row is None or row["seq"] is None else int(row["seq"]) + 1
+
     # --- rewards ---
 
     async def reward(self, epoch: int) -> tuple[bool, bool]:
@@ -353,52 +396,3 @@ class Store:
         await self._write(
             upsert(rewards).values(epoch=epoch, **values).on_conflict_do_update(index_elements=["epoch"], set_=values)
         )
-
-
-def _session_columns() -> list[Any]:
-    return [column.label(f"s_{column.name}") for column in sessions.c]
-
-
-def _session(row: RowMapping, prefix: str = "") -> SessionRecord:
-    voucher = row[f"{prefix}voucher_json"]
-    return SessionRecord(
-        session_id=row[f"{prefix}session_id"],
-        key=SessionKey.from_json(json.loads(row[f"{prefix}key_json"])),
-        hop=row[f"{prefix}hop"],
-        price=row[f"{prefix}price"],
-        deposit=int(row[f"{prefix}deposit"]),
-        settled=int(row[f"{prefix}settled"]),
-        status=row[f"{prefix}status"],
-        cumulative=int(row[f"{prefix}cumulative"]),
-        voucher=None if voucher is None else Voucher.from_json(json.loads(voucher)),
-        voucher_sig=row[f"{prefix}voucher_sig"],
-        billed=row[f"{prefix}billed"],
-    )
-
-
-def _job(row: RowMapping) -> JobRecord:
-    return JobRecord(
-        job_id=row["job_id"],
-        session_id=row["session_id"],
-        hop=row["hop"],
-        hops=row["hops"],
-        spec=JobSpec.from_json(json.loads(row["spec_json"])),
-        spec_sig=row["spec_sig"],
-        route=tuple(RouteHop.from_json(hop) for hop in json.loads(row["route_json"])),
-        prompt=row["prompt"],
-        in_row=row["in_row"],
-    )
-
-
-def _signed(row: RowMapping) -> SignedCommit:
-    return SignedCommit(HopCommit.from_json(json.loads(row["commit_json"])), row["commit_sig"])
-
-
-def _batch(row: RowMapping) -> BatchRecord:
-    return BatchRecord(row["number"], row["seq"], row["epoch"], row["root"], row["count"], row["status"])
-
-
-def _place(row: RowMapping, *, incoming: bool) -> BoundaryPlace:
-    boundary = row["hop"] if incoming else row["hop"] + 1
-    spec = JobSpec.from_json(json.loads(row["spec_json"]))
-    return BoundaryPlace(row["job_id"], boundary, incoming, spec.wire_dtype, row["positions"])

@@ -110,3 +110,22 @@ rewards = Table(
     Column("weighed", Integer, nullable=False, default=0),
     Column("claimed", Integer, nullable=False, default=0),
 )
+
+# What the hop before signed to us, of jobs that we committed to: shown where it signed something else as well.
+predecessors = Table(
+    "predecessors",
+    metadata,
+    Column("job_id", LargeBinary(32), ForeignKey("jobs.job_id"), primary_key=True),
+    Column("commit_json", Text, nullable=False),
+    Column("commit_sig", LargeBinary(65), nullable=False),
+)
+
+# By network: jobs of sessions opened up to `block` may have been signed for by another file than this one, which is
+# known by its number in the file system.
+origins = Table(
+    "origins",
+    metadata,
+    Column("network", Text, primary_key=True),
+    Column("block", BigInteger, nullable=False),
+    Column("file", Text, nullable=False),
+)

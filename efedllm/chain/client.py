@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -15,7 +16,7 @@ from efedllm.chain.codec import Codec
 from efedllm.chain.connection import Rpc, RpcError
 from efedllm.chain.deployment import Deployment
 from efedllm.chain.eventfile import EventFile
-from efedllm.chain.readers import Readers
+from efedllm.chain.readers import LOG_CHUNK, Readers
 from efedllm.chain.reverts import decode_revert
 from efedllm.chain.sender import Receipt, Sender
 from efedllm.chain.types import ChainEvent, ChainTime, TxResult, chain_time
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from efedllm.commitments.messages import Domain
 
 BlockTag = int | str
-
-# eth_getLogs is refused by many servers beyond some ten thousand blocks.
-LOG_CHUNK = 5000
 
 
 class Chain(Readers):
@@ -259,18 +257,24 @@ class Chain(Readers):
         return None if block is None else bytes.fromhex(block["hash"][2:])
 
     async def events(
-        self, contract: str, *names: str, from_block: int | None = None, to_block: int | None = None
+        self,
+        contract: str,
+        *names: str,
+        from_block: int | None = None,
+        to_block: int | None = None,
+        indexed: Sequence[bytes] = (),
     ) -> list[ChainEvent]:
         """Events of a contract (all, or those called `names`) in a block range, both ends included.
 
-        By default from the deployment to the latest block.
+        By default from the deployment to the latest block. indexed: first indexed values (32 bytes) of the named ones.
         """
         codec = self.codec(contract)
         start = self.deployment.block if from_block is None else from_block
         end = await self.block_number() if to_block is None else to_block
         request: dict[str, Any] = {"address": self.address(contract)}
         if names:
-            request["topics"] = [["0x" + codec.topic(name).hex() for name in names]]
+            topics = [["0x" + codec.topic(name).hex() for name in names]]
+            request["topics"] = topics + [["0x" + value.hex()] for value in indexed]
         found: list[ChainEvent] = []
         while start <= end:
             stop = min(end, start + LOG_CHUNK - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from eth_utils.address import to_checksum_address
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from efedllm.chain.ledger import Ledger
     from efedllm.chain.types import ChainTime
 
+# eth_getLogs is refused by many servers beyond some ten thousand blocks.
+LOG_CHUNK = 5000
+
 
 class Readers:
     """Reads that need several calls or the event log. `Chain` supplies the transport."""
@@ -32,7 +36,12 @@ class Readers:
         raise NotImplementedError
 
     async def events(
-        self, contract: str, *names: str, from_block: int | None = None, to_block: int | None = None
+        self,
+        contract: str,
+        *names: str,
+        from_block: int | None = None,
+        to_block: int | None = None,
+        indexed: Sequence[bytes] = (),
     ) -> list[ChainEvent]:
         """See Chain.events."""
         raise NotImplementedError
@@ -171,6 +180,18 @@ class Readers:
         """A session as of a block."""
         view = await self.call("SessionEscrow", "sessionOf", session_id, block=block)
         return SessionInfo(session_id, view.deposit, view.settled, view.closesAt, view.feeBps, view.status)
+
+    async def opened_after(self, session_id: bytes, block: int) -> bool:
+        """Whether a session was opened in a later block than `block`; looked for from the newest one back."""
+        end = await self.block_number()
+        while end > block:
+            start = max(block + 1, end - LOG_CHUNK + 1)
+            if await self.events(
+                "SessionEscrow", "SessionOpened", from_block=start, to_block=end, indexed=(session_id,)
+            ):
+                return True
+            end = start - 1
+        return False
 
     async def verifiers(self) -> list[VerifierInfo]:
         """Verifiers that hold a seat now or will from the next epoch on, in order of taking it."""
