@@ -18,6 +18,9 @@ DEFAULT_HOME = Path("~/.efedllm")
 CONFIG_FILE = "efedllm.toml"
 NETWORK_FILE = "network.json"
 
+Device = Literal["cpu", "cuda"]
+"""Where the layers of a model are computed."""
+
 
 class Settings(BaseSettings):
     """Each field is a flag of the same name, and EFEDLLM_<NAME> in the environment. Make one with `load`."""

@@ -20,9 +20,9 @@ from efedllm.chain import Chain, Deployment, format_amount, keystore, parse_amou
 from efedllm.chain.connection import LOCAL_CHAIN_IDS
 from efedllm.commitments.eip712 import parse_hex
 from efedllm.errors import ConfigError, EfedError, ProtocolError
-from efedllm.settings import Settings, local_members
+from efedllm.settings import Device, Settings, local_members
 from efedllm.sizes import parse_size
-from node.config import Compute, Device
+from node.config import Compute
 from node.flags import (
     CanaryClients,
     Credit,
@@ -160,7 +160,7 @@ def run(
         typer.Option("--compute", help="Dtype of a float model. bfloat16 is declared in every commitment."),
     ] = "float32",
     device: Annotated[
-        Device, typer.Option("--device", help="Where a float model computes; --ram is then the GPU's.")
+        Device, typer.Option("--device", help="Where a causal model computes; --ram is then the GPU's.")
     ] = "cpu",
     ram: Ram = None,
     canary_client: CanaryClients = None,

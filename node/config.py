@@ -8,9 +8,9 @@ from typing import Literal
 
 from efedllm.commitments.hashing import as_address, as_h32
 from efedllm.errors import ConfigError, ProtocolError
+from efedllm.settings import Device
 
 Compute = Literal["float32", "bfloat16"]
-Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class NodeConfig:
     credit_tokens: int = 64  # tokens worked ahead of the vouchers, beyond the prompt
     threads: int = 1
     compute: Compute = "float32"  # dtype of a float model; an exact one has its own arithmetic
-    device: Device = "cpu"  # of a float model's layers; with "cuda" `ram` is about the GPU's memory
+    device: Device = "cpu"  # of the layers; with "cuda" `ram` is about the GPU's memory
     ram: int | None = None  # bytes for weights, caches and activations; everything is held in memory when None
     rpc_budget: float = 30.0  # seconds a request waits out an outage of the RPC server
     retire: bool = False  # leave the registry when drained

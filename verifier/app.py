@@ -31,7 +31,7 @@ from verifier.metrics import Health, Metrics, serve
 from verifier.observe import Observer
 from verifier.plan import Audit, AuditNode, plan, plan_claims
 from verifier.store import Store
-from verifier.weights import EngineHouse, load_shard, warm_up
+from verifier.weights import EngineHouse, check_device, load_shard, warm_up
 
 _HEALTHY_FOR = 60.0
 # Share of an epoch after which its batches are posted and the weights for their audit are fetched.
@@ -206,8 +206,10 @@ async def open_verifier(
 ) -> AsyncIterator[tuple[Verifier, Chain]]:
     """A seated verifier with everything it holds open. `auditor_wrapper` gives what is asked in place of the auditor.
 
-    Raises ConfigError and ChainError.
+    Raises ConfigError and ChainError, and ModelError for a device that cannot be used.
     """
+    if config.device != "cpu":
+        await asyncio.to_thread(check_device, config.device)
     deployment = Deployment.load(config.deployment)
     account = keystore.load(config.keystore, config.password)
     tag = network_tag(deployment, str(account.address))
@@ -216,7 +218,7 @@ async def open_verifier(
         chain = await stack.enter_async_context(
             await Chain.connect(config.rpc_url, deployment, account, budget=config.rpc_budget, journal=journal)
         )
-        loader = partial(load_shard, ram=config.ram)
+        loader = partial(load_shard, ram=config.ram, device=config.device)
         house = EngineHouse(config.home, config.models, config.cache_bytes, loader, one=config.ram is not None)
         stack.callback(house.close)
         warm = asyncio.ensure_future(house.run(warm_up))

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from efedllm import logs
 from efedllm.chain.amounts import format_amount, parse_amount
-from efedllm.settings import LocalMember, Settings, local_members
+from efedllm.settings import Device, LocalMember, Settings, local_members
 from efedllm.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -72,6 +72,9 @@ def run(
             "--ram", help="Memory for one engine at a time, such as 2GB; slower if it needs more.", metavar="SIZE"
         ),
     ] = None,
+    device: Annotated[
+        Device, typer.Option("--device", help="Where causal models are computed; --ram is then the GPU's.")
+    ] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Audit until stopped by SIGTERM or Ctrl-C. Prints one JSON line when ready."""
@@ -94,6 +97,7 @@ def run(
         poll=poll,
         cache_bytes=int(cache_gib * 2**30),
         ram=None if settings.ram is None else parse_size(settings.ram),
+        device=device,
         rpc_budget=settings.rpc_budget,
     )
     asyncio.run(run_verifier(config))

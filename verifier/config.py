@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from efedllm.errors import ConfigError
+from efedllm.settings import Device
 from verifier.plan import DEFAULT_TIMING, Timing
 from verifier.sampling import FEE_REF_TOKENS
 
@@ -25,6 +26,7 @@ class VerifierConfig:
     poll: float = 1.0  # seconds between looks at the chain
     cache_bytes: int = 8 << 30  # weights held in memory
     ram: int | None = None  # bytes for the one engine then held: weights, caches and activations
+    device: Device = "cpu"  # of causal models; with "cuda" `ram` is about the GPU's memory
     fee_ref_tokens: int = FEE_REF_TOKENS
     rpc_budget: float = 30.0  # seconds an RPC outage is waited out
     timing: Timing = DEFAULT_TIMING

@@ -20,6 +20,7 @@ from efedllm.engine.protocol import Executor, StepItem, constants_of
 from efedllm.errors import ModelError
 from efedllm.models.manifest import Manifest
 from efedllm.models.source import fetch_published, is_url, open_published
+from efedllm.settings import Device
 from verifier.statistic import MEASURED, UNCALIBRATED, BackendError, Limits, compare
 
 T = TypeVar("T")
@@ -31,12 +32,22 @@ GOLDEN_PREFILL = 16
 SELF_LIMIT = 0.5
 
 
-def load_shard(directory: Path, lo: int, hi: int, ram: int | None = None) -> Executor:
-    """The real engine, one compute thread, within `ram` bytes if given; torch is imported here and nowhere else in this
-    package."""
-    from efedllm.engine.select import load_executor
+def load_shard(directory: Path, lo: int, hi: int, ram: int | None = None, device: Device = "cpu") -> Executor:
+    """The real engine, one compute thread, within `ram` bytes if given, on `device` or, for encoders, the CPU; torch is
+    imported here and nowhere else in this package."""
+    from efedllm.engine.select import device_for, load_executor
 
-    return load_executor(directory, lo, hi, threads=1, ram=ram)
+    return load_executor(directory, lo, hi, threads=1, ram=ram, device=device_for(directory, device))
+
+
+def check_device(device: Device) -> None:
+    """Raises ModelError "no-device" where `device` is missing, and "inexact-device" where it rounds otherwise than the
+    exact profile."""
+    from efedllm.engine.exact.device import check_rounding
+    from efedllm.engine.tiers import check_device as check
+
+    check(device)
+    check_rounding(device)
 
 
 def warm_up() -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from efedllm.engine.base import other_model
 from efedllm.engine.encoder import EncoderEngine
+from efedllm.engine.exact.device import same_bits
+from efedllm.engine.exact.products import inexact
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.half import HalfShardEngine
 from efedllm.engine.protocol import Executor
@@ -29,23 +31,23 @@ def load_executor(
     """Layers [lo, hi) of the published model in `directory`, on the calling thread, which must be the one to use them.
 
     `ram`: bytes for weights, caches and activations; None holds everything in memory. `half`: compute in bfloat16.
-    `device`: "cuda" computes a causal float model on a GPU, whose memory is then what `ram` bounds.
+    `device`: "cuda" computes a causal model on a GPU, whose memory is then what `ram` bounds; of an exact model one
+    layer is computed on the CPU as well, and must have the same bits.
     Raises ModelError like `ShardEngine.load`, "bad-manifest" when config.json describes another model, "ram-exceeded"
-    for an encoder that is larger than `ram`, as it is always held whole, "no-bfloat16" where `half` cannot be, and
-    "no-device" where `device` is missing or cannot compute the model.
+    for an encoder that is larger than `ram`, as it is always held whole, "no-bfloat16" where `half` cannot be,
+    "no-device" where `device` is missing or cannot compute the model, and "inexact-device" where its bits are others.
     """
     manifest = Manifest.load(directory)
     _check_config(directory, manifest)
-    family = FAMILIES.get(manifest.model_type)
-    encodes = family is not None and family.is_encoder
-    if device != "cpu" and (half or encodes or manifest.profile == "exact"):
-        raise ModelError(
-            "no-device", "Exact models, encoders and bfloat16 are computed on the CPU.", "Leave --device out."
-        )
+    encodes = _encodes(manifest)
+    if device != "cpu" and (half or encodes):
+        raise ModelError("no-device", "Encoders and bfloat16 are computed on the CPU.", "Leave --device out.")
     if half:
         return _half(directory, manifest, lo, hi, threads, ram)
     if manifest.profile == "exact":
-        return ExactShardEngine.load(directory, lo, hi, threads=threads, ram=ram)
+        if device != "cpu":
+            _compare(directory, hi, device)
+        return ExactShardEngine.load(directory, lo, hi, threads=threads, ram=ram, device=device)
     if encodes:
         encoder = EncoderEngine.load(directory, lo, hi, threads=threads)
         if ram is not None and encoder.weight_bytes > ram:
@@ -58,6 +60,16 @@ def load_executor(
     return ShardEngine.load(directory, lo, hi, threads=threads, ram=ram, device=device)
 
 
+def device_for(directory: Path, device: str) -> str:
+    """`device`, or "cpu" for a published model that is computed nowhere else. Raises ModelError for a bad manifest."""
+    return "cpu" if _encodes(Manifest.load(directory)) else device
+
+
+def _encodes(manifest: Manifest) -> bool:
+    family = FAMILIES.get(manifest.model_type)
+    return family is not None and family.is_encoder
+
+
 def _check_config(directory: Path, manifest: Manifest) -> None:
     """Before anything is built by it: a published config.json may name any number of layers."""
     config = read_config(directory)
@@ -66,9 +78,15 @@ def _check_config(directory: Path, manifest: Manifest) -> None:
         raise other_model(directory)
 
 
+def _compare(directory: Path, hi: int, device: str) -> None:
+    """Raises ModelError "inexact-device" unless `device` computes layer hi - 1 as the CPU does."""
+    far, near = (ExactShardEngine.load(directory, hi - 1, hi, device=where) for where in (device, "cpu"))
+    if not same_bits(far, near):
+        raise inexact(device, "a layer of this model has other bits than on the CPU")
+
+
 def _half(directory: Path, manifest: Manifest, lo: int, hi: int, threads: int, ram: int | None) -> Executor:
-    family = FAMILIES.get(manifest.model_type)
-    if manifest.profile == "exact" or ram is not None or (family is not None and family.is_encoder):
+    if manifest.profile == "exact" or ram is not None or _encodes(manifest):
         raise ModelError(
             "no-bfloat16",
             "Only causal float models that fit in memory are computed in bfloat16.",

@@ -182,10 +182,15 @@ def _rounded(w: Tensor, group: int = 32) -> LowBit:
     return LowBit(q, mult.to(torch.int8), scale, 4, group)
 
 
-def load_parts(directory: Path, parts: int, kernel: Kernel | None = None, threads: int = 1) -> list[ExactShardEngine]:
+def load_parts(
+    directory: Path, parts: int, kernel: Kernel | None = None, threads: int = 1, device: str = "cpu"
+) -> list[ExactShardEngine]:
     layers = Manifest.load(directory).layers
     bounds = [layers * i // parts for i in range(parts + 1)]
-    return [ExactShardEngine.load(directory, lo, hi, kernel=kernel, threads=threads) for lo, hi in pairwise(bounds)]
+    return [
+        ExactShardEngine.load(directory, lo, hi, kernel=kernel, threads=threads, device=device)
+        for lo, hi in pairwise(bounds)
+    ]
 
 
 class ExactPipeline:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import torch
 
 from efedllm.chain import keystore
 from efedllm.errors import ConfigError
@@ -15,6 +16,8 @@ from verifier.__main__ import main
 from verifier.app import locked
 from verifier.config import VerifierConfig, parse_listen
 from verifier.metrics import Health, Metrics, serve
+
+HAS_GPU = torch.cuda.is_available()
 
 DEPLOYMENT = {
     "chain_id": 1337,
@@ -67,6 +70,7 @@ def flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
         ({"listen": "127.0.0.1:99999"}, "bad-listen"),
         ({"poll": "0"}, "bad-settings"),
         ({"cache": "0"}, "bad-settings"),
+        pytest.param({"device": "cuda"}, "no-device", marks=pytest.mark.skipif(HAS_GPU, reason="has a GPU")),
         ({}, "bad-deployment"),
     ],
 )

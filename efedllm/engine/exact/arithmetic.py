@@ -4,7 +4,8 @@ Two kinds of step only:
 - order-free ones (maximum; sums of integers that float64 holds exactly), which no blocking or threading can change;
 - element-wise IEEE 754 operations that are correctly rounded by definition (+ - * / sqrt, rounding to an integer,
   conversion), each its own torch operator that writes its result before the next one reads it. No compiler sees a
-  multiplication next to an addition, so none can fuse them. Never run this through torch.compile.
+  multiplication next to an addition, so none can fuse them. Never run this through torch.compile. Divisors are
+  tensors of the same device: on a GPU torch multiplies by the reciprocal of a divisor that the CPU holds.
 
 Nothing here may use torch's exp, pow, sqrt, rsqrt, softmax, silu, mean, norm or a sum of fractions: their bits differ
 between instruction sets.
@@ -104,7 +105,7 @@ def _logistic(z: Tensor) -> Tensor:
 
 def quantization_scale(x: Tensor) -> Tensor:
     """float64 [..., d] -> the scale of `quantize`, float64 [..., 1]."""
-    return (x.abs().amax(-1, keepdim=True) / Q_MAX).clamp_(min=_TINY)
+    return _divided(x.abs().amax(-1, keepdim=True), Q_MAX).clamp_(min=_TINY)
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +125,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     whole = (x * power_of_two(bits - 1 - exponent)).round_()
     squares = whole.mul_(whole).sum(-1, keepdim=True)
     step = power_of_two(exponent + (1 - bits))
-    mean = squares.mul_(step).mul_(step).div_(dim)
+    mean = _divided(squares.mul_(step).mul_(step), dim)
     return (x / _sqrt(mean.add_(eps))).mul_(weight)
 
 
@@ -137,12 +138,20 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     bits = 53 - (dim - 1).bit_length()
     exponent = _exponent(x)
     total = (x * power_of_two(bits - 1 - exponent)).round_().sum(-1, keepdim=True)
-    mean = total.mul_(power_of_two(exponent + (1 - bits))).div_(dim)
+    mean = _divided(total.mul_(power_of_two(exponent + (1 - bits))), dim)
     return rms_norm(x - mean, weight, eps).add_(bias)
 
 
+def _divided(x: Tensor, number: int) -> Tensor:
+    """x / number, correctly rounded on every device. Overwrites x."""
+    return x.div_(torch.full((), number, dtype=x.dtype, device=x.device))
+
+
 def _sqrt(x: Tensor) -> Tensor:
-    """By numpy, whose square root is the processor's: torch's comes from MKL, which rounds 1 in 150 the wrong way."""
+    """Correctly rounded, float64. On the CPU by numpy, whose square root is the processor's: torch's comes from MKL,
+    which rounds 1 in 150 the wrong way. CUDA's is the instruction of IEEE 754."""
+    if x.device.type != "cpu":
+        return x.sqrt()
     return torch.from_numpy(np.sqrt(x.numpy()))
 
 

@@ -38,20 +38,21 @@ def attend(query: Tensor, query_factor: Tensor, layer: CachedLayer, window: int 
                 query[first : first + rows],
                 query_factor[first : first + rows],
                 CachedLayer(keys[:, seen], values[:, seen], key_scales[:, seen], value_scales[:, seen]),
-                _mask(rows, at - low, window),
+                _mask(rows, at - low, window, query.device),
             )
         )
     return torch.cat(outputs).reshape(n, heads * dim)
 
 
-def _mask(rows: int, at: int, window: int | None) -> Tensor | None:
+def _mask(rows: int, at: int, window: int | None, device: torch.device) -> Tensor | None:
     """bool [rows, m], for the last m keys: True where query i, at key at + i, must not look. Every query sees the keys
     before those; None when it sees all."""
     if rows == 1:
         return None
     if window is None:
-        return torch.ones(rows, rows, dtype=torch.bool).triu(1)
-    return ~torch.ones(rows, at + rows, dtype=torch.bool).tril(at).triu(at - window + 1)
+        return torch.ones(rows, rows, dtype=torch.bool, device=device).triu(1)
+    seen = torch.ones(rows, at + rows, dtype=torch.bool, device=device)
+    return ~seen.tril(at).triu(at - window + 1)
 
 
 def _rows(query: Tensor, factor: Tensor, layer: CachedLayer, hidden: Tensor | None) -> Tensor:

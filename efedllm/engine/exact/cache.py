@@ -27,14 +27,14 @@ class ExactCache:
     that fails half-way leaves the sequence as it was.
     """
 
-    def __init__(self, layers: int, kv_heads: int, head_dim: int) -> None:
+    def __init__(self, layers: int, kv_heads: int, head_dim: int, device: str = "cpu") -> None:
         self._length = 0
         numbers = (layers, kv_heads, 0, head_dim)
         self._arrays = (
-            torch.empty(numbers, dtype=torch.int16),
-            torch.empty(numbers, dtype=torch.int16),
-            torch.empty(numbers[:3], dtype=torch.float64),
-            torch.empty(numbers[:3], dtype=torch.float64),
+            torch.empty(numbers, dtype=torch.int16, device=device),
+            torch.empty(numbers, dtype=torch.int16, device=device),
+            torch.empty(numbers[:3], dtype=torch.float64, device=device),
+            torch.empty(numbers[:3], dtype=torch.float64, device=device),
         )
 
     @property
@@ -68,7 +68,7 @@ class ExactCache:
         return capacity if needed <= capacity else -(-max(needed, 2 * capacity) // _BLOCK) * _BLOCK
 
     def _grown(self, old: Tensor, capacity: int) -> Tensor:
-        new = torch.empty((*old.shape[:2], capacity, *old.shape[3:]), dtype=old.dtype)
+        new = torch.empty((*old.shape[:2], capacity, *old.shape[3:]), dtype=old.dtype, device=old.device)
         new[:, :, : self._length] = old[:, :, : self._length]
         return new
 

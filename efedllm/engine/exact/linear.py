@@ -24,9 +24,9 @@ __all__ = ["Factors", "Int8Rows", "Linears", "Published"]
 class _Rows:
     """y = (integer sum * token scale) * row scale in float64, for matrices of one kind below each other."""
 
-    def __init__(self, matrix: IntMatrix | PackedIntMatrix, scales: Sequence[Tensor]) -> None:
+    def __init__(self, matrix: IntMatrix | PackedIntMatrix, scales: Sequence[Tensor], device: str) -> None:
         self._matrix = matrix
-        self._scales = torch.cat(list(scales)).double()
+        self._scales = torch.cat(list(scales)).to(device).double()
 
     def __call__(self, q: Tensor, scale: Tensor) -> Tensor:
         return self._matrix.times(q).mul_(scale).mul_(self._scales)
@@ -36,15 +36,18 @@ class _Rows:
         return [self._matrix.held, self._scales]
 
 
-def _int8_rows(matrices: Sequence[Int8Rows], kernel: Kernel) -> _Rows | None:
+def _int8_rows(matrices: Sequence[Int8Rows], kernel: Kernel, device: str) -> _Rows | None:
     if not matrices:
         return None
     values = [m.values for m in matrices]
-    return _Rows(IntMatrix(values[0] if len(values) == 1 else torch.cat(values), kernel), [m.scales for m in matrices])
+    matrix = IntMatrix(values[0] if len(values) == 1 else torch.cat(values), kernel, device)
+    return _Rows(matrix, [m.scales for m in matrices], device)
 
 
-def _packed_rows(matrices: Sequence[PackedRows], kernel: Kernel) -> _Rows | None:
-    return _Rows(PackedIntMatrix(matrices, kernel), [m.scales for m in matrices]) if matrices else None
+def _packed_rows(matrices: Sequence[PackedRows], kernel: Kernel, device: str) -> _Rows | None:
+    if not matrices:
+        return None
+    return _Rows(PackedIntMatrix(matrices, kernel, device), [m.scales for m in matrices], device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +63,13 @@ class _Map:
 class Linears:
     """Linear maps of one input; their outputs lie side by side."""
 
-    def __init__(self, published: Sequence[Published], kernel: Kernel, scratch: Scratch | None = None) -> None:
-        """`scratch`: memory to share with the other maps of an engine."""
+    def __init__(
+        self, published: Sequence[Published], kernel: Kernel, scratch: Scratch | None = None, device: str = "cpu"
+    ) -> None:
+        """`scratch`: memory to share with the other maps of an engine. `device`: where what is held lies, the CPU for
+        the native kernel."""
         self._native = native_linears(published, scratch) if kernel is Kernel.NATIVE else None
-        self._torch = _TorchLinears(published, kernel) if self._native is None else None
+        self._torch = _TorchLinears(published, kernel, device) if self._native is None else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """x float64 [n, in] -> float64 [n, sum of outs]. x is rounded to int16 once, per token."""
@@ -82,7 +88,7 @@ class Linears:
 
 
 class _TorchLinears:
-    def __init__(self, published: Sequence[Published], kernel: Kernel) -> None:
+    def __init__(self, published: Sequence[Published], kernel: Kernel, device: str) -> None:
         int8: list[Int8Rows] = []
         packed: list[PackedRows] = []
         places: dict[int, slice] = {}
@@ -106,14 +112,15 @@ class _TorchLinears:
             elif p.base is not None:
                 base = place(p.base)
             if p.factors is not None:
-                v, u = place(p.factors.v), _int8_rows([p.factors.u], kernel)
+                v, u = place(p.factors.v), _int8_rows([p.factors.u], kernel, device)
             maps.append(_Map(isinstance(p.base, PackedRows), base, v, u))
-        self._int8 = _int8_rows(int8, kernel)
-        self._packed = _packed_rows(packed, kernel)
+        self._int8 = _int8_rows(int8, kernel, device)
+        self._packed = _packed_rows(packed, kernel, device)
         # Only one product, whose rows are the outputs in their order.
         self._direct = all(m.u is None for m in maps) and (self._int8 is None or self._packed is None)
         self._maps = maps
-        self._bias = _side_by_side(published)
+        bias = _side_by_side(published)
+        self._bias = None if bias is None else bias.to(device)
 
     def __call__(self, x: Tensor) -> Tensor:
         q, scale = quantize(x)

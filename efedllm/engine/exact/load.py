@@ -40,6 +40,9 @@ class Table:
     def held(self) -> list[Tensor]:
         return [self.values] if self.scales is None else [self.values, self.scales]
 
+    def to(self, device: str) -> Table:
+        return Table(self.values.to(device), None if self.scales is None else self.scales.to(device))
+
 
 @dataclass(frozen=True, eq=False)
 class ExactModules:
@@ -77,11 +80,18 @@ class ExactFiles:
     """
 
     def __init__(
-        self, model_dir: Path, manifest: Manifest, skeleton: Skeleton, shape: EngineShape, kernel: Kernel
+        self,
+        model_dir: Path,
+        manifest: Manifest,
+        skeleton: Skeleton,
+        shape: EngineShape,
+        kernel: Kernel,
+        device: str = "cpu",
     ) -> None:
+        """`device`: where everything read is put, the CPU for the native kernel."""
         self._dir = model_dir
         self._skeleton = skeleton
-        self._loader = _Loader(TensorReader(manifest.tensors_for(shape.lo, shape.hi)), skeleton, shape, kernel)
+        self._loader = _Loader(TensorReader(manifest.tensors_for(shape.lo, shape.hi)), skeleton, shape, kernel, device)
         self.shape = shape
 
     def path(self, index: int) -> Path:
@@ -119,10 +129,10 @@ class ExactFiles:
                     assert embed is not None
                     assert embed.scales is not None
                     tied = Published(Int8Rows(embed.values, embed.scales), None, None)
-                    head = Linears([tied], loader.kernel, loader.scratch)
+                    head = loader.linears([tied])
                 else:
                     module = skeleton.model.get_submodule(family.head)
-                    head = Linears([loader.published(file, family.head, module)], loader.kernel, loader.scratch)
+                    head = loader.linears([loader.published(file, family.head, module)])
         return ExactModules(layers, embed if starts else None, positions if starts else None, norm, head)
 
 
@@ -132,6 +142,7 @@ class _Loader:
     skeleton: Skeleton
     shape: EngineShape
     kernel: Kernel
+    device: str
     scratch: Scratch = field(default_factory=Scratch)
     """Shared by all maps of the engine."""
 
@@ -204,22 +215,25 @@ class _Loader:
 
     def _linears(self, file: TensorFile, index: int, *paths: str) -> Linears:
         module, prefix = self.skeleton.layer(index), self.skeleton.layer_prefix(index)
-        published = [self.published(file, prefix + p, module.get_submodule(p)) for p in paths]
-        return Linears(published, self.kernel, self.scratch)
+        return self.linears([self.published(file, prefix + p, module.get_submodule(p)) for p in paths])
+
+    def linears(self, published: list[Published]) -> Linears:
+        return Linears(published, self.kernel, self.scratch, self.device)
 
     def norm(self, file: TensorFile, path: str, size: int) -> Norm:
         config, module = self.skeleton.config, self.skeleton.model.get_submodule(path)
-        weight = self.reader.vector(file, f"{path}.weight", size).double()
+        weight = self.reader.vector(file, f"{path}.weight", size).to(self.device).double()
         if not isinstance(module, nn.LayerNorm):
             return Norm(weight, float(config.rms_norm_eps))
-        return Norm(weight, float(config.layer_norm_epsilon), self.reader.vector(file, f"{path}.bias", size).double())
+        bias = self.reader.vector(file, f"{path}.bias", size).to(self.device).double()
+        return Norm(weight, float(config.layer_norm_epsilon), bias)
 
     def table(self, file: TensorFile, path: str) -> Table:
         rows, columns = self.skeleton.model.get_submodule(path).get_parameter("weight").shape
         tensor = self.reader.entry(f"{path}.weight", (rows, columns))
         check_layout(file, tensor)
         parts = self.reader.parts(file, tensor)
-        return Table(parts[0], parts[1] if tensor.dtype == "int8" else None)
+        return Table(parts[0], parts[1] if tensor.dtype == "int8" else None).to(self.device)
 
     def published(self, file: TensorFile, path: str, module: nn.Module) -> Published:
         """The published form of the linear module named `path`."""

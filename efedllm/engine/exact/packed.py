@@ -40,7 +40,7 @@ class PackedRows:
 class PackedIntMatrix:
     """Packed matrices of one input, one below the other, held the way their kernel wants it."""
 
-    def __init__(self, matrices: Sequence[PackedRows], kernel: Kernel) -> None:
+    def __init__(self, matrices: Sequence[PackedRows], kernel: Kernel, device: str = "cpu") -> None:
         check_columns(matrices[0].columns)
         integers = torch.cat([matrix.integers() for matrix in matrices])
         self._split = kernel not in (Kernel.FLOAT32, Kernel.FLOAT64)
@@ -48,11 +48,11 @@ class PackedIntMatrix:
             # 256 * high + low, high in -16..16: two int8 rows for each.
             high = (integers + 128) >> 8
             both = torch.cat([high, integers - (high << 8)]).to(torch.int8)
-            self._matrix = IntMatrix(both, kernel)
+            self._matrix = IntMatrix(both, kernel, device)
             self.held = self._matrix.held
         else:
             # float32 could hold sums of 32 columns only.
-            self.held = integers.double()
+            self.held = integers.to(device).double()
 
     def times(self, q: Tensor) -> Tensor:
         """q float64 [n, columns], integers of at most Q_MAX -> the exact integers a, float64 [n, rows]."""

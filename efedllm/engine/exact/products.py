@@ -28,6 +28,10 @@ _FLOAT32_BLOCK = 1024
 # With one column torch._int_mm mistakes the strides of a transposed matrix and reads beside it.
 _FEWEST_INT8_COLUMNS = 8
 
+# On a GPU torch._int_mm takes more than 16 rows, and rows and columns of a matrix in eights.
+_GPU_UNIT = 8
+_GPU_FEWEST_TOKENS = 32
+
 
 class Kernel(StrEnum):
     """NATIVE: our own C. INT8: torch's int8 product. FLOAT32, FLOAT64: BLAS on integers small enough to
@@ -52,17 +56,24 @@ def check_columns(columns: int) -> None:
 class IntMatrix:
     """An int8 matrix [rows, columns], held the way its kernel wants it."""
 
-    def __init__(self, weight: Tensor, kernel: Kernel) -> None:
+    def __init__(self, weight: Tensor, kernel: Kernel, device: str = "cpu") -> None:
+        """`device`: where it is held and multiplied, the CPU for the native kernel."""
         check_columns(weight.shape[1])
-        if kernel is Kernel.INT8 and weight.shape[1] < _FEWEST_INT8_COLUMNS:
+        on_cpu = torch.device(device).type == "cpu"
+        if kernel is Kernel.INT8 and on_cpu and weight.shape[1] < _FEWEST_INT8_COLUMNS:
             kernel = Kernel.FLOAT64
         self._kernel = kernel
+        self._rows = weight.shape[0]
         if kernel is Kernel.NATIVE:
             matrix = TiledMatrix(native_library(), weight, weight.shape[1])
             self._native = TiledLinears(native_library(), [TiledLinear(matrix, None, None)])
             self.held = matrix.tiles
             return
-        self.held = {Kernel.INT8: weight, Kernel.FLOAT32: weight.float(), Kernel.FLOAT64: weight.double()}[kernel]
+        weight = weight.to(device)
+        if kernel is Kernel.INT8:
+            self.held = weight if on_cpu else _in_eights(weight)
+        else:
+            self.held = weight.float() if kernel is Kernel.FLOAT32 else weight.double()
 
     def times(self, q: Tensor) -> Tensor:
         """q float64 [n, columns], integers of at most Q_MAX -> the exact integers q W^T, float64 [n, rows]."""
@@ -73,7 +84,7 @@ class IntMatrix:
             return q @ self.held.t()
         split = _split(q)
         if self._kernel is Kernel.INT8:
-            sums = torch._int_mm(split, self.held.t())
+            sums = self._int8(split)
         else:
             blocks = zip(
                 torch.split(split.float(), _FLOAT32_BLOCK, dim=1),
@@ -84,6 +95,25 @@ class IntMatrix:
         high, low = sums.chunk(2)
         # Integers below 2^53: exact, with or without a fused multiply-add.
         return low.double().add_(high, alpha=256)
+
+    def _int8(self, split: Tensor) -> Tensor:
+        """int8 [n, columns] -> int32 [n, rows]."""
+        if split.device.type == "cpu":
+            return torch._int_mm(split, self.held.t())
+        tokens, columns = split.shape
+        padded = split.new_zeros(max(_GPU_FEWEST_TOKENS, _up(tokens)), self.held.shape[1])
+        padded[:tokens, :columns] = split
+        return torch._int_mm(padded, self.held.t())[:tokens, : self._rows]
+
+
+def _in_eights(weight: Tensor) -> Tensor:
+    """int8 [rows, columns] with as many zeros beside and below as a GPU's product wants; itself when it needs none."""
+    rows, columns = weight.shape
+    return torch.nn.functional.pad(weight, (0, _up(columns) - columns, 0, _up(rows) - rows)).contiguous()
+
+
+def _up(count: int) -> int:
+    return -(-count // _GPU_UNIT) * _GPU_UNIT
 
 
 def _split(q: Tensor) -> Tensor:
@@ -105,32 +135,46 @@ def native_library() -> Library:
     return found
 
 
-def fastest_kernel() -> Kernel:
-    """The first kernel that is exact on this machine."""
-    return exact_kernels()[0]
+def fastest_kernel(device: str = "cpu") -> Kernel:
+    """The first kernel that is exact on this machine's `device`. Raises ModelError "inexact-device" without any."""
+    found = exact_kernels(device)
+    if not found:
+        raise inexact(device, "its integer products are not exact")
+    return found[0]
+
+
+def inexact(device: str, why: str) -> ModelError:
+    """What to say of a device that rounds otherwise than the profile."""
+    return ModelError(
+        "inexact-device",
+        f"The {device} device cannot compute the exact profile: {why}.",
+        "Compute on the CPU; check the GPU's driver and what the environment says of TF32 and of emulated float64.",
+    )
 
 
 @cache
-def exact_kernels() -> tuple[Kernel, ...]:
-    """The kernels that are exact on this machine, fastest first; FLOAT64 always is.
+def exact_kernels(device: str = "cpu") -> tuple[Kernel, ...]:
+    """The kernels that are exact on this machine's `device`, fastest first; on the CPU FLOAT64 always is.
 
     oneDNN's int8 product is not exact everywhere: without VNNI instructions it adds pairs of products in saturating
-    int16. Reduced-precision settings break float32 products. Both show at the extremes tried here.
+    int16. Reduced-precision settings break float32 products, and float64 products where a GPU emulates them. All show
+    at the extremes tried here.
     """
-    present = [kernel for kernel in Kernel if kernel is not Kernel.NATIVE or library() is not None]
-    return tuple(kernel for kernel in present if kernel is Kernel.FLOAT64 or _is_exact(kernel))
+    on_cpu = torch.device(device).type == "cpu"
+    present = [k for k in Kernel if k is not Kernel.NATIVE or (on_cpu and library() is not None)]
+    return tuple(k for k in present if (on_cpu and k is Kernel.FLOAT64) or _is_exact(k, device))
 
 
-def _is_exact(kernel: Kernel) -> bool:
+def _is_exact(kernel: Kernel, device: str) -> bool:
     """Whether `kernel` sums the extremes of its operands exactly, for shapes of decoding and of prefill."""
     for tokens in (1, 2, 8, 64):
         for rows, columns in ((1, 8), (96, 32), (256, 256), (48, 100), (64, 2048)):
             signs = torch.arange(rows * columns).view(rows, columns) % 3 - 1
             for weight in (torch.full((rows, columns), 127), torch.full((rows, columns), -128), signs * 127):
-                matrix = IntMatrix(weight.to(torch.int8), kernel)
+                matrix = IntMatrix(weight.to(torch.int8), kernel, device)
                 for value in (Q_MAX, -Q_MAX, 127, -128):
-                    got = matrix.times(torch.full((tokens, columns), value, dtype=torch.float64))
+                    got = matrix.times(torch.full((tokens, columns), value, dtype=torch.float64, device=device))
                     want = (weight.sum(1) * value).double().expand(tokens, rows)
-                    if not torch.equal(got, want):
+                    if not torch.equal(got.cpu(), want):
                         return False
     return True

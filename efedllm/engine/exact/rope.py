@@ -140,9 +140,10 @@ def _powers(step: tuple[int, int]) -> Iterator[tuple[int, int]]:
 class Rotation:
     """cos and sin at given positions, and the rotation of heads by them."""
 
-    def __init__(self, tables: RopeTables) -> None:
-        self._low = [torch.from_numpy(t.astype(np.int64)) for t in (tables.low_cos, tables.low_sin)]
-        self._high = [torch.from_numpy(t.astype(np.int64)) for t in (tables.high_cos, tables.high_sin)]
+    def __init__(self, tables: RopeTables, device: str = "cpu") -> None:
+        low, high = (tables.low_cos, tables.low_sin), (tables.high_cos, tables.high_sin)
+        self._low = [torch.from_numpy(t.astype(np.int64)).to(device) for t in low]
+        self._high = [torch.from_numpy(t.astype(np.int64)).to(device) for t in high]
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos, sin float64 [n, 1, dim / 2] of int64 positions [n]; multiples of 2^-30."""

@@ -17,6 +17,7 @@ from efedllm.engine.base import EngineShape, RangeEngine, bad_input, engine_shap
 from efedllm.engine.blocks import Block, token_blocks
 from efedllm.engine.exact.arithmetic import canonical, constants, gelu_constants
 from efedllm.engine.exact.cache import ExactCache
+from efedllm.engine.exact.device import check_rounding
 from efedllm.engine.exact.layer import ExactLayer
 from efedllm.engine.exact.load import ExactFiles, ExactModules, load_exact
 from efedllm.engine.exact.products import Kernel, fastest_kernel
@@ -26,7 +27,7 @@ from efedllm.engine.exact.tap import Tap
 from efedllm.engine.protocol import Float32, Int32, StepItem
 from efedllm.engine.room import Room
 from efedllm.engine.taps import Tapped
-from efedllm.engine.tiers import TierReport, open_tiers, slowdown
+from efedllm.engine.tiers import TierReport, check_device, open_tiers, slowdown
 from efedllm.engine.working import Working, widest
 from efedllm.errors import ModelError
 from efedllm.models.exact import check_supported
@@ -56,12 +57,14 @@ class ExactShardEngine(RangeEngine):
         *,
         room: Room[ExactLayer] | None = None,
         block: int = BLOCK_TOKENS,
+        device: str = "cpu",
     ) -> None:
         super().__init__(shape)
         self._root = weights_root
         self._modules = modules
         self._tables = tables
-        self._rotation = None if tables is None else Rotation(tables)
+        self._device = device
+        self._rotation = None if tables is None else Rotation(tables, device)
         self._kernel = kernel
         self._steps = steps_for(kernel, shape.head_dim)
         self._room = room
@@ -79,13 +82,16 @@ class ExactShardEngine(RangeEngine):
         verify_root: bytes | None = None,
         kernel: Kernel | None = None,
         ram: int | None = None,
+        device: str = "cpu",
         block: int = BLOCK_TOKENS,
     ) -> ExactShardEngine:
         """Load layers [lo, hi) of a model whose matrices are published as integers.
 
         As ShardEngine.load, and ModelError "unsupported-model" for what `models.exact.exact_obstacle` names. `kernel`
-        is chosen by what this machine computes exactly when None. `ram` and `block`: see ShardEngine.load.
+        is chosen by what this machine computes exactly when None. `ram`, `device` and `block`: see ShardEngine.load.
+        ModelError "inexact-device" for a device whose arithmetic is not the profile's.
         """
+        check_device(device)
         manifest = open_published(model_dir, verify_root, lo, hi)
         config = read_config(model_dir)
         check_supported(manifest.tensors, config)
@@ -96,20 +102,21 @@ class ExactShardEngine(RangeEngine):
         if skeleton.family.rotary is not None:
             tables = make_tables(shape.head_dim, shape.max_positions, config.rope_parameters)
         with torch.inference_mode():
-            chosen = kernel or fastest_kernel()
-            files = ExactFiles(model_dir, manifest, skeleton, shape, chosen)
+            check_rounding(device)
+            chosen = kernel or fastest_kernel(device)
+            files = ExactFiles(model_dir, manifest, skeleton, shape, chosen, device)
             if ram is None:
-                return cls(shape, load_exact(files), tables, chosen, manifest.root, block=block)
+                return cls(shape, load_exact(files), tables, chosen, manifest.root, block=block, device=device)
             modules = files.modules(())
             working = Working(shape, widest(manifest, lo, hi), block, exact=True)
             working = replace(working, block=working.block_within(ram // 8))
-            rotation = None if tables is None else Rotation(tables)
+            rotation = None if tables is None else Rotation(tables, device)
             tiers, seconds = open_tiers(
                 range(lo, hi),
                 files.path,
                 files.layer,
                 lambda layer: layer.held,
-                partial(_decode_one, shape, rotation),
+                partial(_decode_one, shape, rotation, device),
                 total=ram,
                 fixed=modules.nbytes + (0 if tables is None else tables.nbytes),
                 working=working.step(1, 64) + ExactCache(hi - lo, shape.kv_heads, shape.head_dim).growth(1),
@@ -118,7 +125,8 @@ class ExactShardEngine(RangeEngine):
                 * max(t.rows * t.cols for t in manifest.tensors_for(lo, hi)),
             )
             files.check_all_used()
-        engine = cls(shape, modules, tables, chosen, manifest.root, room=Room(tiers, working), block=working.block)
+        room = Room(tiers, working)
+        engine = cls(shape, modules, tables, chosen, manifest.root, room=room, block=working.block, device=device)
         engine._report = TierReport(ram, hi - lo, *slowdown(engine, tiers, seconds))
         return engine
 
@@ -143,7 +151,7 @@ class ExactShardEngine(RangeEngine):
         return hashlib.sha256(constants() + own).digest()
 
     def new_sequence(self) -> ExactCache:
-        cache = ExactCache(self.hi - self.lo, self._shape.kv_heads, self._shape.head_dim)
+        cache = ExactCache(self.hi - self.lo, self._shape.kv_heads, self._shape.head_dim, self._device)
         if self._room is not None:
             self._room.track(cache)
         return cache
@@ -169,16 +177,17 @@ class ExactShardEngine(RangeEngine):
             self._room.for_step(caches, counts)
         packed = np.concatenate([item.inputs for item in batch])
         with torch.inference_mode():
-            positions = torch.from_numpy(packed_positions(caches, counts))
+            positions = torch.from_numpy(packed_positions(caches, counts)).to(self._device)
             angles = None if self._rotation is None else self._rotation.at(positions)
-            states = self._embedded(packed, positions) if self.has_embedding else _states(packed)
+            states = self._embedded(packed, positions) if self.has_embedding else self._states(packed)
             for cache, count in zip(caches, counts, strict=True):
                 cache.reserve(count)
             states = self._run(states, angles, token_blocks(caches, counts, self._block), tap)
-            _check_finite(states)
+            if not bool(torch.isfinite(states).all()):
+                raise _overflow()
             for cache, count in zip(caches, counts, strict=True):
                 cache.commit(count)
-            return [part.numpy() for part in torch.split(states, counts)]
+            return [part.numpy() for part in torch.split(states.cpu(), counts)]
 
     def _run(self, states: Tensor, angles: Angles | None, blocks: list[Block[ExactCache]], tap: Tap | None) -> Tensor:
         """The layers, block by block within each, so that a layer's weights are fetched once for all tokens."""
@@ -209,33 +218,27 @@ class ExactShardEngine(RangeEngine):
         if self._room is not None:
             self._room.for_logits(len(hidden))
         with torch.inference_mode():
-            out, finite = self._steps.canonical(head(self._steps.norm(norm, _states(hidden))))
+            out, finite = self._steps.canonical(head(self._steps.norm(norm, self._states(hidden))))
             if not finite:
                 raise _overflow()
-            return out.numpy()
+            return out.cpu().numpy()
 
     def embed(self, ids: Int32, positions: Int32 | None = None) -> Float32:
         where = self._check_embed(ids, positions)
         with torch.inference_mode():
-            return self._embedded(ids, torch.from_numpy(where)).numpy()
+            return self._embedded(ids, torch.from_numpy(where).to(self._device)).cpu().numpy()
 
     def _embedded(self, ids: npt.NDArray[np.generic], positions: Tensor) -> Tensor:
         table, learned = self._modules.embed, self._modules.positions
         assert table is not None
-        rows = table.rows(torch.from_numpy(ids.astype(np.int64)))
+        rows = table.rows(torch.from_numpy(ids.astype(np.int64)).to(self._device))
         return canonical(rows if learned is None else rows.add_(learned.rows(positions)))
 
-
-def _states(states: npt.NDArray[np.generic]) -> Tensor:
-    """Raises ModelError "bad-input" for NaN and infinity, whose conversion to integers differs between machines."""
-    if not np.isfinite(states).all():
-        raise bad_input("the states hold NaN or infinity")
-    return canonical(torch.from_numpy(np.array(states, dtype=np.float32)))
-
-
-def _check_finite(states: Tensor) -> None:
-    if not np.isfinite(states.numpy()).all():
-        raise _overflow()
+    def _states(self, states: npt.NDArray[np.generic]) -> Tensor:
+        """Raises ModelError "bad-input" for NaN and infinity, whose conversion to integers differs between machines."""
+        if not np.isfinite(states).all():
+            raise bad_input("the states hold NaN or infinity")
+        return canonical(torch.from_numpy(np.array(states, dtype=np.float32)).to(self._device))
 
 
 def _overflow() -> ModelError:
@@ -244,10 +247,12 @@ def _overflow() -> ModelError:
     )
 
 
-def _decode_one(shape: EngineShape, rotation: Rotation | None, index: int, layer: ExactLayer) -> None:
+def _decode_one(shape: EngineShape, rotation: Rotation | None, device: str, index: int, layer: ExactLayer) -> None:
     """One token at position 0 through one layer."""
     del index
-    cache = ExactCache(1, shape.kv_heads, shape.head_dim)
+    cache = ExactCache(1, shape.kv_heads, shape.head_dim, device)
     cache.reserve(1)
-    angles = None if rotation is None else rotation.at(torch.zeros(1, dtype=torch.int64))
-    layer(torch.linspace(-1, 1, shape.hidden).view(1, -1), angles, 0, [(cache, 1, 0)])
+    angles = None if rotation is None else rotation.at(torch.zeros(1, dtype=torch.int64, device=device))
+    out: Tensor = layer(torch.linspace(-1, 1, shape.hidden, device=device).view(1, -1), angles, 0, [(cache, 1, 0)])
+    # Waits for a GPU, so that the time taken can be measured.
+    out.cpu()

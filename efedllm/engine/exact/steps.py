@@ -135,8 +135,8 @@ class TorchSteps:
 
     def tap(self, hidden: Tensor, where: Tensor) -> npt.NDArray[np.uint8]:
         scale = quantization_scale(hidden)
-        integers = (hidden[:, where] / scale).round_().to(torch.int16)
-        parts = [scale.numpy().astype("<f8").view(np.uint8), integers.numpy().astype("<i2").view(np.uint8)]
+        integers = (hidden[:, where.to(hidden.device)] / scale).round_().to(torch.int16)
+        parts = [scale.cpu().numpy().astype("<f8").view(np.uint8), integers.cpu().numpy().astype("<i2").view(np.uint8)]
         return np.concatenate(parts, axis=1)
 
 

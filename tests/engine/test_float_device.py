@@ -1,0 +1,45 @@
+"""The float profile on a device other than the CPU, see `far_device`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from efedllm.engine.protocol import Float32, StepItem
+from efedllm.engine.shard import ShardEngine
+from efedllm.models.manifest import Manifest
+from tests.engine.exact_helpers import MODELS, publish_counters, stream_ids
+from tests.engine.far_device import FAR, far_device
+
+
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("efedllm.engine.shard.check_device", lambda _: None)
+    # Modules cannot change the class of a parameter's tensor in place.
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    with far_device():
+        yield
+    torch.__future__.set_overwrite_module_params_on_conversion(before)
+
+
+@pytest.mark.usefixtures("far")
+@pytest.mark.parametrize(("family", "form"), MODELS)
+def test_another_device_computes_what_the_cpu_does(family: str, form: int | str | None, tmp_path: Path) -> None:
+    publish_counters(tmp_path / "model", family, form)
+    layers = Manifest.load(tmp_path / "model").layers
+    near, there = (ShardEngine.load(tmp_path / "model", 0, layers, device=where) for where in ("cpu", FAR))
+    for want, got in zip(_outputs(near), _outputs(there), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=3e-5 * float(np.abs(want).max()))
+
+
+def _outputs(engine: ShardEngine) -> list[Float32]:
+    """A prefill, a chunk and two positions one by one, and their logits."""
+    ids, sequence = stream_ids("float device", 20), engine.new_sequence()
+    states = [engine.step([StepItem(sequence, ids[start:end])])[0] for start, end in pairwise((0, 11, 18, 19, 20))]
+    return [*states, *(engine.logits(part) for part in states)]
