@@ -46,6 +46,7 @@ contract NodeRegistry is INodeRegistry, EpochClock, EntryPause {
 
     mapping(address node => Node) private _nodes;
     mapping(address node => Update) private _updates;
+    mapping(address node => mapping(address signer => bool)) private _signers;
 
     constructor(
         IStakeVault vault_,
@@ -76,6 +77,7 @@ contract NodeRegistry is INodeRegistry, EpochClock, EntryPause {
         require(n.status == 0 || n.status == RETIRED, AlreadyRegistered(msg.sender));
         // INVARIANT: commits can be checked against a key.
         require(signer != address(0), InvalidSigner());
+        _signers[msg.sender][signer] = true;
         n.signer = signer;
         n.lo = lo;
         n.hi = hi;
@@ -95,6 +97,7 @@ contract NodeRegistry is INodeRegistry, EpochClock, EntryPause {
         // INVARIANT: commits can be checked against a key.
         require(signer != address(0), InvalidSigner());
         if (n.hasUpdate) (n.signer, n.pricePerKTok) = _termsOf(n, msg.sender);
+        _signers[msg.sender][signer] = true;
         uint64 from = currentEpoch() + 1;
         n.hasUpdate = true;
         _updates[msg.sender] = Update({signer: signer, pricePerKTok: price, fromEpoch: uint48(from)});
@@ -140,6 +143,11 @@ contract NodeRegistry is INodeRegistry, EpochClock, EntryPause {
         v.status = n.status;
         v.modelId = n.modelId;
         v.shardRoot = n.shardRoot;
+    }
+
+    /// @inheritdoc INodeRegistry
+    function isSigner(address node, address signer) external view returns (bool) {
+        return _signers[node][signer];
     }
 
     /// @inheritdoc INodeRegistry

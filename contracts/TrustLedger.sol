@@ -102,6 +102,18 @@ abstract contract TrustLedger is IVerifierCommittee, EpochClock, AccessControl {
 
     // --------------------------------------------------------------------------------------------------- internal
 
+    /// @dev Excludes at once; the masses follow when the epoch is over (`Trust.settle`).
+    function _convict(address node) internal returns (uint32 jailedUntil) {
+        TrustState memory t = _stateOf(node);
+        uint64 current = currentEpoch();
+        t.convictedIn = uint256(current).toUint32();
+        _exclude(t, current, false, true, params().exclusionEpochs);
+        _trust[node] = t;
+        jailedUntil = t.jailedUntil;
+        vault.jail(node, epochStart(jailedUntil).toUint40());
+        emit NodeConvicted(node, current, jailedUntil);
+    }
+
     /// @dev Moves trust by a final verdict and punishes a failure. severe implies failed != 0.
     function _applyVerdict(uint64 e, address node, uint16 passed, uint16 failed, bool severe, Params memory p)
         internal
@@ -166,7 +178,8 @@ abstract contract TrustLedger is IVerifierCommittee, EpochClock, AccessControl {
         return t.score(priorMass);
     }
 
-    function _stateOf(address node) private view returns (TrustState memory) {
-        return _trust[node];
+    function _stateOf(address node) private view returns (TrustState memory t) {
+        t = _trust[node];
+        if (t.convictedIn != 0) t.settle(currentEpoch());
     }
 }

@@ -32,6 +32,7 @@ contract VerifierCommittee is TrustLedger {
     uint256 private constant MISSED = 128;
 
     bytes32 public constant CANARY_ROLE = keccak256("CANARY_ROLE");
+    bytes32 public constant DISPUTE_ROLE = keccak256("DISPUTE_ROLE");
 
     /// @notice Says who is a node.
     INodeRegistry public immutable nodes;
@@ -101,6 +102,11 @@ contract VerifierCommittee is TrustLedger {
     /// @inheritdoc IVerifierCommittee
     function admitCanaries(uint64 e, address node, bytes32 digest) external onlyRole(CANARY_ROLE) {
         _canaries[e][node] = TapWord.fingerprint(digest);
+    }
+
+    /// @inheritdoc IVerifierCommittee
+    function convict(address node) external onlyRole(DISPUTE_ROLE) returns (uint32 jailedUntil) {
+        return _convict(node);
     }
 
     // ------------------------------------------------------------------------------------------------------ tally

@@ -22,8 +22,8 @@ from efedllm.chain.deployment import DeployedContract, Deployment
 from efedllm.chain.sender import Sender
 from efedllm.errors import ChainError, ConfigError
 
-# Measured for the ten contracts, the roles and handing them over, rounded up.
-_TOTAL_GAS = 26_000_000
+# Measured for all contracts, the roles and handing them over, rounded up.
+_TOTAL_GAS = 27_000_000
 
 
 @dataclass(frozen=True)

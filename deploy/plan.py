@@ -34,7 +34,9 @@ def grants(addresses: Mapping[str, str]) -> list[Grant]:
     return [
         Grant("SeatRegistry", keccak(text="COMMITTEE_ROLE"), "COMMITTEE", addresses["VerifierCommittee"]),
         Grant("StakeVault", keccak(text="SLASHER_ROLE"), "SLASHER", addresses["VerifierCommittee"]),
+        Grant("StakeVault", keccak(text="SLASHER_ROLE"), "SLASHER for disputes", addresses["DisputeGame"]),
         Grant("VerifierCommittee", keccak(text="CANARY_ROLE"), "CANARY", addresses["CanaryRegistry"]),
+        Grant("VerifierCommittee", keccak(text="DISPUTE_ROLE"), "DISPUTE", addresses["DisputeGame"]),
         Grant("EfedToken", keccak(text="MINTER_ROLE"), "MINTER", addresses["RewardPool"]),
     ]
 
@@ -99,6 +101,15 @@ def constructor_args(
                 *clock,
                 rewards.model_dump(),
                 treasury,
+            ]
+        case "DisputeGame":
+            return [
+                addresses["StakeVault"],
+                addresses["NodeRegistry"],
+                addresses["VerifierCommittee"],
+                addresses["CommitmentLog"],
+                profile.disputes.slash_bps,
+                profile.disputes.reward_bps,
             ]
     raise KeyError(name)
 

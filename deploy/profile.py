@@ -117,6 +117,13 @@ class Rewards(_Section):
         return self
 
 
+class Disputes(_Section):
+    """What a node loses that two of its own signatures convict, and how much of that goes to whoever shows them."""
+
+    slash_bps: Annotated[int, Field(ge=1_000, le=10_000)]
+    reward_bps: Annotated[int, Field(ge=0, le=5_000)]
+
+
 class Profile(_Section):
     """All parameters of one network. `chain_ids` limits where it may be deployed; empty means anywhere."""
 
@@ -130,6 +137,7 @@ class Profile(_Section):
     escrow: Escrow
     log: Log
     rewards: Rewards
+    disputes: Disputes
 
     @model_validator(mode="after")
     def _supply(self) -> Self:

@@ -103,6 +103,9 @@ interface INodeRegistry is INodeRegistryTypes, INodeRegistryErrors, INodeRegistr
     /// @notice A node, with a due update applied; all zero when unknown.
     function nodeOf(address node) external view returns (NodeView memory);
 
+    /// @notice Whether the node ever named this key, also one that it replaced since or that is not due yet.
+    function isSigner(address node, address signer) external view returns (bool);
+
     /// @notice Status of a node, from one slot.
     function statusOf(address node) external view returns (uint8);
 

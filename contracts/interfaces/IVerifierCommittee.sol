@@ -36,12 +36,14 @@ interface IVerifierCommitteeTypes {
     /// @param epoch Work epoch of the last final verdict; decay since then is not applied yet.
     /// @param offences Severe failures so far.
     /// @param jailedUntil Epoch in which the exclusion ends; 0 when there is none to recover from.
+    /// @param convictedIn Epoch of a conviction whose loss of trust is not applied yet; 0 when there is none.
     struct TrustState {
         uint64 alpha;
         uint64 beta;
         uint32 epoch;
         uint16 offences;
         uint32 jailedUntil;
+        uint32 convictedIn;
     }
 
     /// @notice Verdicts about a node in an epoch.
@@ -122,6 +124,7 @@ interface IVerifierCommitteeEvents is IVerifierCommitteeTypes {
         uint256 trustAfter
     );
     event NodeFailed(address indexed node, uint64 indexed epoch, bool severe, uint256 slashed, uint32 jailedUntil);
+    event NodeConvicted(address indexed node, uint64 indexed epoch, uint32 jailedUntil);
     event CanaryForgiven(address indexed node, uint64 indexed epoch, uint256 verdicts);
     event NoQuorum(uint64 indexed epoch, address indexed node, uint256 reveals, uint256 needed);
     event VerifierJudged(
@@ -151,6 +154,11 @@ interface IVerifierCommittee is IVerifierCommitteeErrors, IVerifierCommitteeEven
     /// @notice Admits the opened canaries of a node: severe verdicts with this fault digest count as passes. CANARY_ROLE
     /// only.
     function admitCanaries(uint64 e, address node, bytes32 digest) external;
+
+    /// @notice Excludes a node that was proven to have lied, as a severe failure does, and voids its trust from the next
+    /// epoch on. DISPUTE_ROLE only.
+    /// @return jailedUntil Epoch in which the exclusion ends.
+    function convict(address node) external returns (uint32 jailedUntil);
 
     /// @notice Closes the tally of each node and moves its trust; phase 2 of epoch e+1. Skips what is closed. Anyone.
     function finalize(uint64 e, address[] calldata nodes) external;

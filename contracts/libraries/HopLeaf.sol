@@ -37,6 +37,15 @@ library HopLeaf {
         return MessageHashUtils.toTypedDataHash(separator, keccak256(abi.encode(CANARY_TYPEHASH, jobId, hop)));
     }
 
+    /// @notice What a node's signer signs for a commit.
+    function commitDigest(bytes32 separator, ICanaryRegistryTypes.HopCommit calldata c)
+        internal
+        pure
+        returns (bytes32)
+    {
+        return MessageHashUtils.toTypedDataHash(separator, keccak256(abi.encode(COMMIT_TYPEHASH, c)));
+    }
+
     /// @notice Identifier of a session's job.
     function jobOf(bytes32 sessionId, uint64 jobSeq) internal pure returns (bytes32) {
         return keccak256(abi.encodePacked(LEAF, TAG_JOB, sessionId, jobSeq));
@@ -46,8 +55,7 @@ library HopLeaf {
     function canaryLeaf(bytes32 separator, ICanaryRegistryTypes.Opening calldata o) internal pure returns (bytes32) {
         bytes32 salt =
             keccak256(abi.encodePacked(LEAF, TAG_CANARY, o.commit.jobId, o.commit.hop, keccak256(o.consent), o.nonce));
-        bytes32 digest = MessageHashUtils.toTypedDataHash(separator, keccak256(abi.encode(COMMIT_TYPEHASH, o.commit)));
-        return keccak256(abi.encodePacked(LEAF, TAG_HOP, digest, salt));
+        return keccak256(abi.encodePacked(LEAF, TAG_HOP, commitDigest(separator, o.commit), salt));
     }
 
     /// @notice Root of a batch in which `leaf` stands as the opening says.

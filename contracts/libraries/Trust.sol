@@ -11,6 +11,8 @@ library Trust {
     uint64 internal constant UNIT = 1e5;
     /// @dev A failure counts as this many passes, because honest nodes practically never fail.
     uint64 internal constant FAIL_FACTOR = 50;
+    /// @dev As much as twenty full audits failed, on top of all passes lost.
+    uint64 internal constant CONVICTION = 1e9;
     /// @dev 64 epochs leave 36 % of a mass; more would not change a standing and would cost gas.
     uint256 internal constant MAX_DECAY_STEPS = 64;
 
@@ -28,6 +30,18 @@ library Trust {
         }
         t.alpha = a;
         t.beta = b;
+    }
+
+    /// @notice Applies a conviction that waits, once its epoch is over, to the masses as they were then.
+    function settle(IVerifierCommitteeTypes.TrustState memory t, uint256 current) internal pure {
+        uint256 convicted = t.convictedIn;
+        if (current <= convicted) return;
+        // Not before: what is audited of an epoch follows from trust, and has to be the same for all who audit it.
+        decay(t, convicted);
+        t.alpha = 0;
+        t.beta += CONVICTION;
+        if (t.epoch < convicted) t.epoch = uint32(convicted);
+        t.convictedIn = 0;
     }
 
     /// @notice Counts a final verdict. Failures void the passes of the same epoch.

@@ -23,6 +23,7 @@ CONTRACTS = (
     "CommitmentLog",
     "CanaryRegistry",
     "RewardPool",
+    "DisputeGame",
 )
 
 ARTIFACTS = Path(__file__).parent / "artifacts"

@@ -3,6 +3,7 @@ pragma solidity 0.8.30;
 
 import {CanaryRegistry} from "../../contracts/CanaryRegistry.sol";
 import {CommitmentLog} from "../../contracts/CommitmentLog.sol";
+import {DisputeGame} from "../../contracts/DisputeGame.sol";
 import {EfedToken} from "../../contracts/EfedToken.sol";
 import {ModelRegistry} from "../../contracts/ModelRegistry.sol";
 import {NodeRegistry} from "../../contracts/NodeRegistry.sol";
@@ -34,6 +35,8 @@ abstract contract Fixture is TestBase {
     uint40 internal constant GRACE = 40;
     uint40 internal constant WINDOW = 200;
     uint16 internal constant FEE_BPS = 300;
+    uint16 internal constant SLASH_BPS = 5_000;
+    uint16 internal constant REWARD_BPS = 3_000;
     uint96 internal constant MIN_STAKE = 10 ether;
     uint96 internal constant SEAT_STAKE = 100 ether;
     uint256 internal constant NODE_STAKE = 100 ether;
@@ -53,6 +56,7 @@ abstract contract Fixture is TestBase {
     CommitmentLog internal batches;
     CanaryRegistry internal canaries;
     RewardPool internal pool;
+    DisputeGame internal disputes;
 
     bytes32 internal modelId;
     address internal client;
@@ -96,10 +100,13 @@ abstract contract Fixture is TestBase {
         batches = new CommitmentLog(registry, GENESIS, EPOCH, WINDOW);
         canaries = new CanaryRegistry(escrow, batches, seats, committee, GENESIS, EPOCH);
         pool = new RewardPool(token, committee, escrow, vault, GENESIS, EPOCH, _poolParams(), TREASURY);
+        disputes = new DisputeGame(vault, registry, committee, batches, SLASH_BPS, REWARD_BPS);
         seats.grantRole(seats.COMMITTEE_ROLE(), address(committee));
         vault.grantRole(vault.SLASHER_ROLE(), address(committee));
         committee.grantRole(committee.CANARY_ROLE(), address(canaries));
         token.grantRole(token.MINTER_ROLE(), address(pool));
+        vault.grantRole(vault.SLASHER_ROLE(), address(disputes));
+        committee.grantRole(committee.DISPUTE_ROLE(), address(disputes));
     }
 
     function _params() internal pure virtual returns (IVerifierCommitteeTypes.Params memory) {

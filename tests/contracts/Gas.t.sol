@@ -65,10 +65,13 @@ contract GasTest is Fixture {
         address op = address(0x0901);
         _stake(op, SEAT_STAKE);
         _register(op, 0, 4);
-        _spent("register node", 115_000);
+        _spent("register node", 138_000);
         vm.prank(op);
         registry.setEndpoint("https://node2.example.org:8443");
         _spent("set endpoint", 28_000);
+        vm.prank(op);
+        registry.update(1_000, hot);
+        _spent("change the key", 78_000);
         vm.prank(op);
         seats.takeSeat();
         _spent("take a seat", 92_000);
@@ -134,7 +137,7 @@ contract GasTest is Fixture {
         _spent("reveal, last of the committees", 86_000 + 15_000 * r[r.length - 1].nodes.length);
         _at(3, 2);
         committee.finalize(2, nodes);
-        _spent("finalize, 4 new nodes", 220_000);
+        _spent("finalize, 4 new nodes", 227_000);
         committee.judgeVerifier(2, r[0].verifier, r[0].nodes);
         _spent("judge a verifier, first", 75_000 + 31_000 * r[0].nodes.length);
         pool.weigh(2, nodes);

@@ -20,7 +20,7 @@ contract TrustTest is TestBase {
     function testFuzz_decay_equalsTheIntegerRule(uint64 a, uint64 b, uint32 from, uint32 elapsed) public pure {
         from = uint32(_bound(from, 1, 1e6));
         elapsed = uint32(_bound(elapsed, 0, 200));
-        IVerifierCommitteeTypes.TrustState memory t = IVerifierCommitteeTypes.TrustState(a, b, from, 0, 0);
+        IVerifierCommitteeTypes.TrustState memory t = IVerifierCommitteeTypes.TrustState(a, b, from, 0, 0, 0);
         t.decay(uint256(from) + elapsed);
         uint256 steps = elapsed < 64 ? elapsed : 64;
         _eq(t.alpha, _reference(a, steps));
@@ -30,14 +30,14 @@ contract TrustTest is TestBase {
 
     function testFuzz_decay_neverGoesBackInTime(uint64 a, uint64 b, uint32 from, uint32 before) public pure {
         before = uint32(_bound(before, 0, from));
-        IVerifierCommitteeTypes.TrustState memory t = IVerifierCommitteeTypes.TrustState(a, b, from, 0, 0);
+        IVerifierCommitteeTypes.TrustState memory t = IVerifierCommitteeTypes.TrustState(a, b, from, 0, 0, 0);
         t.decay(before);
         _eq(t.alpha, a);
         _eq(t.beta, b);
     }
 
     function testFuzz_score_staysInPpm(uint64 a, uint64 b, uint64 prior) public pure {
-        IVerifierCommitteeTypes.TrustState memory t = IVerifierCommitteeTypes.TrustState(a, b, 0, 0, 0);
+        IVerifierCommitteeTypes.TrustState memory t = IVerifierCommitteeTypes.TrustState(a, b, 0, 0, 0, 0);
         prior = uint64(_bound(prior, 1, type(uint64).max));
         uint256 score = t.score(prior);
         _atMost(score, 1e6);

@@ -22,11 +22,11 @@ FUNCTIONS = {
     "StakeVault": "stake stakeWithPermit setSponsor stakeFor unbond cancelUnbond withdraw slash lock unlock jail"
     " stakeOf totals jailedUntil grantRole SLASHER_ROLE GUARDIAN_ROLE",
     "ModelRegistry": "register deprecate modelOf verifyTensor",
-    "NodeRegistry": "register update setEndpoint pause resume retire nodeOf checkRoute setEntryPaused",
+    "NodeRegistry": "register update setEndpoint pause resume retire nodeOf checkRoute isSigner setEntryPaused",
     "SeatRegistry": "takeSeat leaveSeat evictSeat seatCount seatsOf seatNumberOf armSeed fixSeed stir seedOf armedBlock"
     " drawn isDrawn placesOf sizesOf checkSeated terms setTerms grantRole COMMITTEE_ROLE setEntryPaused",
     "VerifierCommittee": "commit reveal finalize judgeVerifier params setParams trustOf trustState standingOf auditRate"
-    " admitCanaries canaryOf tallyOf isFinalized pointsOf totalPoints commitmentOf CANARY_ROLE"
+    " admitCanaries canaryOf tallyOf isFinalized pointsOf totalPoints commitmentOf convict CANARY_ROLE DISPUTE_ROLE"
     " currentEpoch phase epochStart genesis epochLength",
     "SessionEscrow": "deposit depositWithPermit depositFor withdraw balanceOf open openWithSig topUp settle settleMany"
     " settleAndClose closeCooperative requestClose finalizeClose withdrawFees sweepProtocolFees sessionOf sessionIdOf"
@@ -34,19 +34,21 @@ FUNCTIONS = {
     "CommitmentLog": "post nextSeq isCommitted",
     "CanaryRegistry": "open consentDigest leafOf faultDigest",
     "RewardPool": "weigh claim claimVerifier claimTreasury emissionOf weightOf totalWeight claimable",
+    "DisputeGame": "proveEquivocation commitDigest isProven caseIdOf slashBps rewardBps",
 }
 EVENTS = {
     "StakeVault": "Staked UnbondStarted UnbondCancelled Withdrawn Slashed Locked Unlocked Jailed",
     "ModelRegistry": "ModelRegistered",
     "NodeRegistry": "NodeRegistered NodeUpdated EndpointUpdated NodePaused NodeResumed NodeRetired",
     "SeatRegistry": "SeatTaken SeatLeft SeedArmed SeedFixed TermsScheduled",
-    "VerifierCommittee": "Committed Revealed TrustUpdated NodeFailed NoQuorum CanaryForgiven VerifierJudged"
+    "VerifierCommittee": "Committed Revealed TrustUpdated NodeFailed NoQuorum NodeConvicted CanaryForgiven VerifierJudged"
     " ParamsScheduled",
     "SessionEscrow": "Deposited Withdrawn SessionOpened ToppedUp Settled CloseRequested SessionClosed FeesWithdrawn"
     " ProtocolFeesBurned",
     "CommitmentLog": "BatchPosted",
     "CanaryRegistry": "CanaryOpened",
     "RewardPool": "Weighed RewardClaimed",
+    "DisputeGame": "EquivocationProven",
 }
 
 

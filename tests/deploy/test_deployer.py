@@ -36,6 +36,11 @@ async def test_deploys_in_order_and_ties_the_roles(ganache: str, tmp_path: Path)
         assert await chain.call("SeatRegistry", "hasRole", committee, chain.address("VerifierCommittee"))
         assert await chain.call("StakeVault", "hasRole", slasher, chain.address("VerifierCommittee"))
         assert await chain.call("EfedToken", "hasRole", minter, chain.address("RewardPool"))
+        dispute = await chain.call("VerifierCommittee", "DISPUTE_ROLE")
+        assert await chain.call("VerifierCommittee", "hasRole", dispute, chain.address("DisputeGame"))
+        assert await chain.call("StakeVault", "hasRole", slasher, chain.address("DisputeGame"))
+        assert await chain.call("DisputeGame", "slashBps") == LOCAL.disputes.slash_bps
+        assert await chain.call("DisputeGame", "rewardBps") == LOCAL.disputes.reward_bps
         assert await chain.token_balance(dev_account().address) == LOCAL.token.initial_supply
         assert (await chain.call("VerifierCommittee", "params")).theta == LOCAL.committee.theta
         assert (await chain.call("SeatRegistry", "terms")).seatStake == LOCAL.committee.seat_stake
@@ -133,7 +138,7 @@ async def test_file_of_a_chain_that_was_started_afresh_is_set_aside(ganache: str
     stale = done.deployment.model_copy(update={"contracts": gone})
     stale.save(done.path)
     again = await deploy_contracts(ganache, dev_account(), LOCAL, tmp_path)
-    assert len([step for step in again.steps if not step.skipped]) == 14
+    assert len([step for step in again.steps if not step.skipped]) == 17
     assert Deployment.load(tmp_path / f"1337.{stale.genesis}.old.json") == stale
 
 
