@@ -16,6 +16,7 @@ from efedllm.engine.taps import TAP_BYTES, TapExecutor
 from efedllm.errors import ModelError, ProtocolError
 from efedllm.exact_sampling import sample_exact_rows
 from efedllm.sampling import SamplingSpec, are_consistent, is_consistent
+from verifier.conditioning import HALF_STEP, STEP, own_spread
 from verifier.leaf import Fault, Leaf
 from verifier.statistic import (
     HALF_LIMITS,
@@ -96,7 +97,14 @@ def rerun(
         raise BackendError(str(error)) from error
     if not np.isfinite(ours).all():
         return HopResult(None, _not_finite(executor, "the hop's output"))
-    statistic = compare_exact(outputs, ours) if exact else compare(committed, ours, residual, dtype, limits)
+    try:
+        statistic = (
+            compare_exact(outputs, ours)
+            if exact
+            else compared(executor, given, committed, ours, residual, dtype, limits, leaf.hash)
+        )
+    except ModelError as error:
+        raise BackendError(str(error)) from error
     if statistic.outcome is not Outcome.PASS:
         how = f"{statistic.worst:.0f} values differ, first" if exact else f"statistic {statistic.worst:.3g}"
         detail = f"{how} at position {statistic.position}, mismatch {statistic.mismatch:.2%}"
@@ -108,6 +116,28 @@ def rerun(
         return HopResult(statistic, None, taps)
     fault = check_tokens(executor, committed, spec, leaf.emitted or (), exact=exact, limits=limits)
     return HopResult(statistic, fault, taps if fault is None else b"")
+
+
+def compared(
+    executor: Executor,
+    given: NDArray[Any],
+    committed: NDArray[Any],
+    ours: Float32,
+    residual: NDArray[Any],
+    dtype: WireDtype,
+    limits: Limits,
+    seed: bytes,
+) -> HopStatistic:
+    """What `compare` says of a float hop; before it accuses, our own recomputation must not stray from itself as far.
+
+    given: the hop's input, ids [n] or states [n, hidden]; residual: the same in hidden space. `seed` as `own_spread`
+    takes it. Raises BackendError as `compare` does, and ModelError.
+    """
+    found = compare(committed, ours, residual, dtype, limits)
+    if found.outcome is Outcome.PASS or not np.isfinite(committed).all():
+        return found
+    spread = own_spread(executor, given, ours, seed, HALF_STEP if limits.half else STEP)
+    return compare(committed, ours, residual, dtype, limits, spread)
 
 
 def _compute(executor: Executor, item: StepItem, *, exact: bool) -> tuple[Float32, bytes]:

@@ -19,6 +19,10 @@ On a bf16 wire both sides round once more. The numerator is then the smallest ch
 committed bits (zero inside the rounding interval), and in addition the share of elements whose bits differ from the
 rounded y' is bounded per chunk of positions: honest spread only moves elements that lie next to a rounding boundary.
 
+On rows made for it no two machines agree. Before a hop is accused, `verifier.conditioning` measures how far our own
+recomputation strays from itself, and the denominator is at least SPREAD_MARGIN times that. On rows that are not made
+for it, tau is larger: it is as many times the largest honest deviation.
+
 Nodes that declare to compute in bfloat16 are a class of their own, see HALF_LIMITS and `grade_half`.
 """
 
@@ -38,6 +42,9 @@ TAU = LEAST_TAU
 ROUNDING = LEAST_ROUNDING
 FAIL_AT = 1.0
 SEVERE_AT = 10.0
+
+SPREAD_MARGIN = 8.0
+"""The limit of a row is at least this many times what our own recomputation of it strays by: the margin of tau."""
 
 # Of nodes that declare bfloat16, see `grade_half`.
 HALF_LONE_FAIL_AT = 5.0
@@ -125,11 +132,19 @@ class BackendError(Exception):
     """Our own recomputation is unusable (shape or non-finite): the auditor must abstain, the node is not to blame."""
 
 
-def compare(y: Array, y_ref: Array, x: Array, dtype: WireDtype, limits: Limits = MEASURED) -> HopStatistic:
+def compare(
+    y: Array,
+    y_ref: Array,
+    x: Array,
+    dtype: WireDtype,
+    limits: Limits = MEASURED,
+    spread: NDArray[np.float64] | None = None,
+) -> HopStatistic:
     """Compare a committed hop output with our recomputation.
 
     y, y_ref, x: [n, hidden]; y decoded from the wire, y_ref float32 before any rounding, x the hop's input in hidden
-    space. Raises BackendError when y_ref is not a finite array of y's shape.
+    space; spread: how far y_ref strays from itself, float64 [n], where that was measured. Raises BackendError when
+    y_ref is not a finite array of y's shape.
     """
     if y_ref.shape != y.shape or x.shape != y.shape or y.ndim != 2 or not len(y):
         raise BackendError(f"recomputed {y_ref.shape} from input {x.shape}, committed {y.shape}")
@@ -137,12 +152,12 @@ def compare(y: Array, y_ref: Array, x: Array, dtype: WireDtype, limits: Limits =
         raise BackendError("recomputation is not finite")
     if not np.isfinite(y).all():
         return HopStatistic(float("inf"), int(np.argmin(np.isfinite(y).all(axis=1))), 1.0, Outcome.SEVERE)
-    stats = per_position(y, y_ref, x, dtype, limits)
+    stats = per_position(y, y_ref, x, dtype, limits, spread)
     position = int(np.argmax(stats))
     worst = float(stats[position])
-    mismatch, mismatch_outcome = (
-        chunk_mismatch(y, y_ref, limits) if dtype is WireDtype.BF16 and not limits.half else (0.0, Outcome.PASS)
-    )
+    mismatch, mismatch_outcome = 0.0, Outcome.PASS
+    if dtype is WireDtype.BF16 and not limits.half:
+        mismatch, mismatch_outcome = chunk_mismatch(y, y_ref, limits, _strays(y_ref, x, limits, spread))
     outcome = grade_half(stats) if limits.half else grade(worst)
     return HopStatistic(worst, position, mismatch, limits.capped(max(outcome, mismatch_outcome)))
 
@@ -166,19 +181,40 @@ def compare_exact(committed: bytes, ours: Array) -> HopStatistic:
     return HopStatistic(float(differs.sum()), position, float(differs.mean()), Outcome.SEVERE)
 
 
-def per_position(y: Array, y_ref: Array, x: Array, dtype: WireDtype, limits: Limits = MEASURED) -> NDArray[np.float64]:
-    """The statistic of every position, float64 [n]. 0/0 counts as 0, otherwise a zero denominator as infinity."""
+def per_position(
+    y: Array,
+    y_ref: Array,
+    x: Array,
+    dtype: WireDtype,
+    limits: Limits = MEASURED,
+    spread: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """The statistic of every position, float64 [n]; arguments as of `compare`. 0/0 counts as 0, otherwise a zero
+    denominator as infinity."""
     ours = y_ref.astype(np.float64)
     committed = y.astype(np.float64)
     difference = np.abs(committed - ours)
     if dtype is WireDtype.BF16:
         difference = np.maximum(difference - bf16_half_step(committed), 0.0)
     numerator = np.linalg.norm(difference, axis=1)
-    update = np.linalg.norm(ours - x.astype(np.float64), axis=1)
-    denominator = limits.tau * update + limits.rounding * np.linalg.norm(ours, axis=1)
+    denominator = _allowed(ours, x, limits)
+    if spread is not None:
+        denominator = np.maximum(denominator, SPREAD_MARGIN * spread)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = numerator / denominator
     return np.where(numerator == 0.0, 0.0, ratio)
+
+
+def _allowed(y_ref: Array, x: Array, limits: Limits) -> NDArray[np.float64]:
+    """Length of the deviation of each row at which the statistic is 1, by `limits` alone, [n]."""
+    ours = y_ref.astype(np.float64)
+    update = np.linalg.norm(ours - x.astype(np.float64), axis=1)
+    return np.asarray(limits.tau * update + limits.rounding * np.linalg.norm(ours, axis=1))
+
+
+def _strays(y_ref: Array, x: Array, limits: Limits, spread: NDArray[np.float64] | None) -> NDArray[np.bool_] | None:
+    """Rows whose own spread asks for more than `limits` allow, [n]; None where it was not measured."""
+    return None if spread is None else np.asarray(SPREAD_MARGIN * spread > _allowed(y_ref, x, limits))
 
 
 def grade(worst: float) -> Outcome:
@@ -211,16 +247,20 @@ def bf16_half_step(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return half
 
 
-def chunk_mismatch(y: Array, y_ref: Array, limits: Limits = MEASURED) -> tuple[float, Outcome]:
+def chunk_mismatch(
+    y: Array, y_ref: Array, limits: Limits = MEASURED, strays: NDArray[np.bool_] | None = None
+) -> tuple[float, Outcome]:
     """Share of elements of the rounded recomputation whose bf16 bits differ from the committed ones.
 
     Worst chunk of CHUNK positions (a shorter tail joins the chunk before it), and its outcome. The bounds grow with
     the limit beyond TAU, for which they were measured: twice the deviation moves twice as many elements over a rounding
-    boundary.
+    boundary. Nothing is counted of rows that are said to stray, bool [n].
     """
     slack = max(1.0, limits.tau / TAU)
     rounded = decode(encode(y_ref.astype(np.float32), WireDtype.BF16), WireDtype.BF16, y_ref.shape[1])
     differs = np.count_nonzero(rounded != y, axis=1)
+    if strays is not None:
+        differs = np.where(strays, 0, differs)
     starts = np.arange(0, max(len(differs) - CHUNK, 0) + 1, CHUNK)
     counts = np.add.reduceat(differs, starts)
     elements = np.diff(np.append(starts, len(differs))) * y.shape[1]
