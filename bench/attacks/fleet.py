@@ -25,8 +25,11 @@ from bench.attacks.fleet_worker import MODES
 from bench.attacks.lab import LAYERS, RANGES, Lab, Progress, prefilled
 from bench.limits import tau_of
 from efedllm.commitments.canonical import WireDtype, decode, encode
+from efedllm.commitments.hashing import keccak
+from efedllm.engine.protocol import Executor
 from efedllm.kernels.native import SWITCH, library
-from verifier.statistic import FAIL_AT, Outcome, compare, per_position
+from verifier.rerun import compared
+from verifier.statistic import Outcome, compare, per_position
 
 Rows = npt.NDArray[np.float32]
 
@@ -81,10 +84,21 @@ def native_machines() -> list[Machine]:
     return [Machine(1, "default", number % 2 == 0, way) for number, way in enumerate(ways)]
 
 
+@dataclass(frozen=True)
+class Reference:
+    """The verifier's side of one input: its engine, the input, its own rows, and the input in hidden space."""
+
+    engine: Executor
+    given: npt.NDArray[Any]
+    ours: Rows
+    residual: Rows
+
+
 @dataclass
 class Findings:
     """What the verifier made of the fleet. `tau`: the limit that it judged by; `token_hops`: positions of hops that
-    some machine computed."""
+    some machine computed. Of inputs that a search found, apart from all others: `searched_hops` of them computed, the
+    largest statistic by the limits alone, and after the verifier's second look."""
 
     tau: float
     token_hops: int = 0
@@ -99,6 +113,9 @@ class Findings:
     log_count: int = 0
     by_input: dict[str, float] = field(default_factory=dict)
     accused_inputs: dict[str, int] = field(default_factory=dict)
+    searched_hops: int = 0
+    searched_worst: float = 0.0
+    searched_settled: float = 0.0
 
     def _calibrated(self, mean: float, spread: float) -> float:
         """The tolerance that these findings ask for. The statistic is in units of tau."""
@@ -118,6 +135,11 @@ class Findings:
             "input_of_the_largest": self.worst_input,
             "largest_by_input": {name: round(value, 4) for name, value in sorted(self.by_input.items())},
             "rows_that_differ_in_a_bit": self.differing_rows,
+            "searched": {
+                "hops_judged": self.searched_hops,
+                "largest_by_the_limits_alone": self.searched_worst,
+                "largest_as_judged": self.searched_settled,
+            },
             "log_statistic_mean": mean,
             "log_statistic_sd": spread,
             "tau": None if mean is None else self.tau,
@@ -162,10 +184,20 @@ def long_context(lab: Lab, hop: int, length: int) -> npt.NDArray[Any]:
     return states
 
 
-def collect_inputs(lab: Lab, out: Path, *, texts: Sequence[Sequence[int]], positions: int, long: int) -> None:
+def collect_inputs(
+    lab: Lab,
+    out: Path,
+    *,
+    texts: Sequence[Sequence[int]],
+    positions: int,
+    long: int,
+    searched: Sequence[tuple[int, str, npt.NDArray[Any]]],
+) -> None:
     """One .npz with the inputs of every hop: keys SET/HOP/NUMBER-NAME. SET is f32, bf16 (rounded as the wire does),
-    stress or long. `texts`: token ids."""
-    arrays: dict[str, npt.NDArray[Any]] = {}
+    stress, long or searched. `texts`: token ids; `searched`: (hop, name, input)."""
+    arrays: dict[str, npt.NDArray[Any]] = {
+        f"searched/{hop}/{index:03d}-{name}": given for index, (hop, name, given) in enumerate(searched)
+    }
     states: list[npt.NDArray[Any]] = [np.asarray(ids, np.int32) for ids in texts]
     for hop, engine in enumerate(lab.engines):
         for index, given in enumerate(states):
@@ -188,19 +220,21 @@ def run(
     decoded: int,
     long: int,
     say: Progress,
+    searched: Sequence[tuple[int, str, npt.NDArray[Any]]] = (),
 ) -> Findings:
-    """Let the fleet compute, judge everything. `decoded`: sequences of each kind that are also decoded one by one."""
+    """Let the fleet compute, judge everything. `decoded`: sequences of each kind that are also decoded one by one;
+    `searched`: (hop, name, input) that a search found."""
     assert RANGES[-1][1] == LAYERS
     inputs = work / f"fleet-{lab.profile}.npz"
-    collect_inputs(lab, inputs, texts=texts, positions=96, long=long)
-    sets = ["f32", "stress", "long"] + ([] if lab.profile == "exact" else ["bf16"])
-    references: dict[str, tuple[Rows, Rows]] = {}
+    collect_inputs(lab, inputs, texts=texts, positions=96, long=long, searched=searched)
+    sets = ["f32", "stress", "long", "searched"] + ([] if lab.profile == "exact" else ["bf16"])
+    references: dict[str, Reference] = {}
     with np.load(inputs) as stored:
         given = {key: stored[key] for key in stored.files if key.split("/")[0] in sets}
     for key, x in given.items():
         engine = lab.engines[int(key.split("/")[1])]
         residual = engine.embed(x) if engine.has_embedding else x
-        references[key] = prefilled(engine, x), np.asarray(residual, np.float32)
+        references[key] = Reference(engine, x, prefilled(engine, x), np.asarray(residual, np.float32))
     findings = Findings(lab.limits.tau)
     for number, machine in enumerate(fleet):
         say(f"{lab.profile} fleet: machine {number + 1} of {len(fleet)}: {machine.name}")
@@ -260,14 +294,16 @@ def _judge(
     machine: Machine,
     name: str,
     rows: Rows,
-    references: dict[str, tuple[Rows, Rows]],
+    references: dict[str, Reference],
 ) -> None:
     """One hop of one sequence in one way of batching; name: MODE/SET/HOP/NUMBER-NAME."""
     mode, key = name.split("/", 1)
     kind, _, label = key.split("/")
-    ours, x = references[key]
+    known = references[key]
+    ours, x = known.ours, known.residual
     findings.token_hops += len(rows)
     findings.hops_judged += 1
+    findings.searched_hops += kind == "searched"
     if lab.profile == "exact":
         differing = int(np.any(rows.view(np.uint32) != ours.view(np.uint32), axis=1).sum())
         findings.differing_rows += differing
@@ -275,16 +311,20 @@ def _judge(
         return
     wire = WireDtype.BF16 if kind == "bf16" else WireDtype.F32
     sent = decode(encode(rows, wire), wire, lab.hidden)
-    found = compare(sent, ours, x, wire, lab.limits)
+    plain = compare(sent, ours, x, wire, lab.limits)
+    found = compared(known.engine, known.given, sent, ours, x, wire, lab.limits, keccak(key.encode()))
     findings.differing_rows += int(np.any(rows.view(np.uint32) != ours.view(np.uint32), axis=1).sum())
-    accused = found.outcome is not Outcome.PASS or found.worst > FAIL_AT
     what = label.split("-", 1)[1] + (" (bf16 wire)" if kind == "bf16" else "")
-    findings.accused += accused
-    if accused:
+    if found.outcome is not Outcome.PASS:
+        findings.accused += 1
         findings.accused_inputs[what] = findings.accused_inputs.get(what, 0) + 1
-    findings.by_input[what] = max(findings.by_input.get(what, 0.0), found.worst)
-    if found.worst > findings.worst:
-        findings.worst, findings.worst_machine, findings.worst_input = found.worst, f"{machine.name}, {mode}", what
+    if kind == "searched":
+        findings.searched_worst = max(findings.searched_worst, plain.worst)
+        findings.searched_settled = max(findings.searched_settled, found.worst)
+        return
+    findings.by_input[what] = max(findings.by_input.get(what, 0.0), plain.worst)
+    if plain.worst > findings.worst:
+        findings.worst, findings.worst_machine, findings.worst_input = plain.worst, f"{machine.name}, {mode}", what
     if wire is WireDtype.F32:
         stats = per_position(sent, ours, x, wire, lab.limits)
         logs = np.log(stats[stats > 0])

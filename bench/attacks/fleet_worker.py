@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,19 @@ def prefill(executor: Any, given: list[Inputs]) -> list[Rows]:
     return [_step(executor, [(executor.new_sequence(), x)])[0] for x in given]
 
 
-def chunked(executor: Any, given: list[Inputs]) -> list[Rows]:
-    """Each sequence in pieces of CHUNK positions."""
+def pieces(executor: Any, given: list[Inputs], size: int) -> list[Rows]:
+    """Each sequence in pieces of `size` positions."""
     found = []
     for x in given:
         sequence = executor.new_sequence()
-        parts = [_step(executor, [(sequence, x[at : at + CHUNK])])[0] for at in range(0, len(x), CHUNK)]
+        parts = [_step(executor, [(sequence, x[at : at + size])])[0] for at in range(0, len(x), size)]
         found.append(np.concatenate(parts))
     return found
+
+
+def chunked(executor: Any, given: list[Inputs]) -> list[Rows]:
+    """Each sequence in pieces of CHUNK positions."""
+    return pieces(executor, given, CHUNK)
 
 
 def decode(executor: Any, given: list[Inputs]) -> list[Rows]:
@@ -93,8 +100,9 @@ def _step(executor: Any, batch: list[tuple[Any, Inputs]]) -> list[Rows]:
     return outputs
 
 
-def eager_attention() -> None:
-    """Replace torch's fused attention by the textbook's, as a node with another library would have it."""
+@contextmanager
+def textbook_attention() -> Iterator[None]:
+    """Within it the textbook's attention replaces torch's fused one, as a node with another library would have it."""
     import torch
     from torch import Tensor
 
@@ -116,8 +124,14 @@ def eager_attention() -> None:
             scores = scores.masked_fill(~attn_mask, -torch.inf)
         return torch.softmax(scores, dim=-1) @ value
 
+    fused = attention.scaled_dot_product_attention  # type: ignore[attr-defined]
     for engine in (attention, encoder):
         engine.scaled_dot_product_attention = plain  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for engine in (attention, encoder):
+            engine.scaled_dot_product_attention = fused  # type: ignore[attr-defined]
 
 
 def main(path: Path) -> None:
@@ -125,11 +139,14 @@ def main(path: Path) -> None:
     task = json.loads(path.read_text())
     import torch
 
+    torch.set_num_threads(task["threads"])
+    with textbook_attention() if task["eager"] else nullcontext():
+        _compute(task)
+
+
+def _compute(task: dict[str, Any]) -> None:
     from efedllm.engine.select import load_executor
 
-    torch.set_num_threads(task["threads"])
-    if task["eager"]:
-        eager_attention()
     ways = MODES | TEXT_MODES
     out: dict[str, Rows] = {}
     with np.load(task["inputs"]) as stored:

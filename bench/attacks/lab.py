@@ -173,21 +173,7 @@ class Lab:
         wire: WireDtype,
         engines: tuple[Executor, ...],
     ) -> list[Job]:
-        specs = [
-            JobSpec(
-                session().session_id(*ESCROW),
-                index,
-                ids_hash(prompt),
-                len(prompt),
-                new,
-                sampling.temperature_milli,
-                sampling.top_k,
-                sampling.top_p_ppm,
-                sampling.seed,
-                int(wire),
-            )
-            for index, prompt in numbered
-        ]
+        specs = [spec_of(index, prompt, new, sampling, wire) for index, prompt in numbered]
         sequences = [[engine.new_sequence() for _ in numbered] for engine in engines]
         rows: list[list[list[bytes]]] = [[[] for _ in range(len(engines) + 1)] for _ in numbered]
         emitted: list[list[int]] = [[] for _ in numbered]
@@ -317,6 +303,22 @@ class Lab:
 def session() -> SessionKey:
     """The payment channel of every job."""
     return SessionKey(CLIENT.address, CLIENT.address, MODEL_ID, 0, 2**39, 10**9, NODES, (4000, 3000, 3000))
+
+
+def spec_of(number: int, prompt: Sequence[int], new: int, sampling: SamplingSpec, wire: WireDtype) -> JobSpec:
+    """What the client signs: job `number` of its session."""
+    return JobSpec(
+        session().session_id(*ESCROW),
+        number,
+        ids_hash(prompt),
+        len(prompt),
+        new,
+        sampling.temperature_milli,
+        sampling.top_k,
+        sampling.top_p_ppm,
+        sampling.seed,
+        int(wire),
+    )
 
 
 def decoded(executor: Executor, inputs: npt.NDArray[Any], prompt: int) -> Rows:

@@ -17,7 +17,7 @@ LISTED: dict[int, str] = {
     6: "fine-tuned weights",
     7: "prompt edited, dropped, injected",
     8: "noise on the output",
-    9: "one gradient step inside the tolerance",
+    9: "perturbations inside the tolerance, aimed by gradient ascent",
     10: "sampling",
     11: "copied roots",
     12: "replay",
@@ -32,7 +32,7 @@ LISTED: dict[int, str] = {
     21: "withheld data, slow answers, no reveal",
     22: "sybils, whitewashing, on-off cheats, exit scams",
     23: "grinding the randomness",
-    24: "a fixed list of inputs that strain honest backends",
+    24: "inputs that strain honest backends, searched",
     25: "malformed bytes and trees",
     26: "drift at the verifier",
     27: "a model whose result depends on the order of sums",
@@ -53,7 +53,8 @@ class Pointer:
 
 
 POINTERS: tuple[Pointer, ...] = (
-    Pointer(9, "single hop and all hops together", "tests/attacks/test_limits.py::test_what_an_aimed_perturbation"),
+    Pointer(9, "the last hop alone", "tests/attacks/test_descent.py::test_what_the_last_hop_can_do"),
+    Pointer(9, "all hops together", "tests/attacks/test_descent.py::test_all_hops_together_gain_more_and_pass"),
     Pointer(13, "waiting time", "tests/attacks/test_limits.py::test_jobs_until_caught"),
     Pointer(14, "audited share of leaves believed safe", "tests/attacks/test_limits.py::test_nothing_tells_an_audit"),
     Pointer(
@@ -94,7 +95,12 @@ POINTERS: tuple[Pointer, ...] = (
     Pointer(22, "whitewashing", "tests/trust/test_simulate.py::test_whitewashing_costs_a_stake"),
     Pointer(23, "salts", "tests/attacks/test_limits.py::test_nothing_tells_an_audit"),
     Pointer(23, "the seed's block", "tests/contracts/SeatRegistry.t.sol::test_seed_isFixedFromTheBlock"),
-    Pointer(24, "strained inputs", "tests/attacks/test_fleet.py::test_strained_inputs_accuse_nobody"),
+    Pointer(24, "a fixed list", "tests/attacks/test_fleet.py::test_strained_inputs_accuse_nobody"),
+    Pointer(24, "a search", "tests/attacks/test_strain.py::test_a_search_for_strained_inputs_accuses_nobody"),
+    Pointer(
+        24, "rows by descent, judged", "tests/attacks/test_strain.py::test_a_node_that_was_sent_rows_made_to_strain"
+    ),
+    Pointer(24, "exact kernels", "tests/attacks/test_strain.py::test_strained_inputs_give_the_same_bits"),
     Pointer(27, "spread, and bits", "tests/attacks/test_limits.py::test_a_model_made_to_be_accused"),
     Pointer(28, "vouchers", "tests/contracts/SessionEscrow.t.sol::test_voucher_noReplay_onAnotherChainOrContract"),
     Pointer(29, "challenging oneself", "tests/contracts/StakeVault.t.sol::test_dispute_selfDealingDoesNotPay"),

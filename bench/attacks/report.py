@@ -98,6 +98,19 @@ def summary(result: dict[str, Any]) -> list[str]:
                 f"{len(fleet['machines'])} honest machines (95 %: below {fleet['bound_95_per_token_hop']:.1e}); "
                 f"largest statistic {fleet['largest_statistic']:.3g}"
             )
+        if "searched" in part and profile == "float":
+            searched = part["searched"]
+            lines.append(
+                f"{profile}: of {searched['inputs']} inputs searched to strain honest machines "
+                f"{searched['beyond_the_limits_alone']} exceed the limits alone and {searched['false_accusations']} "
+                "are held against them"
+            )
+        elif "searched" in part:
+            searched = part["searched"]
+            lines.append(
+                f"{profile}: {searched['inputs']} strained inputs through {' and '.join(searched['kernels'])}: "
+                f"{len(searched['differing'])} differ, {sum(searched['refused_by_both'].values())} refused by both"
+            )
         if "cost" in part:
             cost = part["cost"]
             lines.append(
@@ -113,8 +126,13 @@ def summary(result: dict[str, Any]) -> list[str]:
         return lines
     aimed = result["float"]["aimed"]
     lines.append(
-        f"float: one gradient step inside the tolerance: {aimed['one_hop']['flipped']} of "
-        f"{aimed['one_hop']['positions']} tokens flip by one hop, {aimed['all_hops']['flipped']} by all hops together"
+        "float: perturbations inside the tolerance, aimed: "
+        + ", ".join(
+            f"{aimed[name]['flipped']} of {aimed[name]['positions']:,} tokens replaced by {who} (95 %: "
+            f"{aimed[name]['flip_interval']['low']:.2%} to {aimed[name]['flip_interval']['high']:.2%}; leads up to "
+            f"{aimed[name]['largest_lead_flipped'] or 0:.3g} nats)"
+            for name, who in (("one_hop", "the last hop"), ("all_hops", "all hops"))
+        )
     )
     lot = result["games"]
     lines.append(

@@ -7,14 +7,15 @@ import os
 import platform
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from bench.attacks import adversarial, cost, fleet, games, scores
+from bench.attacks import adversarial, cost, descent, fleet, games, scores, strain
 from bench.attacks.calibrated import calibrated
 from bench.attacks.detection import Tally, run_all
 from bench.attacks.economy import TOKENS, Losses, at_stake, detection_after, tokens_saved
@@ -22,6 +23,7 @@ from bench.attacks.figures import Scores, auc, beyond_honest, expected_jobs, wil
 from bench.attacks.lab import Lab, Progress, prompts, publish
 from bench.attacks.messages import MESSAGE_ATTACKS
 from bench.attacks.registry import coverage
+from bench.attacks.strain_exact import search_exact
 from bench.attacks.strategies import ATTACKS, Attack, Expected, Profile
 from bench.demo import _cpu
 from deploy.profile import Profile as NetworkProfile
@@ -48,7 +50,8 @@ class AttackBench:
 
     @property
     def jobs(self) -> int:
-        return 2 if self.quick else 6
+        """As many as give the first hop alone 18 audits, and three or two of them `detection.AUDITS`."""
+        return 3 if self.quick else 18
 
     @property
     def prompt(self) -> int:
@@ -73,6 +76,16 @@ class AttackBench:
     def texts(self) -> int:
         """Texts that the honest fleet computes, each of as many positions as a job."""
         return 6 if self.quick else 16
+
+    @property
+    def aimed(self) -> tuple[int, int]:
+        """Texts, and positions of each, at which perturbations are aimed: enough to see one in a thousand."""
+        return (4, 48) if self.quick else (44, 96)
+
+    @property
+    def effort(self) -> strain.Effort:
+        """Of the search for strained inputs."""
+        return strain.QUICK if self.quick else strain.Effort()
 
 
 @dataclass(frozen=True)
@@ -134,6 +147,7 @@ def _profile(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str, A
         (job,) = lab.generate(prompts(1, 64), 128)
         report["cost"] = cost.report(lab, job, lab.published.parent, quick=options.quick, say=say)
     if "fleet" in options.parts:
+        searched, report["searched"] = _searched(lab, options, say)
         machines = fleet.machines(eager=lab.profile == "float", quick=options.quick)
         findings = fleet.run(
             lab,
@@ -143,9 +157,38 @@ def _profile(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str, A
             decoded=1,
             long=512 if options.quick else 1000,
             say=say,
+            searched=searched,
         )
         report["fleet"] = {"machines": [machine.name for machine in machines], **findings.report()}
     return report, curves
+
+
+def _searched(
+    lab: Lab, options: AttackBench, say: Progress
+) -> tuple[list[tuple[int, str, npt.NDArray[Any]]], dict[str, Any]]:
+    """Inputs that a search made to strain honest machines, the worst of them for the fleet; and the report."""
+
+    def told(text: str) -> None:
+        say(f"{lab.profile} search: {text}")
+
+    if lab.profile == "exact":
+        found = search_exact(lab, options.effort, told)
+        # The last mutations have gone furthest.
+        return [(hop, name, x) for hop, some in found.computed.items() for name, x in some[-8:]], found.report()
+    tried = strain.search(lab, options.effort, told)
+    return [(one.hop, one.name, one.given) for one in strain.hardest(tried)], strain.report(tried)
+
+
+def _aimed(lab: Lab, options: AttackBench, say: Progress) -> dict[str, Any]:
+    """Attack 9: by the last hop alone, also where it assumes a wider tolerance than it is judged by, and by all."""
+    texts = prompts(*options.aimed)
+    report: dict[str, Any] = {"share_of_tolerance_used": descent.USED, "steps": descent.STEPS}
+    for times in (1.0, 4.0, 10.0):
+        say(f"aimed perturbations of the last hop, {times:g} times the tolerance, {len(texts)} texts")
+        name = "one_hop" if times == 1.0 else f"one_hop_{times:g}_times"
+        report[name] = descent.last_hop(lab, texts, times=times).report()
+    report["all_hops"] = descent.all_hops(lab, texts, lambda text: say(f"aimed perturbations: {text}")).report()
+    return report
 
 
 def _strategies(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str, Any], Curves]:
@@ -166,12 +209,7 @@ def _strategies(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str
     aimed = beside = None
     if lab.profile == "float":
         beside = _beside(tallies["bf16_compute"], tallies["precision_int8"])
-        say("perturbations aimed inside the tolerance")
-        aimed = {
-            "one_hop": _flips(adversarial.one_hop(lab, lab.jobs[:3])),
-            "all_hops": _flips(adversarial.all_hops(lab, lab.jobs[:3])),
-            "share_of_tolerance_used": adversarial.USED,
-        }
+        aimed = _aimed(lab, options, say)
     report = {
         "honest": _honest(plain),
         "attacks": [_attack(item, lab.profile, tallies[item.name], plain) for item in ATTACKS if item.name in tallies],
@@ -180,14 +218,6 @@ def _strategies(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str
         "int8_beside_honest_bf16": beside,
     }
     return report, _curves(plain, tallies)
-
-
-def _flips(found: adversarial.Flips) -> dict[str, Any]:
-    return {
-        **asdict(found),
-        "flip_rate": round(found.rate, 6),
-        "flip_interval": asdict(wilson(found.flipped, found.positions)),
-    }
 
 
 def _honest(plain: Tally) -> dict[str, Any]:
