@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from bench.attacks.lab import Job, Lab, Tensors, decoded, prefilled, publish
 from efedllm.commitments.canonical import WireDtype
-from verifier.statistic import per_position
+from verifier.rerun import compared
+from verifier.statistic import MEASURED, Outcome, per_position
 
 
 def backdoored(tensors: Tensors, scale: float = 3e3) -> Tensors:
@@ -43,6 +44,19 @@ def spread(lab: Lab, job: Job) -> float:
         worst = max(worst, float(per_position(theirs, ours, x, WireDtype.F32).max()))
         states = ours
     return worst
+
+
+def honest_pass(lab: Lab, job: Job) -> bool:
+    """Whether a verifier passes every honest hop of the job, decoding, by the limits for sound models."""
+    for hop, engine in enumerate(lab.engines):
+        given = lab.inputs(job, hop)
+        x = np.asarray(engine.embed(given) if hop == 0 else given, np.float32)
+        sent = decoded(engine, given, len(job.prompt))
+        ours = prefilled(engine, given)
+        found = compared(engine, given, sent, ours, x, WireDtype.F32, MEASURED, job.spec.job_id)
+        if found.outcome is not Outcome.PASS:
+            return False
+    return True
 
 
 def same_bits(lab: Lab, job: Job) -> bool:

@@ -144,7 +144,7 @@ def summary(result: dict[str, Any]) -> list[str]:
     door = result["publisher_backdoor"]
     lines.append(
         f"a model made to be accused spreads {door['times_wider']} times wider; "
-        f"exact bits hold: {door['exact_bits_hold']}"
+        f"honest float nodes pass: {door['honest_float_nodes_pass']}; exact bits hold: {door['exact_bits_hold']}"
     )
     return lines
 

@@ -348,11 +348,13 @@ def backdoor(work: Path) -> dict[str, Any]:
     for name in ("normal", "float"):
         (job,) = labs[name].generate(prompts(1, 40), 24)
         spreads[name] = adversarial.spread(labs[name], job)
+    passes = adversarial.honest_pass(labs["float"], job)
     (job,) = labs["exact"].generate(prompts(1, 40), 24)
     return {
         "normal_spread": spreads["normal"],
         "backdoored_spread": spreads["float"],
         "times_wider": round(spreads["float"] / spreads["normal"], 1),
+        "honest_float_nodes_pass": passes,
         "exact_bits_hold": adversarial.same_bits(labs["exact"], job),
     }
 

@@ -52,7 +52,9 @@ def test_a_model_made_to_be_accused_spreads_wide_and_keeps_its_exact_bits(float_
     (job,) = float_lab.generate(prompts(1, 32), 12)
     wide = Lab("float", published["float"], tmp_path)
     (odd,) = wide.generate(prompts(1, 32), 12)
-    assert adversarial.spread(wide, odd) > 8 * adversarial.spread(float_lab, job)
+    assert adversarial.spread(wide, odd) > max(1.0, 8 * adversarial.spread(float_lab, job))
+    # Before it accuses, a verifier sees that its own recomputation strays as far.
+    assert adversarial.honest_pass(wide, odd)
     exact = Lab("exact", published["exact"], tmp_path)
     (same,) = exact.generate(prompts(1, 32), 12)
     assert adversarial.same_bits(exact, same)
