@@ -5,6 +5,8 @@ A test folder imports these fixtures in its conftest.py. torch loads on first us
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,29 @@ def published(
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def default_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `model` and `model.json`: what a network without wishes serves, compressed once per test run."""
+    from deploy.bundled import ModelChoice, ensure_model
+    from tests.live_network import run_in_thread
+
+    base = tmp_path_factory.getbasetemp()
+    # Workers of one run share what lies above their own folders.
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "default-model"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run_in_thread(ensure_model(ModelChoice(), folder / "model", folder / "log"))
+    return folder
+
+
+def use_model(home: Path, folder: Path) -> None:
+    """Gives a new home of a network the model of `default_model`, as if it had been compressed there."""
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "model").symlink_to(folder / "model")
+    (home / "model.json").write_bytes((folder / "model.json").read_bytes())
 
 
 def with_words(source: Path, target: Path) -> Path:

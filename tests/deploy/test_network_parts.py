@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from deploy.accounts import GAS_MONEY, Keys, fund, replace_slashed
-from deploy.bundled import ModelChoice, cached, ensure_model
+from deploy.bundled import ModelChoice, cached
 from deploy.demo_cli import wipe
 from deploy.homefiles import lock_home
 from deploy.layout import NetworkOptions, Place, places
@@ -28,23 +28,19 @@ from efedllm.errors import ChainError, ConfigError
 from efedllm.models.manifest import Manifest
 from efedllm.settings import Settings
 from tests.deploy.test_local_chain import alive, gone
-from tests.live_network import LiveNetwork, eventually, run_in_thread
+from tests.live_network import LiveNetwork, eventually
+from tests.model_fixtures import use_model
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model, published once for this module."""
-    folder = tmp_path_factory.mktemp("model")
-    run_in_thread(ensure_model(ModelChoice(), folder / "model", folder / "log"))
-    return folder
+@pytest.fixture
+def model(default_model: Path) -> Path:
+    return default_model
 
 
 def options(home: Path, model: Path, **changes: object) -> NetworkOptions:
     """A network whose model is compressed already."""
-    home.mkdir(parents=True, exist_ok=True)
     if not (home / "model").exists():
-        (home / "model").symlink_to(model / "model")
-        (home / "model.json").write_bytes((model / "model.json").read_bytes())
+        use_model(home, model)
     return NetworkOptions(home=home, processes=False, **changes)  # type: ignore[arg-type]
 
 

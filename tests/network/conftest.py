@@ -1,5 +1,5 @@
 """Fixtures of the tests that start several processes."""
 
-from tests.model_fixtures import bundled_model, checkpoint, published
+from tests.model_fixtures import bundled_model, checkpoint, default_model, published
 
-__all__ = ["bundled_model", "checkpoint", "published"]
+__all__ = ["bundled_model", "checkpoint", "default_model", "published"]

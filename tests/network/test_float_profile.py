@@ -29,10 +29,11 @@ SAMPLED = GenerateOptions(max_tokens=24, temperature=0.9, top_k=50, top_p=0.95, 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def network(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalNetwork]:
-    """Every layer on one node, no verifiers."""
+    """Every layer on one node, no verifiers, on the other local chain."""
     home = tmp_path_factory.mktemp("float")
-    model = ModelChoice.of("", keep=0.9, method="whiten", profile="float")
-    async with LocalNetwork(NetworkOptions(home=home, nodes=2, verifiers=0, model=model)) as running:
+    model = ModelChoice.of("", keep=0.9, method="truncate", profile="float")
+    options = NetworkOptions(home=home, chain="anvil", nodes=2, verifiers=0, model=model)
+    async with LocalNetwork(options) as running:
         yield running
 
 

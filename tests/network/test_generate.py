@@ -37,6 +37,7 @@ from efedllm.engine.select import load_executor
 from efedllm.errors import ConfigError, EfedError
 from efedllm.exact_sampling import sample_exact
 from efedllm.sampling import SamplingSpec, sample
+from tests.model_fixtures import use_model
 
 pytestmark = [pytest.mark.network, pytest.mark.asyncio(loop_scope="module")]
 
@@ -47,9 +48,10 @@ SAMPLED = GenerateOptions(max_tokens=40, temperature=0.9, top_k=50, top_p=0.95, 
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def network(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalNetwork]:
+async def network(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalNetwork]:
     """Every layer on two nodes, no verifiers."""
     home = tmp_path_factory.mktemp("network")
+    use_model(home, default_model)
     async with LocalNetwork(NetworkOptions(home=home, nodes=4, verifiers=0)) as running:
         yield running
 

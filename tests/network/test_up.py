@@ -22,6 +22,7 @@ from efedllm.chain import Chain, Deployment
 from efedllm.chain.amounts import WEI
 from tests.chain.drop_proxy import DropProxy
 from tests.live_network import eventually
+from tests.model_fixtures import use_model
 
 pytestmark = pytest.mark.network
 
@@ -95,8 +96,9 @@ class Up:
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+def up(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     running = Up(tmp_path_factory.mktemp("up") / "home")
+    use_model(running.home, default_model)
     try:
         running.start()
         yield running
