@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from tests.verifier.audit_lab import (
 )
 from verifier.statistic import (
     MISMATCH_FLOOR,
+    SEVERE_AT,
+    SPREAD_MARGIN,
     BackendError,
     HopStatistic,
     Limits,
@@ -331,3 +334,18 @@ def test_a_models_own_limits_count_and_an_unslashable_one_never_slashes() -> Non
     poisoned[0, 0] = np.inf
     # No rounding explains it.
     assert compare(poisoned, y, x, F32, narrow).outcome is Outcome.SEVERE
+
+
+def test_a_row_that_strays_from_itself_has_as_wide_a_limit() -> None:
+    x, y = np.zeros((3, 256), np.float32), rows(3, 256)
+    off = y * np.float32(1 + 1e-3)
+    away = np.linalg.norm(off.astype(np.float64) - y, axis=1)
+    plain = per_position(off, y, x, F32)
+    assert (plain > SEVERE_AT).all()
+    spread = np.array([away[0] / 4, 0.0, np.inf])
+    assert per_position(off, y, x, F32, spread=spread) == pytest.approx([4 / SPREAD_MARGIN, plain[1], 0.0])
+    assert compare(off, y, x, F32, spread=spread) == replace(compare(off[1:2], y[1:2], x[1:2], F32), position=1)
+    # Its bits on a bf16 wire are not counted either.
+    rounded = as_wire(off)
+    assert compare(rounded, y, x, BF16).outcome is Outcome.SEVERE
+    assert compare(rounded, y, x, BF16, spread=away).outcome is Outcome.PASS
