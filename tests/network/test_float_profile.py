@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from pathlib import Path
 
-import numpy as np
 import pytest
 import pytest_asyncio
 
 from client.api import Client
 from client.generate import Finished
-from client.options import GenerateOptions, sampling_of
+from client.options import GenerateOptions
 from deploy.bundled import ModelChoice
 from deploy.layout import NetworkOptions
 from deploy.network import LocalNetwork
-from efedllm.engine.protocol import StepItem, constants_of
-from efedllm.engine.select import load_executor
 from efedllm.models.manifest import Manifest
-from efedllm.sampling import SamplingSpec, sample
+from tests.network.generate_kit import PROMPT, expected
 
 pytestmark = [pytest.mark.network, pytest.mark.asyncio(loop_scope="module")]
 
-PROMPT = "def read_lines(path):"
 SAMPLED = GenerateOptions(max_tokens=24, temperature=0.9, top_k=50, top_p=0.95, seed="11", stop_at_eos=False)
 
 
@@ -49,21 +44,6 @@ async def generate(client: Client, options: GenerateOptions) -> Finished:
     return last
 
 
-def expected(directory: Path, prompt: tuple[int, ...]) -> list[int]:
-    """The tokens of one float engine over the whole model."""
-    engine = load_executor(directory, 0, 8)
-    assert constants_of(engine) is None
-    wanted = sampling_of(SAMPLED, None)
-    spec = SamplingSpec(wanted.temperature_milli, wanted.top_k, wanted.top_p_ppm, wanted.seed)
-    sequence, ids = engine.new_sequence(), list(prompt)
-    feed = ids
-    for _ in range(SAMPLED.max_tokens):
-        hidden = engine.step([StepItem(sequence, np.array(feed, dtype=np.int32))])[0]
-        ids.append(sample(engine.logits(hidden[-1:])[0], spec, len(ids)))
-        feed = ids[-1:]
-    return ids[len(prompt) :]
-
-
 async def test_a_float_model_is_served_as_one(network: LocalNetwork, client: Client) -> None:
     model = await client.model()
     assert (model.profile, model.constants_hash) == (0, bytes(32))
@@ -71,7 +51,7 @@ async def test_a_float_model_is_served_as_one(network: LocalNetwork, client: Cli
     done = await generate(client, SAMPLED)
     assert client.report is not None
     assert client.report.receipts_ok
-    assert list(done.token_ids) == expected(network.model_dir, done.prompt_ids)
+    assert list(done.token_ids) == expected(network.model_dir, done.prompt_ids, SAMPLED)
     rounded = await generate(client, GenerateOptions(max_tokens=24, wire="bf16", stop_at_eos=False))
     assert len(rounded.token_ids) == 24
     assert client.report.receipts_ok

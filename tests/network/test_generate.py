@@ -10,17 +10,15 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import pytest_asyncio
 
 from client.api import Client
 from client.generate import Finished, Generation, Piece, Started, Switched
-from client.options import GenerateOptions, sampling_of
+from client.options import GenerateOptions
 from client.policy import RetryPolicy
 from client.report import report_of
 from client.routed import Place
@@ -30,19 +28,22 @@ from client.tokenizer import Text
 from deploy.layout import NetworkOptions
 from deploy.network import LocalNetwork, Member
 from efedllm.chain.amounts import WEI, cost_of_tokens
-from efedllm.commitments.links import check_route_commits
-from efedllm.commitments.messages import JobSpec, RouteHop, SignedCommit
-from efedllm.engine.protocol import Executor, StepItem, constants_of
-from efedllm.engine.select import load_executor
 from efedllm.errors import ConfigError, EfedError
-from efedllm.exact_sampling import sample_exact
-from efedllm.sampling import SamplingSpec, sample
 from tests.model_fixtures import use_model
+from tests.network.generate_kit import (
+    PROMPT,
+    ROOT,
+    efedllm,
+    expected,
+    link_faults,
+    member,
+    prompt_ids,
+    start,
+    text_of,
+)
 
 pytestmark = [pytest.mark.network, pytest.mark.asyncio(loop_scope="module")]
 
-ROOT = Path(__file__).resolve().parents[2]
-PROMPT = "def read_lines(path):"
 GREEDY = GenerateOptions(max_tokens=24)
 SAMPLED = GenerateOptions(max_tokens=40, temperature=0.9, top_k=50, top_p=0.95, seed="11", stop_at_eos=False)
 
@@ -62,77 +63,6 @@ async def client(network: LocalNetwork) -> AsyncIterator[Client]:
         yield connected
 
 
-@cache
-def whole_engine(directory: Path) -> Executor:
-    return load_executor(directory, 0, 8)
-
-
-def expected(network: LocalNetwork, prompt: list[int], options: GenerateOptions) -> list[int]:
-    """The tokens one engine over the whole model gives."""
-    engine = whole_engine(network.model_dir)
-    sampling = sampling_of(options, None)
-    spec = SamplingSpec(sampling.temperature_milli, sampling.top_k, sampling.top_p_ppm, sampling.seed)
-    choose = sample if constants_of(engine) is None else sample_exact
-    sequence, ids = engine.new_sequence(), list(prompt)
-    feed = ids
-    for _ in range(options.max_tokens):
-        hidden = engine.step([StepItem(sequence, np.array(feed, dtype=np.int32))])[0]
-        ids.append(choose(engine.logits(hidden[-1:])[0], spec, len(ids)))
-        feed = ids[-1:]
-    return ids[len(prompt) :]
-
-
-async def prompt_ids(client: Client) -> list[int]:
-    model = await client.model()
-    return (await client.text(model, await client.nodes(model))).encode(PROMPT)
-
-
-async def text_of(client: Client, options: GenerateOptions, model: str | None = None) -> str:
-    async with aclosing(client.events(PROMPT, options, model=model)) as events:
-        return "".join([event.text async for event in events if isinstance(event, Piece)])
-
-
-def member(network: LocalNetwork, address: str) -> Member:
-    return next(node for node in network.nodes if node.address == address)
-
-
-async def efedllm(network: LocalNetwork, *words: str, **environment: str) -> tuple[int, str, str]:
-    """Run the command as a person would; exit code, stdout, stderr."""
-    process = await start(network, *words, **environment)
-    out, err = await asyncio.wait_for(process.communicate(), 120)
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
-
-
-async def start(network: LocalNetwork, *words: str, **environment: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "client",
-        *words,
-        cwd=network.home,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "EFEDLLM_HOME": str(network.home), **environment},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-
-
-def link_faults(network: LocalNetwork, path: str) -> list[Any]:
-    """What a third person finds in a receipt file, with the public checks only."""
-    document = json.loads(Path(path).read_text())
-    return list(
-        check_route_commits(
-            JobSpec.from_json(document["job_spec"]),
-            document["prompt_ids"],
-            document["token_ids"],
-            [SignedCommit.from_json(commit) for commit in document["commits"]],
-            domain=network.chain.efl_domain,
-            route=[RouteHop.from_json(hop) for hop in document["route"]],
-            model_id=network.model_id,
-        )
-    )
-
-
 async def test_the_route_gives_the_tokens_of_one_engine_and_receipts_that_link(
     network: LocalNetwork, client: Client
 ) -> None:
@@ -140,7 +70,7 @@ async def test_the_route_gives_the_tokens_of_one_engine_and_receipts_that_link(
     text = await text_of(client, GREEDY)
     report = client.report
     assert report is not None
-    assert report.token_ids == expected(network, ids, GREEDY)
+    assert report.token_ids == expected(network.model_dir, ids, GREEDY)
     assert report.text == text
     assert report.receipts_ok
     assert (report.faults, report.failovers, len(report.receipts)) == ([], [], 2)
@@ -162,7 +92,7 @@ def network_price(network: LocalNetwork, address: str) -> int:
 async def test_sampling_is_fixed_by_the_seed(network: LocalNetwork, client: Client) -> None:
     await text_of(client, SAMPLED)
     assert client.report is not None
-    assert client.report.token_ids == expected(network, await prompt_ids(client), SAMPLED)
+    assert client.report.token_ids == expected(network.model_dir, await prompt_ids(client), SAMPLED)
 
 
 async def test_the_bundled_model_is_exact_and_not_rounded_between_the_nodes(client: Client) -> None:
@@ -305,7 +235,7 @@ async def test_a_killed_client_goes_on_in_its_session_without_paying_twice(
 async def test_killing_a_node_in_the_middle_changes_no_token(
     network: LocalNetwork, client: Client, position: int
 ) -> None:
-    whole = expected(network, await prompt_ids(client), SAMPLED)
+    whole = expected(network.model_dir, await prompt_ids(client), SAMPLED)
     seen: list[int] = []
     switches: list[Switched] = []
     victim: Member | None = None
@@ -402,7 +332,7 @@ async def test_a_newcomer_is_tried_and_one_that_fails_costs_no_attempt(network: 
         finished = [event async for event in work.events()][-1]
         assert isinstance(finished, Finished)
         report = report_of(finished, PROMPT, network.model_id)
-        assert report.token_ids == expected(network, ids, GREEDY)
+        assert report.token_ids == expected(network.model_dir, ids, GREEDY)
         assert (report.explored, report.failovers, report.receipts_ok) == (tried, [], True)
         assert (newcomer.address in [hop["node"] for hop in report.route]) == bool(tried)
     await network.stop_member(newcomer)
@@ -411,7 +341,7 @@ async def test_a_newcomer_is_tried_and_one_that_fails_costs_no_attempt(network: 
     await network.start_node(newcomer)
     assert [event.avoided for event in events if isinstance(event, Switched)] == [(newcomer.address,)]
     assert isinstance(events[-1], Finished)
-    assert list(events[-1].token_ids) == expected(network, ids, GREEDY)
+    assert list(events[-1].token_ids) == expected(network.model_dir, ids, GREEDY)
 
 
 def routed(network: LocalNetwork, through: Member) -> list[str]:
