@@ -102,7 +102,7 @@ POINTERS: tuple[Pointer, ...] = (
     ),
     Pointer(24, "exact kernels", "tests/attacks/test_strain.py::test_strained_inputs_give_the_same_bits"),
     Pointer(27, "spread, and bits", "tests/attacks/test_limits.py::test_a_model_made_to_be_accused"),
-    Pointer(28, "vouchers", "tests/contracts/SessionEscrow.t.sol::test_voucher_noReplay_onAnotherChainOrContract"),
+    Pointer(28, "vouchers", "tests/contracts/EscrowSettle.t.sol::test_voucher_noReplay_onAnotherChainOrContract"),
     Pointer(29, "challenging oneself", "tests/contracts/StakeVault.t.sol::test_dispute_selfDealingDoesNotPay"),
     Pointer(30, "no leaf of a job that broke off", "tests/attacks/test_broken_off.py::test_a_lie_that_breaks_off"),
     Pointer(
