@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from efedllm.engine.base import other_model
+from efedllm.engine.compare import largest_deviation, same_bits
 from efedllm.engine.encoder import EncoderEngine
-from efedllm.engine.exact.device import same_bits
 from efedllm.engine.exact.products import inexact
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.half import HalfShardEngine
@@ -16,6 +16,7 @@ from efedllm.engine.tiers import TierReport
 from efedllm.errors import ModelError
 from efedllm.models.families import FAMILIES, read_config
 from efedllm.models.manifest import Manifest
+from efedllm.models.tolerance import LEAST_TAU
 
 
 def load_executor(
@@ -31,11 +32,11 @@ def load_executor(
     """Layers [lo, hi) of the published model in `directory`, on the calling thread, which must be the one to use them.
 
     `ram`: bytes for weights, caches and activations; None holds everything in memory. `half`: compute in bfloat16.
-    `device`: "cuda" computes a causal model on a GPU, whose memory is then what `ram` bounds; of an exact model one
-    layer is computed on the CPU as well, and must have the same bits.
+    `device`: "cuda" computes a causal model on a GPU, whose memory is then what `ram` bounds; one layer is computed on
+    the CPU as well, and must have the same bits, or stray by less than half of what any verifier accepts.
     Raises ModelError like `ShardEngine.load`, "bad-manifest" when config.json describes another model, "ram-exceeded"
     for an encoder that is larger than `ram`, as it is always held whole, "no-bfloat16" where `half` cannot be,
-    "no-device" where `device` is missing or cannot compute the model, and "inexact-device" where its bits are others.
+    "no-device" where `device` is missing or cannot compute the model, and "inexact-device" where it computes otherwise.
     """
     manifest = Manifest.load(directory)
     _check_config(directory, manifest)
@@ -45,8 +46,7 @@ def load_executor(
     if half:
         return _half(directory, manifest, lo, hi, threads, ram)
     if manifest.profile == "exact":
-        if device != "cpu":
-            _compare(directory, hi, device)
+        _compare(ExactShardEngine, directory, hi, device)
         return ExactShardEngine.load(directory, lo, hi, threads=threads, ram=ram, device=device)
     if encodes:
         encoder = EncoderEngine.load(directory, lo, hi, threads=threads)
@@ -57,6 +57,7 @@ def load_executor(
                 "Give more with --ram, or serve fewer layers.",
             )
         return encoder
+    _compare(ShardEngine, directory, hi, device)
     return ShardEngine.load(directory, lo, hi, threads=threads, ram=ram, device=device)
 
 
@@ -78,11 +79,19 @@ def _check_config(directory: Path, manifest: Manifest) -> None:
         raise other_model(directory)
 
 
-def _compare(directory: Path, hi: int, device: str) -> None:
-    """Raises ModelError "inexact-device" unless `device` computes layer hi - 1 as the CPU does."""
-    far, near = (ExactShardEngine.load(directory, hi - 1, hi, device=where) for where in (device, "cpu"))
-    if not same_bits(far, near):
-        raise inexact(device, "a layer of this model has other bits than on the CPU")
+def _compare(kind: type[ShardEngine] | type[ExactShardEngine], directory: Path, hi: int, device: str) -> None:
+    """Raises ModelError "inexact-device" unless `device` computes layer hi - 1 as the CPU does: settings of the
+    environment can make products of a GPU much coarser than float32."""
+    if device == "cpu":
+        return
+    far, near = (kind.load(directory, hi - 1, hi, device=where) for where in (device, "cpu"))
+    if kind is ExactShardEngine:
+        if not same_bits(near, far):
+            raise inexact(device, "a layer of this model has other bits than on the CPU")
+        return
+    strays = largest_deviation(near, far)
+    if strays > LEAST_TAU / 2:
+        raise inexact(device, f"a layer of this model strays by {strays:.1g} from the CPU's")
 
 
 def _half(directory: Path, manifest: Manifest, lo: int, hi: int, threads: int, ram: int | None) -> Executor:

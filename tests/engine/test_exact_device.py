@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from efedllm.compression.profile import settle_profile
+from efedllm.engine.compare import same_bits
 from efedllm.engine.exact.arithmetic import canonical, gelu_tanh, layer_norm, quantize, rms_norm, silu
-from efedllm.engine.exact.device import check_rounding, same_bits
+from efedllm.engine.exact.device import check_rounding
 from efedllm.engine.exact.products import Kernel, exact_kernels
 from efedllm.engine.exact.rope import Rotation, make_tables, rotate
 from efedllm.engine.exact.shard import ExactShardEngine

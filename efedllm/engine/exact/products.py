@@ -144,10 +144,10 @@ def fastest_kernel(device: str = "cpu") -> Kernel:
 
 
 def inexact(device: str, why: str) -> ModelError:
-    """What to say of a device that rounds otherwise than the profile."""
+    """What to say of a device that rounds otherwise."""
     return ModelError(
         "inexact-device",
-        f"The {device} device cannot compute the exact profile: {why}.",
+        f"The {device} device does not compute as the network does: {why}.",
         "Compute on the CPU; check the GPU's driver and what the environment says of TF32 and of emulated float64.",
     )
 
