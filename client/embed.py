@@ -9,11 +9,11 @@ from typing import Any
 
 from client.embedding import EmbeddingJob, mean_pooled
 from client.faults import Finding
-from client.job import Patience, RouteFailure, terms_for
+from client.job import Patience, RouteFailure
 from client.policy import RetryPolicy
 from client.routed import JobOutcome, Place, RoutedWork, RouteWishes, Switched, hops_of
 from client.routing import Candidate, Route
-from client.session import PaidSession, SessionRequest
+from client.session import PaidSession, SessionRequest, terms_for
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.messages import PPM, JobSpec, ids_hash

@@ -6,12 +6,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from client.job import Consent, Job, Patience, RouteFailure, terms_for
+from client.job import Consent, Job, Patience, RouteFailure
 from client.options import GenerateOptions, Sampling, sampling_of
 from client.policy import RetryPolicy
 from client.routed import JobOutcome, Place, RoutedWork, RouteWishes, Started, Switched, hops_of
 from client.routing import Candidate, Route
-from client.session import PaidSession, SessionRequest
+from client.session import PaidSession, SessionRequest, terms_for
 from client.text import IncrementalDecoder
 from client.tokenizer import Text
 from efedllm.commitments.messages import EXACT_PROFILE, JobSpec

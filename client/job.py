@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass, field
 
 from client.hop import Arrival, HopLink
-from client.policy import Amount, Terms, accused_by, answer_demand, next_voucher, payable
+from client.policy import Amount, Terms, accused_by, answer_demand, next_voucher
 from client.session import PaidSession
 from efedllm.chain.amounts import format_amount
 from efedllm.commitments.boundary import BoundaryTree
@@ -33,6 +33,7 @@ from efedllm.wire.messages import (
 )
 
 INBOX = 1024  # messages
+MOST_OTHERS = 64  # contradicting commitments kept of a job
 NOTICE_SECONDS = 0.5  # between a node's complaint and the end of its neighbour's connection
 
 
@@ -65,7 +66,7 @@ class JobRecord:
     prompt: tuple[int, ...]
     route: tuple[RouteHop, ...]
     emitted: list[int] = field(default_factory=list)
-    commits: list[SignedCommit | None] = field(default_factory=list)
+    commits: list[SignedCommit | None] = field(default_factory=list)  # the first of each hop
     finish_reason: str | None = None
     started: float = 0.0  # time.perf_counter, all below
     first_token: float | None = None
@@ -74,6 +75,7 @@ class JobRecord:
     open_ms: list[float] = field(default_factory=list)  # per hop: from OPEN_JOB to OPENED
     bytes_in: int = 0
     bytes_out: int = 0
+    others: list[tuple[int, SignedCommit]] = field(default_factory=list)  # hop and what it sent besides
 
 
 @dataclass(frozen=True)
@@ -287,7 +289,10 @@ class Job:
                         "wrong-count", f"The last node counts {message.tokens} tokens, {len(record.emitted)} arrived."
                     )
             elif isinstance(message, CommitMsg) and message.commit.job_id == record.spec.job_id:
-                record.commits[arrival.index] = message.signed
+                if record.commits[arrival.index] is None:
+                    record.commits[arrival.index] = message.signed
+                elif record.commits[arrival.index] != message.signed and len(record.others) < MOST_OTHERS:
+                    record.others.append((arrival.index, message.signed))
         except ProtocolError as error:
             raise RouteFailure(error, accused=[self._node(arrival.index)]) from error
 
@@ -385,16 +390,3 @@ class Job:
 
     def _node(self, index: int) -> str:
         return self.record.route[index].node
-
-
-def terms_for(session: PaidSession, prompt_tokens: int, max_new_tokens: int) -> Terms:
-    """Payment terms of a job on a session. Raises ConfigError "deposit-exhausted" when the prompt is not covered."""
-    terms = Terms(
-        price=session.price,
-        deposit=session.deposit,
-        billed_before=session.billed_tokens,
-        prompt_tokens=prompt_tokens,
-        max_new_tokens=max_new_tokens,
-    )
-    payable(terms, 0)
-    return terms

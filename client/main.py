@@ -15,6 +15,7 @@ import typer
 
 import client.canary_cli
 import client.chat_cli
+import client.dispute_cli
 import client.embed_cli
 import client.generate_cli
 import client.network_cli
@@ -42,6 +43,7 @@ def build(argv: Sequence[str]) -> typer.Typer:
     app.command("network", help=client.network_cli.HELP)(client.network_cli.network)
     app.add_typer(client.wallet_cli.app, name="wallet")
     app.add_typer(client.canary_cli.app, name="canary")
+    app.add_typer(client.dispute_cli.app, name="dispute")
     called = next((word for word in argv if not word.startswith("-")), None)
     for entry in sorted(entry_points(group=GROUP), key=lambda item: item.name):
         if entry.name == called:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from client.discovery import find_candidates
 from client.exploring import SHARE, check_share, draw_lot, explored_route, tries_newcomer
-from client.faults import Finding, find_faults
+from client.faults import Finding, contradictions, find_faults
 from client.job import JobRecord, RouteFailure
 from client.policy import RetryPolicy, may_retry, needs_fresh_session, nodes_to_avoid
 from client.receipts import receipt_document, save_receipt
@@ -19,6 +19,7 @@ from client.routing import Candidate, Route, check_price, choose_known_route, na
 from client.session import PaidSession, Sessions, is_route_error
 from efedllm.chain import Chain
 from efedllm.chain.amounts import cost_of_tokens
+from efedllm.chain.disputes import FOLDER, EvidenceFolder
 from efedllm.chain.types import ModelInfo
 from efedllm.commitments.messages import RouteHop
 from efedllm.errors import ChainError, ConfigError, EfedError
@@ -186,10 +187,15 @@ class RoutedWork(ABC):
         domain = self.place.chain.efl_domain
         digests = [signed.commit.digest(domain) for signed in record.commits if signed is not None]
         await session.end_job(billed, digests)
-        findings: list[Finding] = []
+        findings: list[Finding]
         receipt: Path | None = None
         if failure is None:
             findings = [*await find_faults(record, domain, self.place.model.model_id), *more]
+        else:
+            findings = contradictions(record, domain)
+        folder = EvidenceFolder(self.place.home / FOLDER)
+        for proof in {finding.proof.name: finding.proof for finding in findings if finding.proof}.values():
+            await asyncio.to_thread(folder.keep, proof)
         if record.emitted or (record.spec.embeds and failure is None):
             document = receipt_document(record, session.key, findings)
             receipt = await asyncio.to_thread(save_receipt, self.place.home, document)

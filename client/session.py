@@ -12,7 +12,7 @@ from pathlib import Path
 from eth_account.signers.local import LocalAccount
 
 from client.locks import try_lock
-from client.policy import JOBS_AHEAD, Amount, session_deposit
+from client.policy import JOBS_AHEAD, Amount, Terms, payable, session_deposit
 from client.routing import Route
 from client.shares import split_shares
 from client.signers import create_signer, load_signer
@@ -295,3 +295,16 @@ def is_route_error(error: ChainError) -> bool:
         "StakeTooLow",
         "WrongModel",
     }
+
+
+def terms_for(session: PaidSession, prompt_tokens: int, max_new_tokens: int) -> Terms:
+    """Payment terms of a job on a session. Raises ConfigError "deposit-exhausted" when the prompt is not covered."""
+    terms = Terms(
+        price=session.price,
+        deposit=session.deposit,
+        billed_before=session.billed_tokens,
+        prompt_tokens=prompt_tokens,
+        max_new_tokens=max_new_tokens,
+    )
+    payable(terms, 0)
+    return terms

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from efedllm import __version__
 from efedllm.chain import Chain, Deployment, keystore
+from efedllm.chain.disputes import FOLDER, EvidenceFolder
 from efedllm.commitments.eip712 import to_hex
 from efedllm.commitments.messages import HALF_PROFILE
 from efedllm.engine.protocol import Executor, compute_of
@@ -45,6 +46,7 @@ from node.session import Desk
 from node.store import Store
 from node.traces import IN, Traces
 from node.weights import check_registered, prepare
+from node.witness import Witness
 
 if TYPE_CHECKING:
     from efedllm.engine.tiers import TierReport
@@ -136,6 +138,7 @@ class NodeApp:
             credit=config.credit_tokens,
             metrics=metrics,
             endpoint=self.endpoint,
+            witness=Witness(chain.efl_domain, EvidenceFolder(config.home / FOLDER)),
         )
         identity = Identity(chain.efl_domain, self.address, signer)
         canaries = CanaryStore(store.engine)

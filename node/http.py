@@ -44,6 +44,7 @@ def make_app(desk: Desk, identity: Identity, model_dir: Path, manifest: Manifest
             web.get("/v1/boundaries/{root}", pages.boundary),
             web.get("/v1/jobs/{job_id}/evidence", pages.evidence),
             web.get("/v1/jobs/{job_id}/receipt", pages.receipt),
+            web.get("/v1/jobs/{job_id}/previous", pages.previous),
             web.get("/v1/jobs/{job_id}/taps", pages.taps),
             web.get("/v1/model/manifest.json", pages.manifest),
             web.get("/v1/model/files/{name}", pages.file),
@@ -191,6 +192,13 @@ class Pages:
         if signed is None:
             raise _missing("receipt of that job")
         return web.json_response(signed.to_json())
+
+    async def previous(self, request: web.Request) -> web.Response:
+        """The commitment of the hop before that ours names: proof against it where it signed another one as well."""
+        kept = await self._shop.store.previous(_h32(request.match_info["job_id"], "job_id"))
+        if kept is None:
+            raise _missing("commitment of a hop before")
+        return web.json_response(kept.signed.to_json())
 
     async def taps(self, request: web.Request) -> web.Response:
         """Taps of some positions of a committed job with their proofs, once no verifier can attest them any more."""

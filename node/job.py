@@ -302,6 +302,9 @@ class Job(JobCore):
         await self._commit()
 
     async def _on_committed(self, event: events.Committed) -> None:
+        before = self._wiring.previous
+        if self._prev_commit is not None and before is not None:
+            await self._shop.witness.compare(before.node, self._prev_commit, event.signed)
         if self._first or self._prev_commit is not None or self._progress.given != self._progress.done:
             raise ProtocolError("out-of-order", "This commitment is not due.")
         if self._last and self._progress.finished is None:

@@ -27,6 +27,7 @@ from node.records import Committed, JobRecord
 from node.store import Store
 from node.traces import Traces
 from node.wiring import Progress, own_hop, wire
+from node.witness import Witness
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Workshop:
     credit: int
     metrics: Metrics
     endpoint: str
+    witness: Witness
 
 
 class Over(Exception):  # noqa: N818  (not an error: the actor's way out)

@@ -65,6 +65,14 @@ class Committed:
 
 
 @dataclass(frozen=True)
+class Predecessor:
+    """What the hop before signed to us. `node`: whose hop that was."""
+
+    node: str
+    signed: SignedCommit
+
+
+@dataclass(frozen=True)
 class PendingLeaf:
     """A commitment that no batch holds yet."""
 

@@ -10,7 +10,7 @@ from sqlalchemy import RowMapping
 
 from efedllm.commitments.evidence import EnvelopeRecord
 from efedllm.commitments.messages import Envelope, HopCommit, JobSpec, RouteHop, SessionKey, SignedCommit, Voucher
-from node.records import BatchRecord, BoundaryPlace, JobRecord, SessionRecord
+from node.records import BatchRecord, BoundaryPlace, JobRecord, Predecessor, SessionRecord
 from node.tables import sessions
 
 
@@ -55,6 +55,12 @@ def job_of(row: RowMapping) -> JobRecord:
 def signed_of(row: RowMapping) -> SignedCommit:
     """A signed commitment."""
     return SignedCommit(HopCommit.from_json(json.loads(row["commit_json"])), row["commit_sig"])
+
+
+def predecessor_of(row: RowMapping) -> Predecessor:
+    """A commitment of the hop before, with our own hop and route beside it."""
+    hops = json.loads(row["route_json"])
+    return Predecessor(RouteHop.from_json(hops[row["hop"] - 1]).node, signed_of(row))
 
 
 def batch_of(row: RowMapping) -> BatchRecord:

@@ -77,7 +77,9 @@ class Desk:
     async def handle(self, link: Link, message: AnyMessage) -> None:
         """One message of a link. Failures go back over the link; they never end it."""
         try:
-            if link.is_node:
+            if link.is_node and isinstance(message, CommitMsg) and message.commit.job_id not in self._jobs:
+                await self._late_commit(link, message)
+            elif link.is_node:
                 self._from_node(link, message)
             else:
                 await self._from_client(link, message)
@@ -120,6 +122,12 @@ class Desk:
                 self._error_from_node(link, message)
             case _:
                 raise ProtocolError("unexpected", f"A node does not send {message.TYPE.name}.")
+
+    async def _late_commit(self, link: Link, message: CommitMsg) -> None:
+        """The job is over: a commitment can only contradict the one that we know."""
+        kept = await self.shop.store.previous(message.commit.job_id)
+        if kept is not None and kept.node == link.remote.node:
+            await self.shop.witness.compare(kept.node, kept.signed, message.signed)
 
     def _error_from_node(self, link: Link, message: ErrorMsg) -> None:
         if message.job_id is None:

@@ -23,6 +23,7 @@ from node.records import (
     LeafRecord,
     OriginRecord,
     PendingLeaf,
+    Predecessor,
     SessionRecord,
 )
 from node.rows import (
@@ -31,6 +32,7 @@ from node.rows import (
     envelope_rows,
     job_of,
     place_of,
+    predecessor_of,
     session_columns,
     session_of,
     signed_of,
@@ -226,10 +228,11 @@ class Store:
         row = await self._first(select(jobs).where(and_(jobs.c.job_id == job_id, jobs.c.status == "done")))
         return None if row is None else signed_of(row)
 
-    async def previous(self, job_id: bytes) -> SignedCommit | None:
+    async def previous(self, job_id: bytes) -> Predecessor | None:
         """What the hop before signed to us about a job that we committed to."""
-        row = await self._first(select(predecessors).where(predecessors.c.job_id == job_id))
-        return None if row is None else signed_of(row)
+        query = select(predecessors, jobs.c.hop, jobs.c.route_json).join_from(predecessors, jobs)
+        row = await self._first(query.where(predecessors.c.job_id == job_id))
+        return None if row is None else predecessor_of(row)
 
     async def audited_epoch(self, job_id: bytes) -> int | None:
         """Epoch of the batch on chain that holds a job's leaf; None when there is none."""

@@ -20,6 +20,7 @@ from aiohttp import web
 from efedllm.chain import keystore
 from efedllm.chain.client import Chain
 from efedllm.chain.deployment import Deployment
+from efedllm.chain.disputes import FOLDER, EvidenceFolder
 from efedllm.chain.types import BatchInfo, ChainTime
 from efedllm.errors import ChainError, ConfigError
 from efedllm.logs import get_logger
@@ -30,8 +31,10 @@ from verifier.fetch import FetchLimits, NodeReader
 from verifier.metrics import Health, Metrics, serve
 from verifier.observe import Observer
 from verifier.plan import Audit, AuditNode, plan, plan_claims
+from verifier.prosecutor import Prosecutor
 from verifier.store import Store
 from verifier.weights import EngineHouse, check_device, load_shard, warm_up
+from verifier.witness import Witness
 
 _HEALTHY_FOR = 60.0
 # Share of an epoch after which its batches are posted and the weights for their audit are fetched.
@@ -61,6 +64,7 @@ class Verifier:
         health: Health,
         config: VerifierConfig,
         log: Any,
+        prosecutor: Prosecutor,
     ) -> None:
         self._chain = chain
         self._store = store
@@ -71,6 +75,7 @@ class Verifier:
         self._log = log
         self._observer = Observer(chain, chain.account_address)
         self._duties = Duties(chain, store, metrics, log)
+        self._prosecutor = prosecutor
         self._audits: dict[tuple[int, str], asyncio.Task[None]] = {}
         self._preparing: asyncio.Task[None] | None = None
         self._prepared_epoch = 0
@@ -114,6 +119,8 @@ class Verifier:
             self._preparing = asyncio.create_task(self._prepare(time.epoch))
         for action in plan_claims(await self._observer.unclaimed(time), time):
             await self._duties.do(action)
+        # Last: nothing about it is urgent.
+        await self._prosecutor.tick(time.epoch)
         return time
 
     async def cancel_audits(self) -> None:
@@ -172,6 +179,8 @@ class Verifier:
             if leaf.code:
                 log.warning("leaf failed", code=leaf.code, detail=leaf.detail, hop=leaf.hop, job=leaf.job_id.hex())
         log.info("audited", leaves=len(audit.leaves), verdict=audit.verdict.verdict)
+        # The verdict is settled: who answers slowly from here on delays nothing.
+        await self._prosecutor.investigate(audit.sightings)
 
 
 @contextlib.contextmanager
@@ -235,7 +244,9 @@ async def open_verifier(
         )
         if auditor_wrapper is not None:
             auditor = auditor_wrapper(auditor)
-        yield Verifier(chain, store, auditor, metrics, health, config, log), chain
+        witness = Witness(reader, chain.efl_domain)
+        prosecutor = Prosecutor(chain, witness, EvidenceFolder(config.home / FOLDER), metrics, log)
+        yield Verifier(chain, store, auditor, metrics, health, config, log, prosecutor), chain
 
 
 async def run_verifier(config: VerifierConfig, stop: asyncio.Event | None = None, ready: TextIO | None = None) -> None:

@@ -15,7 +15,7 @@ from efedllm.chain.types import BatchInfo, ModelInfo
 from efedllm.commitments.boundary import BoundaryTree
 from efedllm.commitments.canary import fault_digest, shown_fault
 from efedllm.commitments.canonical import WireDtype, as_dtype, itemsize
-from efedllm.commitments.messages import HopCommit
+from efedllm.commitments.messages import HopCommit, SignedCommit
 from efedllm.commitments.taps import chosen_taps, tap_digest
 from efedllm.engine.protocol import Executor
 from efedllm.engine.taps import TAP_BYTES
@@ -30,6 +30,7 @@ from verifier.rerun import RECOMPUTED, HopResult, rerun
 from verifier.sampling import FEE_REF_TOKENS, is_sampled, leaf_units, pack_verdict, tally, withheld_units
 from verifier.statistic import BackendError, Limits, Outcome
 from verifier.weights import EngineHouse
+from verifier.witness import Sighting, signed_by
 
 BATCH_WITHHELD = "batch-withheld"
 # Leaves in work at once: fetching overlaps with computing, memory stays bounded.
@@ -99,16 +100,17 @@ def attested_digest(seed: bytes, leaves: Iterable[LeafReport]) -> bytes:
 
 @dataclass(frozen=True)
 class NodeAudit:
-    """The result: what to attest, and the leaves behind it."""
+    """The result: what to attest, the leaves behind it, and those whose neighbours may have been shown another one."""
 
     verdict: NodeVerdict
     leaves: tuple[LeafReport, ...]
     report: Path
+    sightings: tuple[Sighting, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Scope:
-    """What the leaves of one batch share. `parties` and `paid` fill up as sessions are met."""
+    """What the leaves of one batch share. `parties`, `paid` and `sightings` fill up as leaves are met."""
 
     batch: BatchInfo
     registration: Registration
@@ -117,6 +119,7 @@ class _Scope:
     endpoints: Mapping[str, str]
     parties: dict[str, Party]
     paid: dict[bytes, bool]
+    sightings: list[Sighting]
 
 
 class Auditor:
@@ -142,6 +145,7 @@ class Auditor:
         """Audit every sampled leaf of the node's batches and write the report."""
         known = await endpoints(self._chain)
         reports: list[LeafReport] = []
+        sightings: list[Sighting] = []
         seen: set[tuple[bytes, int]] = set()
         for batch in task.batches:
             leaves = await self._leaves(known.get(task.node, ""), batch)
@@ -157,15 +161,17 @@ class Auditor:
                 if is_sampled(task.seed, leaf.hash, task.rate_ppm):
                     sampled.append((index, leaf, fault if key in seen else None))
                 seen.add(key)
-            reports += await self._audit_batch(batch, sampled, known, task.seed)
-        return await self._conclude(task, reports)
+            reports += await self._audit_batch(batch, sampled, known, task.seed, sightings)
+        return await self._conclude(task, reports, sightings)
 
     async def prepare(self, batch: BatchInfo) -> None:
         """Have the weights for a batch ready before its audit is due. Raises like `audit`."""
         registration, model = await self._registration(batch)
         await self._executor(model, registration.lo, registration.hi, await endpoints(self._chain))
 
-    async def _conclude(self, task: AuditTask, reports: Sequence[LeafReport]) -> NodeAudit:
+    async def _conclude(
+        self, task: AuditTask, reports: Sequence[LeafReport], sightings: Sequence[Sighting]
+    ) -> NodeAudit:
         verdict = tally(
             (item.units, item.outcome is not Outcome.PASS, item.outcome is Outcome.SEVERE) for item in reports
         )
@@ -187,7 +193,8 @@ class Auditor:
         }
         path = self._reports / str(task.epoch) / f"{task.node}.json"
         evidence = await asyncio.to_thread(write_report, path, report)
-        return NodeAudit(NodeVerdict(task.node, packed, evidence, tap), tuple(reports), path)
+        settled = NodeVerdict(task.node, packed, evidence, tap)
+        return NodeAudit(settled, tuple(reports), path, tuple(sightings))
 
     async def _leaves(self, endpoint: str, batch: BatchInfo) -> list[Leaf] | None:
         """The leaves under the root on chain; None when the node does not show them."""
@@ -213,12 +220,13 @@ class Auditor:
         sampled: Sequence[tuple[int, Leaf, Fault | None]],
         known: Mapping[str, str],
         seed: bytes,
+        sightings: list[Sighting],
     ) -> list[LeafReport]:
         if not sampled:
             return []
         registration, model = await self._registration(batch)
         executor = await self._executor(model, registration.lo, registration.hi, known)
-        scope = _Scope(batch, registration, executor, self._house.limits(model), known, {}, {})
+        scope = _Scope(batch, registration, executor, self._house.limits(model), known, {}, {}, sightings)
         gate = asyncio.Semaphore(_IN_WORK)
         withheld = 0
 
@@ -235,6 +243,7 @@ class Auditor:
                     result, fetched = await self._recompute(leaf, scope)
                 else:
                     result, fetched = HopResult(None, fault), 0
+                await self._sight(leaf, scope)
                 withheld += result.fault is not None and result.fault.code == "withheld"
                 return self._report(batch.seq, index, leaf, result, fetched, time.monotonic() - started, seed)
 
@@ -345,6 +354,27 @@ class Auditor:
         if fault is None and after is not None:
             fault = await check_outputs(self._reader, self._chain.efl_domain, commit, own, after)
         return HopResult(result.statistic, fault, result.taps), len(inputs) + len(outputs)
+
+    async def _sight(self, leaf: Leaf, scope: _Scope) -> None:
+        """Remember a leaf that its node signed, with the neighbours that its session names."""
+        commit, registration = leaf.commit, scope.registration
+        nodes = () if leaf.terms is None else leaf.terms.key.nodes
+        hop, domain = commit.hop, self._chain.efl_domain
+        if hop >= len(nodes) or nodes[hop] != registration.node:
+            return
+        if not signed_by(leaf.signature, commit.digest(domain), registration.signers):
+            return
+        previous = nodes[hop - 1] if hop else None
+        scope.sightings.append(
+            Sighting(
+                signed=SignedCommit(commit, leaf.signature),
+                node=registration.node,
+                own=await self._party(registration.node, scope),
+                previous=previous,
+                before=None if previous is None else await self._party(previous, scope),
+                after=await self._party(nodes[hop + 1], scope) if hop + 1 < len(nodes) else None,
+            )
+        )
 
     async def _party(self, node: str, scope: _Scope) -> Party:
         """A node of the session's route by its registration; addresses inside the leaf are not trusted."""

@@ -94,9 +94,15 @@ class NodeReader:
 
         return await self._first(endpoints, f"/v1/boundaries/{root.hex()}", size, take)
 
-    async def receipt(self, endpoint: str, job_id: bytes) -> dict[str, Any]:
-        """What the node committed to in a job. Raises UnavailableError."""
-        return await self._object([endpoint], f"/v1/jobs/{job_id.hex()}/receipt", MAX_JSON_BYTES, _anything)
+    async def receipt(self, endpoint: str, job_id: bytes, *, once: bool = False) -> dict[str, Any]:
+        """What the node committed to in a job. `once`: it is not asked again. Raises UnavailableError."""
+        path = f"/v1/jobs/{job_id.hex()}/receipt"
+        return await self._object([endpoint], path, MAX_JSON_BYTES, _anything, once=once)
+
+    async def previous(self, endpoint: str, job_id: bytes) -> dict[str, Any]:
+        """The commitment of the hop before that the node's own names; asked for once. Raises UnavailableError."""
+        path = f"/v1/jobs/{job_id.hex()}/previous"
+        return await self._object([endpoint], path, MAX_JSON_BYTES, _anything, once=True)
 
     async def evidence(self, endpoint: str, job_id: bytes, boundary: int) -> dict[str, Any]:
         """Leaves and doubly signed envelopes that the node keeps of a boundary. Raises UnavailableError."""
@@ -104,7 +110,13 @@ class NodeReader:
         return await self._object([endpoint], path, MAX_BATCH_BYTES, _anything)
 
     async def _object(
-        self, endpoints: Sequence[str], path: str, limit: int, accept: Callable[[dict[str, Any]], bool]
+        self,
+        endpoints: Sequence[str],
+        path: str,
+        limit: int,
+        accept: Callable[[dict[str, Any]], bool],
+        *,
+        once: bool = False,
     ) -> dict[str, Any]:
         def take(data: bytes) -> dict[str, Any] | None:
             try:
@@ -113,15 +125,23 @@ class NodeReader:
                 return None
             return value if isinstance(value, dict) and accept(value) else None
 
-        return await self._first(endpoints, path, limit, take)
+        return await self._first(endpoints, path, limit, take, once=once)
 
-    async def _first(self, endpoints: Sequence[str], path: str, limit: int, take: Callable[[bytes], T | None]) -> T:
+    async def _first(
+        self,
+        endpoints: Sequence[str],
+        path: str,
+        limit: int,
+        take: Callable[[bytes], T | None],
+        *,
+        once: bool = False,
+    ) -> T:
         """Try every endpoint in order; whole rounds are repeated, since a node may be restarting or still storing."""
         bases = [base for base in map(base_url, dict.fromkeys(endpoints)) if base is not None]
         now = asyncio.get_running_loop().time()
         known_down = all(self._down.get(base, now) > now for base in bases)
         problems: dict[str, str] = {}
-        for attempt in range(1 if known_down else self._limits.attempts):
+        for attempt in range(1 if known_down or once else self._limits.attempts):
             if attempt:
                 await asyncio.sleep(self._limits.pause * 2 ** (attempt - 1))
             for base in bases:
@@ -135,8 +155,9 @@ class NodeReader:
                     self._down.pop(base, None)
                     return taken
                 problems[base] = f"{len(data)} bytes that do not match"
-        until = asyncio.get_running_loop().time() + self._limits.memory
-        self._down.update(dict.fromkeys(bases, until))
+        if not once:
+            until = asyncio.get_running_loop().time() + self._limits.memory
+            self._down.update(dict.fromkeys(bases, until))
         raise UnavailableError("; ".join(f"{k}: {v}" for k, v in problems.items()) or "no usable endpoint is known")
 
     async def _get(self, url: str, limit: int) -> bytes:

@@ -213,12 +213,15 @@ def blame_prev_commit(
     return Fault("prev-commit", hop, hop, f"Hop {hop} names a commitment that hop {hop - 1} did not sign for this job.")
 
 
-def equivocation(domain: Domain, a: SignedCommit, b: SignedCommit, signer: str) -> Fault | None:
-    """The fault when `signer` signed both of two different commitments for one job and hop, else None."""
+def equivocation(domain: Domain, a: SignedCommit, b: SignedCommit, signer: str | frozenset[str]) -> Fault | None:
+    """The fault when one signer signed both of two different commitments for one job and hop, else None. A signer that
+    has had several keys may have used any of them, and another one for the second.
+    """
+    signers = frozenset(map(as_address, (signer,) if isinstance(signer, str) else signer))
     same = (a.commit.job_id, a.commit.hop) == (b.commit.job_id, b.commit.hop)
     if not same or a.commit == b.commit:
         return None
-    if not (_signed_by(domain, a, signer) and _signed_by(domain, b, signer)):
+    if not all(_is_by_one_of(item.commit.digest(domain), item.signature, signers) for item in (a, b)):
         return None
     hop = a.commit.hop
     return Fault("equivocation", hop, hop, f"Hop {hop} signed two commitments for one job.")

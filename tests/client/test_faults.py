@@ -133,6 +133,46 @@ async def test_a_missing_receipt_beside_a_whole_one() -> None:
     assert (finding.fault.kind, finding.guilty) == ("missing-commit", (ADDRESSES[0],))
 
 
+@asynccontextmanager
+async def previous(shown: SignedCommit | None) -> AsyncIterator[str]:
+    """A hop that shows what its commitment names."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        assert request.match_info["job"] == "0x" + SPEC.job_id.hex()
+        return web.Response(status=404) if shown is None else web.json_response(shown.to_json())
+
+    app = web.Application()
+    app.router.add_get("/v1/jobs/{job}/previous", handler)
+    runner = web.AppRunner(app, shutdown_timeout=0.5)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("case", ["shown", "not shown", "made up"])
+async def test_another_commitment_of_the_hop_before_convicts_whoever_cannot_show_its_own(case: str) -> None:
+    """Hop 0 gave hop 1 another commitment than the client; or hop 1 says so and cannot show it."""
+    first = record(("", ""), TRUE, TRUE).commits[0]
+    assert first is not None
+    told = replace(first.commit, in_root=bytes(32))
+    key = SIGNERS[1 if case == "made up" else 0]
+    given = SignedCommit(told, key.sign(told.digest(DOMAIN)))
+    async with previous(None if case == "not shown" else given) as url:
+        whole = record(("", url), TRUE, TRUE)
+        whole.commits[1] = commit(1, TRUE.root(), bytes([7]) * 32, told.digest(DOMAIN))
+        (finding,) = await find_faults(whole, DOMAIN, MODEL_ID)
+    if case == "shown":
+        assert (finding.fault.kind, finding.guilty) == ("equivocation", (ADDRESSES[0],))
+        assert finding.proof is not None
+        assert {finding.proof.first, finding.proof.second} == {first, given}
+    else:
+        assert finding.guilty == (ADDRESSES[1],)
+        assert finding.proof is None
+
+
 async def test_a_forged_receipt_proves_nothing_against_the_node() -> None:
     forged = record(("http://a", "http://b"), TRUE, TRUE)
     real = forged.commits[1]

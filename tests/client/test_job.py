@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from client.faults import find_faults
+from client.faults import contradictions, find_faults
 from client.job import Job, Patience, RouteFailure
 from client.store import Store
 from efedllm.chain.amounts import cost_of_tokens
@@ -21,6 +21,7 @@ from tests.client.toy_node import (
     NODE,
     NODE_SIGNER,
     PRICE,
+    STRANGER,
     Behaviour,
     ToyNode,
     continuation,
@@ -179,6 +180,26 @@ async def test_a_receipt_for_other_tokens_names_the_node(store: Store) -> None:
         findings = await find_faults(job.record, DOMAIN, MODEL_ID)
     assert {f.fault.kind for f in findings} == {"tokens-hash", "input-mismatch"}
     assert {f.guilty for f in findings} == {(NODE,)}
+
+
+async def test_two_receipts_of_one_hop_prove_that_it_lied(store: Store) -> None:
+    async with running(Behaviour(first_commit_by=NODE_SIGNER)) as node:
+        job = await make_job(store, node, 5)
+        await collect(job)
+    assert [finding.fault.kind for finding in contradictions(job.record, DOMAIN)] == ["equivocation"]
+    finding = (await find_faults(job.record, DOMAIN, MODEL_ID))[-1]
+    proof = finding.proof
+    assert proof is not None
+    assert (finding.guilty, proof.differing, set(proof.signers)) == ((NODE,), ("in_root",), {NODE_SIGNER.address})
+    assert finding.to_json()["evidence"] == proof.name
+
+
+async def test_a_receipt_that_somebody_else_signed_proves_nothing(store: Store) -> None:
+    async with running(Behaviour(first_commit_by=STRANGER)) as node:
+        job = await make_job(store, node, 5)
+        await collect(job)
+    assert len(job.record.others) == 1
+    assert contradictions(job.record, DOMAIN) == []
 
 
 async def test_stopping_early_cancels_the_job(store: Store) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from aiohttp import web
@@ -89,6 +89,7 @@ class Behaviour:
     finish_at: int | None = None  # end too early
     commit: bool = True
     commit_other_tokens: bool = False
+    first_commit_by: Signer | None = None  # another commitment before the right one, by this key
     silent_at: int | None = None
 
 
@@ -194,6 +195,11 @@ class ToyNode:
                 reason = "eos"
                 break
         emitted = ids[len(prompt) :]
+        if does.first_commit_by is not None:
+            commit = replace(self._commit(spec, prompt, emitted).commit, in_root=ZERO32)
+            signature = does.first_commit_by.sign(commit.digest(DOMAIN))
+            await peer.send(CommitMsg(commit, signature).to_frame())
+            await peer.send(self._commit(spec, prompt, emitted).to_frame())
         await peer.send(FinishMsg(spec.job_id, reason, len(emitted)).to_frame())  # type: ignore[arg-type]
         if does.commit and emitted:
             await peer.send(self._commit(spec, prompt, emitted).to_frame())

@@ -41,8 +41,8 @@ EVENTS = {
     "ModelRegistry": "ModelRegistered",
     "NodeRegistry": "NodeRegistered NodeUpdated EndpointUpdated NodePaused NodeResumed NodeRetired",
     "SeatRegistry": "SeatTaken SeatLeft SeedArmed SeedFixed TermsScheduled",
-    "VerifierCommittee": "Committed Revealed TrustUpdated NodeFailed NoQuorum NodeConvicted CanaryForgiven VerifierJudged"
-    " ParamsScheduled",
+    "VerifierCommittee": "Committed Revealed TrustUpdated NodeFailed NodeConvicted NoQuorum CanaryForgiven"
+    " VerifierJudged ParamsScheduled",
     "SessionEscrow": "Deposited Withdrawn SessionOpened ToppedUp Settled CloseRequested SessionClosed FeesWithdrawn"
     " ProtocolFeesBurned",
     "CommitmentLog": "BatchPosted",

@@ -164,15 +164,15 @@ class NodeProcess:
         return await lab.chain.node(self.ready["address"])
 
 
-async def spawn(config: NodeConfig, *more: str) -> Process:
+async def spawn(config: NodeConfig, *more: str, module: str = "node", layers: str = "0:8") -> Process:
     password = config.home.parent / "password"
     password.write_text(PASSWORD)
     assert config.model_id is not None
     return await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "node", "run", "--rpc", config.rpc_url, "--deployment", str(config.deployment)),
+        *("-m", module, "run", "--rpc", config.rpc_url, "--deployment", str(config.deployment)),
         *("--keystore", str(config.keystore), "--password-file", str(password), "--home", str(config.home)),
-        *("--model-id", "0x" + config.model_id.hex(), "--layers", "0:8", "--price", str(config.price)),
+        *("--model-id", "0x" + config.model_id.hex(), "--layers", layers, "--price", str(config.price)),
         *("--model", config.models[0], "--listen", f"127.0.0.1:{config.listen_port}"),
         *("--stake", format_amount(config.stake or 0, "")),
         *more,

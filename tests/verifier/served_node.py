@@ -15,7 +15,7 @@ from efedllm.commitments.eip712 import to_hex
 from efedllm.commitments.evidence import BoundaryEvidence, EnvelopeRecord
 from efedllm.commitments.hashing import ZERO32, keccak
 from efedllm.commitments.leaves import batch_root, hop_leaf
-from efedllm.commitments.messages import Domain, Envelope, HopCommit, JobSpec, SessionKey
+from efedllm.commitments.messages import Domain, Envelope, HopCommit, JobSpec, SessionKey, SignedCommit
 from efedllm.commitments.signing import Signer
 from tests.verifier.audit_lab import Trace, hop_commit
 
@@ -98,12 +98,16 @@ class Job:
 
 @dataclass
 class Lies:
-    """What a node refuses or falsifies. `boundaries`: roots it does not serve; `edit_leaf` changes a leaf as served."""
+    """What a node refuses or falsifies. `boundaries`: roots it does not serve; `edit_leaf` changes a leaf as served,
+    `edit_commit` what it answers for a receipt. `previous`: what it shows as the commitment of the hop before.
+    """
 
     batches: bool = False
     boundaries: bool = False
     evidence: bool = False
     edit_leaf: Callable[[dict[str, Any]], None] | None = None
+    previous: SignedCommit | None = None
+    edit_commit: Callable[[HopCommit], HopCommit] | None = None
 
 
 @dataclass
@@ -135,6 +139,7 @@ class ServedNode:
                 web.get("/v1/boundaries/{root}", self._boundary),
                 web.get("/v1/jobs/{job}/evidence", self._evidence),
                 web.get("/v1/jobs/{job}/receipt", self._receipt),
+                web.get("/v1/jobs/{job}/previous", self._previous),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None)
@@ -181,8 +186,16 @@ class ServedNode:
 
     async def _receipt(self, request: web.Request) -> web.Response:
         commit = (job := self._job(request)).commit(self.hop)
+        if self.lies.edit_commit is not None:
+            commit = self.lies.edit_commit(commit)
         signature = job.signers[self.hop].sign(commit.digest(job.domain))
         return web.json_response({"commit": commit.to_json(), "signature": to_hex(signature)})
+
+    async def _previous(self, request: web.Request) -> web.Response:
+        self._job(request)
+        if self.lies.previous is None:
+            raise web.HTTPNotFound
+        return web.json_response(self.lies.previous.to_json())
 
 
 def rewritten(trace: Trace, boundary: int, payload: bytes) -> Trace:

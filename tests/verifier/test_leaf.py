@@ -292,7 +292,8 @@ async def test_more_positions_than_the_model_has_are_refused_before_anything_is_
     executor: Any = SimpleNamespace(max_positions=64)
     batch = BatchInfo(NODES[0], EPOCH, SEQ, ZERO32, 1, 1)
     parties = {node: Party("", frozenset()) for node in session().nodes}
-    scope = _Scope(batch, registration(0), executor, UNCALIBRATED, {}, parties, {session().session_id(*ESCROW): True})
+    paid = {session().session_id(*ESCROW): True}
+    scope = _Scope(batch, registration(0), executor, UNCALIBRATED, {}, parties, paid, [])
     nothing: Any = None
     source: Any = NoSource()
     result, fetched = await Auditor(nothing, source, nothing, Path(), NODES[0])._recompute(leaf, scope)

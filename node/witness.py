@@ -1,0 +1,38 @@
+"""Two commitments of one node that meet here: the proof is kept for whoever wants to collect on it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from efedllm.chain.disputes import EvidenceFolder
+from efedllm.commitments.eip712 import Domain
+from efedllm.commitments.equivocation import find
+from efedllm.commitments.messages import SignedCommit
+from efedllm.commitments.signing import recover
+from efedllm.logs import get_logger
+
+
+class Witness:
+    """Compares what the hop before signs with what it signed first."""
+
+    def __init__(self, domain: Domain, folder: EvidenceFolder) -> None:
+        self._domain = domain
+        self._folder = folder
+        self._log = get_logger("witness")
+
+    async def compare(self, node: str, kept: SignedCommit, shown: SignedCommit) -> bool:
+        """Whether the two prove that `node` lied; then the proof is on disk. `kept`: its signature was checked."""
+        key = recover(kept.commit.digest(self._domain), kept.signature)
+        proof = find(self._domain, node, kept, shown, frozenset({key}))
+        if proof is None:
+            return False
+        path = await asyncio.to_thread(self._folder.keep, proof)
+        if path is not None:
+            self._log.warning(
+                "a node signed two commitments for one job",
+                node=node,
+                job=proof.job_id.hex(),
+                evidence=str(path),
+                hint="Collect on it: efedllm dispute equivocation --evidence FILE",
+            )
+        return True

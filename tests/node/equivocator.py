@@ -1,0 +1,29 @@
+"""A node that signs one commitment for its batch and the client, and another one for the next hop.
+
+`python -m tests.node.equivocator run ...` takes the flags of `python -m node run`. What the next hop gets names another
+input; it fits all that the next hop can check.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from efedllm.commitments.hashing import keccak
+from efedllm.wire.messages import CommitMsg, Message
+from node import cli
+from node.jobcore import JobCore
+
+_forward = JobCore._forward
+
+
+async def _forward_another(job: JobCore, message: Message) -> None:
+    if isinstance(message, CommitMsg):
+        shop = job._shop
+        other = replace(message.commit, in_root=keccak(message.commit.in_root))
+        message = CommitMsg(other, shop.signer.sign(other.digest(shop.domain)))
+    await _forward(job, message)
+
+
+if __name__ == "__main__":
+    JobCore._forward = _forward_another  # type: ignore[method-assign, assignment]
+    cli.app()
