@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from efedllm.commitments.eip712 import Domain
 from efedllm.commitments.equivocation import Equivocation, find
 from efedllm.commitments.messages import SignedCommit
 from efedllm.commitments.signing import recover
 from efedllm.errors import ProtocolError
-from verifier.fetch import NodeReader, UnavailableError
+from verifier.fetch import UnavailableError
 from verifier.linkage import Party
 
 _AT_ONCE = 4  # leaves looked at side by side; each takes up to four small answers
@@ -33,10 +34,18 @@ class Sighting:
     after: Party | None
 
 
+class Answers(Protocol):
+    """What is asked of neighbours; `verifier.fetch.NodeReader` does so over HTTP."""
+
+    async def receipt(self, endpoint: str, job_id: bytes, *, once: bool = False) -> dict[str, Any]: ...
+
+    async def previous(self, endpoint: str, job_id: bytes) -> dict[str, Any]: ...
+
+
 class Witness:
     """Asks the neighbours of audited leaves, each once, for what they hold."""
 
-    def __init__(self, reader: NodeReader, domain: Domain) -> None:
+    def __init__(self, reader: Answers, domain: Domain) -> None:
         self._reader = reader
         self._domain = domain
 

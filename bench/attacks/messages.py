@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bench.attacks import canaries, opened, specs
+from bench.attacks import canaries, equivocation, opened, specs
 from bench.attacks.executors import EditedOutput, noisy
 from bench.attacks.lab import CLIENT, DOMAIN, EPOCH, NODES, RANGES, SIGNERS, Job, Lab, rewritten, session
 from bench.attacks.strategies import Profile
@@ -24,7 +24,7 @@ from efedllm.commitments.eip712 import Domain, to_hex
 from efedllm.commitments.evidence import BoundaryEvidence, EnvelopeRecord
 from efedllm.commitments.hashing import ZERO32, keccak
 from efedllm.commitments.leaves import batch_root, hop_leaf
-from efedllm.commitments.links import blame_boundary, check_route_commits, equivocation
+from efedllm.commitments.links import blame_boundary, check_route_commits
 from efedllm.commitments.merkle import merkle
 from efedllm.commitments.messages import Envelope, JobSpec, RouteHop, SignedCommit
 from efedllm.commitments.signing import Signer, recover
@@ -163,13 +163,6 @@ def _stale_rows(lab: Lab, job: Job) -> str:
         hashes_to(commit.job_id, 2, job.wire, lab.hidden, commit.out_root, job.boundaries[2]) for commit in commits
     )
     return "" if stale else "withheld" if own else "the job's own rows are refused"
-
-
-def _equivocation(lab: Lab, job: Job) -> str:
-    first = lab.commit(job, 1)
-    both = [SignedCommit(c, SIGNERS[1].sign(c.digest(DOMAIN))) for c in (first, replace(first, out_root=keccak(b"x")))]
-    fault = equivocation(DOMAIN, both[0], both[1], SIGNERS[1].address)
-    return "" if fault is None else fault.kind
 
 
 def evidence(lab: Lab, job: Job, boundary: int, sender: Signer, receiver: Signer) -> BoundaryEvidence:
@@ -356,7 +349,7 @@ MESSAGE_ATTACKS: tuple[MessageAttack, ...] = (
     MessageAttack(12, "stale_commit", "a commitment of another job", _stale_commit, "foreign-job"),
     MessageAttack(12, "stale_rows", "rows of another job", _stale_rows, "withheld"),
     MessageAttack(
-        *(15, "equivocation", "two commitments for one job and hop", _equivocation, "equivocation"), judge="nobody"
+        *(15, "equivocation", "two commitments for one job and hop", equivocation.played, "slashed"), judge="contract"
     ),
     MessageAttack(15, "two_specs", "another signed spec of the job for every verifier", specs.two_specs, "wrong-spec"),
     MessageAttack(

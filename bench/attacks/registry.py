@@ -60,6 +60,12 @@ POINTERS: tuple[Pointer, ...] = (
     Pointer(
         15, "two specs, two verifiers", "tests/attacks/test_specs.py::test_a_node_that_shows_two_verifiers_two_jobs"
     ),
+    Pointer(15, "two commitments, real processes", "tests/node/test_equivocation.py::test_two_commitments_are_found"),
+    Pointer(15, "records lost or set back", "tests/node/test_used_once.py::test_records_lost_or_set_back"),
+    Pointer(
+        *(15, "who signs once is never slashed"),
+        "tests/contracts/DisputeInvariants.t.sol::invariant_whoSignsOnceIsNeverSlashed",
+    ),
     Pointer(16, "the same leaf twice", "tests/attacks/test_real_nodes.py::test_a_leaf_that_stands_twice"),
     Pointer(16, "jobs that nobody paid for", "tests/verifier/test_epochs.py::test_a_job_nobody_pays_for_fails"),
     Pointer(
