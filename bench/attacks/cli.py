@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,8 @@ def attacks(
         raise ConfigError("bad-option", f"There is no such {what}.", f"Use one of {', '.join(known)}.")
     console = Console(stderr=True)
     options = AttackBench(quick, chosen, parts)
-    made, curves = run(options, lambda text: console.print(f"[dim]·[/dim] {text}"))
+    began = time.monotonic()
+    made, curves = run(options, lambda text: console.print(f"[dim]{time.monotonic() - began:5.0f} s[/dim] {text}"))
     out.mkdir(parents=True, exist_ok=True)
     path = out / "attacks.json"
     # Read after the run: another part may have been written meanwhile.

@@ -36,6 +36,9 @@ USED = 0.95
 
 STEPS = 16
 
+JOINT_STEPS = 8
+"""Of the search of all hops, where each runs the whole model forth and back."""
+
 CANDIDATES = 5
 """Likeliest tokens of a position, the first of which is to be replaced by one of the others."""
 
@@ -213,7 +216,7 @@ def _row_by_row(
 
 
 def all_hops(
-    lab: Lab, texts: Sequence[Sequence[int]], say: Progress, *, steps: int = STEPS, fewest: int = FEWEST
+    lab: Lab, texts: Sequence[Sequence[int]], say: Progress, *, steps: int = JOINT_STEPS, fewest: int = FEWEST
 ) -> Descent:
     """Every hop moves its rows, all towards one other token at one position; each position by itself."""
     gradients = [DifferentiableHop.load(lab.published, *layers) for layers in RANGES]

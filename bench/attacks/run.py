@@ -80,7 +80,7 @@ class AttackBench:
     @property
     def aimed(self) -> tuple[int, int]:
         """Texts, and positions of each, at which perturbations are aimed: enough to see one in a thousand."""
-        return (4, 48) if self.quick else (44, 96)
+        return (4, 48) if self.quick else (36, 96)
 
     @property
     def effort(self) -> strain.Effort:
@@ -182,7 +182,7 @@ def _searched(
 def _aimed(lab: Lab, options: AttackBench, say: Progress) -> dict[str, Any]:
     """Attack 9: by the last hop alone, also where it assumes a wider tolerance than it is judged by, and by all."""
     texts = prompts(*options.aimed)
-    report: dict[str, Any] = {"share_of_tolerance_used": descent.USED, "steps": descent.STEPS}
+    report: dict[str, Any] = {"share_of_tolerance_used": descent.USED, "steps": [descent.STEPS, descent.JOINT_STEPS]}
     for times in (1.0, 4.0, 10.0):
         say(f"aimed perturbations of the last hop, {times:g} times the tolerance, {len(texts)} texts")
         name = "one_hop" if times == 1.0 else f"one_hop_{times:g}_times"
