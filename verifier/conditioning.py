@@ -29,9 +29,9 @@ HALF_STEP = 2.0**-9
 """The same in bfloat16."""
 
 PIECES = (7, 11)
-"""Token ids cannot be moved: a sequence of them is computed again in pieces of so many positions. Honest machines strayed
-by at most 3.3 times the larger of these two responses, at any position of 14 prompts, and 8 times where the pieces were
-of 5 and 7: products of matrices take some sizes at once and then give nearly the same bits."""
+"""Token ids cannot be moved: a sequence of them is computed again in pieces of so many positions. Honest machines
+strayed by at most 3.3 times the larger of the two responses at any position of 14 prompts (by 8 times with pieces of 5
+and 7, as products of matrices give nearly the same bits for some sizes)."""
 
 _TAG = b"EFL.spread.1"
 
