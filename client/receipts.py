@@ -9,7 +9,7 @@ from client.faults import Finding
 from client.job import JobRecord
 from efedllm.chain.deployment import write_json
 from efedllm.commitments.eip712 import to_hex
-from efedllm.commitments.messages import SessionKey
+from efedllm.commitments.messages import SessionKey, signed_job_json
 
 
 def receipt_path(home: Path, job_id: bytes) -> Path:
@@ -20,9 +20,7 @@ def receipt_document(record: JobRecord, key: SessionKey, findings: list[Finding]
     """Everything signed about a job, with the ids it is about. `complete`: every hop signed and nothing contradicts."""
     return {
         "job_id": to_hex(record.spec.job_id),
-        "session_key": key.to_json(),
-        "job_spec": record.spec.to_json(),
-        "spec_signature": to_hex(record.spec_signature),
+        **signed_job_json(key, record.spec, record.spec_signature),
         "route": [hop.to_json() for hop in record.route],
         "prompt_ids": list(record.prompt),
         "token_ids": list(record.emitted),

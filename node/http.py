@@ -16,6 +16,7 @@ from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.eip712 import to_hex
 from efedllm.commitments.evidence import BoundaryEvidence
 from efedllm.commitments.hashing import ZERO32
+from efedllm.commitments.messages import signed_job_json
 from efedllm.errors import EfedError, ModelError, ProtocolError
 from efedllm.logs import get_logger
 from efedllm.models.manifest import MANIFEST_NAME, Manifest
@@ -263,11 +264,7 @@ def _leaf(leaf: LeafRecord) -> dict[str, Any]:
     out: dict[str, Any] = {
         **leaf.signed.to_json(),
         "salt": to_hex(leaf.salt),
-        "job": {
-            "session_key": leaf.key.to_json(),
-            "job_spec": job.spec.to_json(),
-            "spec_signature": to_hex(job.spec_sig),
-        },
+        "job": signed_job_json(leaf.key, job.spec, job.spec_sig),
         "route": [hop.to_json() for hop in job.route],
     }
     if job.prompt is not None:

@@ -26,7 +26,7 @@ from efedllm.commitments.hashing import ZERO32, keccak
 from efedllm.commitments.leaves import batch_root, hop_leaf
 from efedllm.commitments.links import blame_boundary, check_route_commits
 from efedllm.commitments.merkle import merkle
-from efedllm.commitments.messages import Envelope, JobSpec, RouteHop, SignedCommit
+from efedllm.commitments.messages import Envelope, JobSpec, RouteHop, SignedCommit, signed_job_json
 from efedllm.commitments.signing import Signer, recover
 from efedllm.errors import ProtocolError
 from efedllm.sampling import SamplingSpec
@@ -115,12 +115,7 @@ def _shown(leaves: Sequence[tuple[Leaf, bytes]]) -> dict[str, Any]:
     found = []
     for leaf, salt in leaves:
         assert leaf.terms is not None
-        terms = leaf.terms
-        job = {
-            "session_key": terms.key.to_json(),
-            "job_spec": terms.spec.to_json(),
-            "spec_signature": to_hex(terms.signature),
-        }
+        job = signed_job_json(leaf.terms.key, leaf.terms.spec, leaf.terms.signature)
         signed = SignedCommit(leaf.commit, leaf.signature).to_json()
         found.append({**signed, "salt": to_hex(salt), "job": job})
     return {"leaves": found}

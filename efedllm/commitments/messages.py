@@ -120,6 +120,11 @@ class JobSpec(TypedMessage):
 JobSpec.seal()
 
 
+def signed_job_json(key: SessionKey, spec: JobSpec, signature: bytes) -> dict[str, Any]:
+    """What a client signed for a job, as every document shows it: {session_key, job_spec, spec_signature}."""
+    return {"session_key": key.to_json(), "job_spec": spec.to_json(), "spec_signature": to_hex(signature)}
+
+
 @dataclass(frozen=True)
 class HopCommit(TypedMessage):
     """What a hop says it did for a job: hidden states in, hidden states out; signed by the node's signer. 1 per job

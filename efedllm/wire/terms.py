@@ -19,6 +19,7 @@ from efedllm.commitments.messages import (
     SignedCommit,
     Voucher,
     ids_bytes,
+    signed_job_json,
 )
 from efedllm.errors import ProtocolError
 from efedllm.wire.body import json_body, json_object, signature_bytes
@@ -73,9 +74,7 @@ class OpenJobMsg:
         return json_body(
             self.TYPE,
             {
-                "session_key": self.session_key.to_json(),
-                "job_spec": self.job_spec.to_json(),
-                "spec_signature": to_hex(self.spec_signature),
+                **signed_job_json(self.session_key, self.job_spec, self.spec_signature),
                 "voucher": None if self.voucher is None else self.voucher.to_json(),
                 "voucher_signature": None if self.voucher_signature is None else to_hex(self.voucher_signature),
                 "hop": self.hop,

@@ -15,7 +15,15 @@ from efedllm.commitments.eip712 import to_hex
 from efedllm.commitments.evidence import BoundaryEvidence, EnvelopeRecord
 from efedllm.commitments.hashing import ZERO32, keccak
 from efedllm.commitments.leaves import batch_root, hop_leaf
-from efedllm.commitments.messages import Domain, Envelope, HopCommit, JobSpec, SessionKey, SignedCommit
+from efedllm.commitments.messages import (
+    Domain,
+    Envelope,
+    HopCommit,
+    JobSpec,
+    SessionKey,
+    SignedCommit,
+    signed_job_json,
+)
 from efedllm.commitments.signing import Signer
 from tests.verifier.audit_lab import Trace, hop_commit
 
@@ -86,11 +94,7 @@ class Job:
             "commit": commit.to_json(),
             "signature": to_hex(self.signers[hop].sign(commit.digest(self.domain))),
             "salt": to_hex(salt),
-            "job": {
-                "session_key": self.key.to_json(),
-                "job_spec": self.spec.to_json(),
-                "spec_signature": to_hex(self.client.sign(self.spec.digest(self.domain))),
-            },
+            "job": signed_job_json(self.key, self.spec, self.client.sign(self.spec.digest(self.domain))),
             "emitted": list(self.trace.emitted) if last else None,
             "route": [],
         }
