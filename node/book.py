@@ -28,12 +28,13 @@ FRESH = 15.0  # seconds for which what the chain said of a session or node is us
 @dataclass
 class Entry:
     """One session in memory. `running`: tokens each of its running jobs has used, at least those of its prompt.
-    `young`: known to have been opened after the store's origin.
+    `young`: known to have been opened after the store's origin; `too_old`: when it was last found not to have been.
     """
 
     record: SessionRecord
     asked: float
     young: bool = False
+    too_old: float = float("-inf")
     running: dict[bytes, int] = field(default_factory=dict)
     taking: asyncio.Lock = field(default_factory=asyncio.Lock)  # one voucher at a time
 
@@ -87,10 +88,20 @@ class Book:
             )
         check_share(own_price, entry.record.price, key.shares[hop], len(key.nodes))
         # Last: it may take several looks at the chain, which only what is paid for is worth.
-        entry.young = entry.young or await self._patiently(self._chain.opened_after(session_id, self._origin))
+        await self._check_age(entry)
+        return entry
+
+    async def _check_age(self, entry: Entry) -> None:
+        """ProtocolError "session-too-old" for a session that may have had jobs which the store does not know."""
+        if entry.young:
+            return
+        session_id, now = entry.record.session_id, time.monotonic()
+        # Not asked again at once: logs may lag behind, and strangers may insist.
+        if now - entry.too_old >= FRESH:
+            entry.young = await self._patiently(self._chain.opened_after(session_id, self._origin))
+            entry.too_old = now
         if not entry.young:
             raise session_too_old(session_id)
-        return entry
 
     async def _first_seen(self, session_id: bytes, key: SessionKey, hop: int) -> Entry:
         info = await self._ask(session_id)

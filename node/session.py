@@ -42,6 +42,7 @@ class Desk:
         self.shop = shop
         self._canaries = canaries
         self.draining = False
+        self._closing = False
         self.neighbours = Neighbours(identity, self, shop.limits.connect_timeout, shop.metrics.wire)
         self._chain = chain
         self._jobs: dict[bytes, Job] = {}
@@ -76,6 +77,9 @@ class Desk:
 
     async def handle(self, link: Link, message: AnyMessage) -> None:
         """One message of a link. Failures go back over the link; they never end it."""
+        if self._closing:
+            # Our jobs are gone: whoever writes to them shall hear that we are, and not that there never were any.
+            return
         try:
             if link.is_node and isinstance(message, CommitMsg) and message.commit.job_id not in self._jobs:
                 await self._late_commit(link, message)
@@ -294,7 +298,7 @@ class Desk:
 
     async def close(self) -> None:
         """Stop every job where it is (the store will call it aborted at the next start) and all links."""
-        self.draining = True
+        self.draining = self._closing = True
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
