@@ -9,7 +9,6 @@ import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +43,11 @@ async def lab(unhurried: LiveNetwork, published: Callable[..., Path], tmp_path: 
 def wallet(lab: Lab, index: int) -> tuple[Path, Path]:
     """Keystore and password file of a development account."""
     path, password = lab.directory / f"wallet-{index}.json", lab.directory / "password"
+    if path.exists():
+        return path, password
     keystore.create(path, PASSWORD, light=True, private_key=bytes(lab.live.account(index).key))
     password.write_text(PASSWORD)
     return path, password
-
-
-async def command(*arguments: str) -> tuple[int | None, dict[str, Any]]:
-    """`efedllm ... --json`: exit code, and the object it prints."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "client", *arguments, "--json"),
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if not name.startswith("EFEDLLM_")},
-        stdout=PIPE,
-        stderr=PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 120)
-    assert out, err.decode()
-    return process.returncode, json.loads(out)
 
 
 async def verifier(stack: AsyncExitStack, lab: Lab, index: int) -> Verifier:
@@ -82,32 +69,45 @@ async def verifier(stack: AsyncExitStack, lab: Lab, index: int) -> Verifier:
 
 
 async def test_two_commitments_are_found_proven_and_paid_and_the_honest_keep_all(lab: Lab) -> None:
+    """One of two jobs is collected on by a person with the client's file, the other one by the verifier that audits."""
     chain, clock = lab.chain, lab.live.clock(lab.chain)
-    accuser = lab.live.account(ACCUSER).address
+    accuser, buyer = lab.live.account(ACCUSER).address, lab.live.account(BUYER)
     async with AsyncExitStack() as stack:
         auditor = await verifier(stack, lab, ACCUSER)
         cheat = await spawn(await lab.config(CHEAT, (0, 4)), module="tests.node.equivocator", layers="0:4")
+        stack.push_async_callback(cheat.wait)
+        stack.callback(cheat.kill)
         assert cheat.stdout is not None
-        ready = json.loads(await asyncio.wait_for(cheat.stdout.readline(), 120))
+        liar = json.loads(await asyncio.wait_for(cheat.stdout.readline(), 120))["address"]
         honest = await lab.start(HONEST, (4, 8))
         epoch = await lab.begin_epoch()
 
         # A client buys; what it is given by the two hops does not fit, and it keeps why.
-        buyer = lab.live.account(BUYER)
         await chain.send("EfedToken", "transfer", buyer.address, 100 * WEI)
         home = lab.directory / "client"
         settings = Settings(home=home, rpc_url=lab.live.rpc_url, deployment=lab.live.path)
         client = await stack.enter_async_context(Client.connect(settings, account=buyer))
-        async for _ in client.generate("def add(a, b):", max_tokens=4, explore=0.0):
-            pass
-        assert client.report is not None
-        (fault,) = client.report.faults
-        assert (fault["kind"], fault["guilty"]) == ("equivocation", [ready["address"]])
-        (evidence,) = EvidenceFolder(home / FOLDER).open()
-        assert evidence.name == fault["evidence"]
-        code, shown = await command("dispute", "check", str(evidence))
-        assert (code, shown["proof"], shown["node"], shown["hop"]) == (0, True, ready["address"], 0)
-        assert shown["differ_in"] == ["in_root"]
+        for _ in range(2):
+            await buy(client)
+            assert client.report is not None
+            (fault,) = client.report.faults
+            assert (fault["kind"], fault["guilty"]) == ("equivocation", [liar])
+            assert (home / FOLDER / fault["evidence"]).is_file()
+        evidence, other = EvidenceFolder(home / FOLDER).open()
+        assert read_proof(evidence).differing == read_proof(other).differing == ("in_root",)
+
+        # Anybody may show it: first against the wrong node, then as it is, then once more.
+        (lab.directory / "wrong.json").write_text(
+            json.dumps(replace(read_proof(evidence), node=honest.address).to_json())
+        )
+        code, shown = await prove(lab, home, lab.directory / "wrong.json")
+        assert (code, shown["error"]["code"]) == (1, "revert:NotSignedByNode")
+        before = await chain.token_balance(buyer.address)
+        code, shown = await prove(lab, home, evidence)
+        assert (code, shown["node"], shown["slashed_wei"], shown["reward_wei"]) == (0, liar, *lost(STAKE))
+        assert await chain.token_balance(buyer.address) == before + shown["reward_wei"]
+        code, shown = await prove(lab, home, evidence)
+        assert (code, shown["error"]["code"]) == (1, "revert:AlreadyProven")
 
         # Both nodes post, and the verifier audits the epoch as any other.
         await clock.skip_to(epoch, 0.72)
@@ -115,7 +115,7 @@ async def test_two_commitments_are_found_proven_and_paid_and_the_honest_keep_all
             await honest.duties.tick()
 
         async def posted() -> bool:
-            return {batch.node for batch in await chain.batches(epoch)} == {ready["address"], honest.address}
+            return {batch.node for batch in await chain.batches(epoch)} == {liar, honest.address}
 
         await eventually(posted, "both batches are on chain", 60)
         await clock.skip_to_phase(epoch + 1, 0, 0.02)
@@ -125,76 +125,58 @@ async def test_two_commitments_are_found_proven_and_paid_and_the_honest_keep_all
             await auditor.tick()
             await asyncio.wait_for(auditor.wait_audits(), 120)
             await clock.mine()
-            return bool(await chain.history("DisputeGame", "EquivocationProven"))
+            return len(await chain.history("DisputeGame", "EquivocationProven")) == 2
 
-        await eventually(proven, "the verifier proves it", 120)
-        (event,) = [event.args for event in await chain.history("DisputeGame", "EquivocationProven")]
-        assert (event["node"], event["accuser"]) == (ready["address"], accuser)
-        assert (event["slashed"], event["reward"]) == (STAKE // 2, STAKE * 3 // 20)
-        assert await chain.token_balance(accuser) == before + STAKE * 3 // 20
-        guilty, innocent = await chain.node(ready["address"]), await chain.node(honest.address)
-        assert (guilty.stake_active, guilty.standing, guilty.offences) == (STAKE // 2, 0, 1)
+        await eventually(proven, "the verifier proves the other one", 120)
+        event = (await chain.history("DisputeGame", "EquivocationProven"))[-1].args
+        assert (event["node"], event["accuser"], event["jobId"]) == (liar, accuser, read_proof(other).job_id)
+        assert (event["slashed"], event["reward"]) == lost(STAKE // 2)
+        assert await chain.token_balance(accuser) == before + event["reward"]
+        guilty, innocent = await chain.node(liar), await chain.node(honest.address)
+        assert (guilty.stake_active, guilty.standing, guilty.offences) == (STAKE // 4, 0, 2)
         assert (innocent.stake_active, innocent.offences, innocent.jailed_until) == (STAKE, 0, 0)
         assert innocent.standing != 0
-        # The proof is settled; ticking on sends nothing more.
+        # Both cases are settled; ticking on sends nothing more.
+        await auditor.tick()
         folder = EvidenceFolder(lab.directory / f"verifier-{ACCUSER}" / FOLDER)
         assert folder.open() == []
-        assert {read_proof(path).node for path in folder.path.glob("settled/*.json")} == {ready["address"]}
-        await auditor.tick()
-        assert len(await chain.history("DisputeGame", "EquivocationProven")) == 1
-
-        # Nobody is routed over the node any more, and the client's own proof comes too late.
-        with pytest.raises(EfedError) as caught:
-            async for _ in client.generate("def add(a, b):", max_tokens=4, explore=0.0, fresh_session=True):
-                pass
-        assert caught.value.code == "layers-not-covered"
-        key, password = wallet(lab, BUYER)
-        code, shown = await command(
-            *("dispute", "equivocation", "--evidence", str(evidence), "--rpc", lab.live.rpc_url),
-            *("--deployment", str(lab.live.path), "--keystore", str(key), "--password-file", str(password)),
-            *("--home", str(home)),
-        )
-        assert (code, shown["error"]["code"]) == (1, "revert:AlreadyProven")
+        assert len(list(folder.path.glob("settled/*.json"))) == 2
+        assert len(await chain.history("DisputeGame", "EquivocationProven")) == 2
         assert (await chain.ledger()).problems == []
 
-        # In its place an honest node serves, and the other one never noticed.
+        # Nobody is routed over the node any more. In its place an honest one serves; the other never noticed.
+        with pytest.raises(EfedError) as caught:
+            await buy(client)
+        assert caught.value.code == "layers-not-covered"
         await lab.start(3, (0, 4))
         await lab.begin_epoch()
-        async for _ in client.generate("def add(a, b):", max_tokens=4, explore=0.0):
-            pass
+        await buy(client)
+        assert client.report is not None
         assert client.report.receipts_ok
-        cheat.kill()
-        await cheat.wait()
 
 
-async def test_a_person_collects_on_what_a_client_found(lab: Lab) -> None:
-    """Without any verifier: the file is all that it takes."""
-    cheat = await spawn(await lab.config(CHEAT, (0, 4)), module="tests.node.equivocator", layers="0:4")
-    assert cheat.stdout is not None
-    ready = json.loads(await asyncio.wait_for(cheat.stdout.readline(), 120))
-    await lab.start(HONEST, (4, 8))
-    buyer, home = lab.live.account(BUYER), lab.directory / "client"
-    await lab.chain.send("EfedToken", "transfer", buyer.address, 100 * WEI)
-    settings = Settings(home=home, rpc_url=lab.live.rpc_url, deployment=lab.live.path)
-    async with Client.connect(settings, account=buyer) as client:
-        async for _ in client.generate("x = 1", max_tokens=2, explore=0.0):
-            pass
-    (evidence,) = EvidenceFolder(home / FOLDER).open()
+async def buy(client: Client) -> None:
+    async for _ in client.generate("def add(a, b):", max_tokens=4, explore=0.0):
+        pass
+
+
+def lost(stake: int) -> tuple[int, int]:
+    """What a case costs and pays, wei."""
+    return stake // 2, stake * 3 // 20
+
+
+async def prove(lab: Lab, home: Path, evidence: Path) -> tuple[int | None, dict[str, Any]]:
+    """`efedllm dispute equivocation` with the wallet BUYER: exit code, and the object it prints."""
     key, password = wallet(lab, BUYER)
-    where = ("--rpc", lab.live.rpc_url, "--deployment", str(lab.live.path), "--home", str(home))
-    account = ("--keystore", str(key), "--password-file", str(password))
-    # Against somebody else the signatures prove nothing.
-    proof = read_proof(evidence)
-    (lab.directory / "wrong.json").write_text(json.dumps(replace(proof, node=buyer.address).to_json()))
-    exit_code, shown = await command(
-        "dispute", "equivocation", *where, *account, "--evidence", str(lab.directory / "wrong.json")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "client", "dispute", "equivocation", "--json", "--evidence", str(evidence)),
+        *("--rpc", lab.live.rpc_url, "--deployment", str(lab.live.path), "--home", str(home)),
+        *("--keystore", str(key), "--password-file", str(password)),
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("EFEDLLM_")},
+        stdout=PIPE,
+        stderr=PIPE,
     )
-    assert (exit_code, shown["error"]["code"]) == (1, "revert:NotSignedByNode")
-    before = await lab.chain.token_balance(buyer.address)
-    exit_code, shown = await command("dispute", "equivocation", *where, *account, "--evidence", str(evidence))
-    assert exit_code == 0, shown
-    assert (shown["node"], shown["hop"]) == (ready["address"], 0)
-    assert (shown["slashed_wei"], shown["reward_wei"]) == (STAKE // 2, STAKE * 3 // 20)
-    assert await lab.chain.token_balance(buyer.address) == before + STAKE * 3 // 20
-    cheat.kill()
-    await cheat.wait()
+    out, err = await asyncio.wait_for(process.communicate(), 120)
+    assert out, err.decode()
+    return process.returncode, json.loads(out)
