@@ -176,7 +176,9 @@ def _searched(
         # The last mutations have gone furthest.
         return [(hop, name, x) for hop, some in found.computed.items() for name, x in some[-8:]], found.report()
     tried = strain.search(lab, options.effort, told)
-    return [(one.hop, one.name, one.given) for one in strain.hardest(tried)], strain.report(tried)
+    worst = strain.hardest(tried)
+    found_of_half = {"bfloat16": strain.in_bfloat16(lab, worst)}
+    return [(one.hop, one.name, one.given) for one in worst], strain.report(tried) | found_of_half
 
 
 def _aimed(lab: Lab, options: AttackBench, say: Progress) -> dict[str, Any]:

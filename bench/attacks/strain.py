@@ -23,9 +23,10 @@ from bench.attacks.fleet_worker import decode, pieces, prefill, textbook_attenti
 from bench.attacks.lab import RANGES, Lab, Progress, prefilled
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.hashing import keccak
+from efedllm.engine.select import load_executor
 from verifier.conditioning import own_spread
 from verifier.rerun import compared
-from verifier.statistic import Outcome, per_position
+from verifier.statistic import HALF_LIMITS, Outcome, compare, per_position
 
 Rows = npt.NDArray[np.float32]
 Inputs = npt.NDArray[Any]
@@ -293,6 +294,32 @@ def search(lab: Lab, effort: Effort, say: Progress) -> list[Strained]:
     for hop in range(1, len(RANGES)):
         found += search_rows(lab, hop, effort, say)
     return found
+
+
+def in_bfloat16(lab: Lab, some: Sequence[Strained]) -> dict[str, Any]:
+    """What nodes that declare bfloat16 make of strained rows of the later hops, as JSON: by the limits of their class
+    alone, and as a verifier judges them."""
+    worst = 0.0
+    severe = slashed = failed = 0
+    rows = [one for one in some if one.hop > 0]
+    for hop in sorted({one.hop for one in rows}):
+        engine, half = lab.engines[hop], load_executor(lab.published, *RANGES[hop], half=True)
+        for one in (one for one in rows if one.hop == hop):
+            given, ours, sent = one.given, prefilled(engine, one.given), prefilled(half, one.given)
+            alone = compare(sent, ours, given, WireDtype.F32, HALF_LIMITS)
+            seed = keccak(one.name.encode())
+            found = compared(engine, given, sent, ours, given, WireDtype.F32, HALF_LIMITS, seed)
+            worst = max(worst, alone.worst)
+            severe += alone.outcome is Outcome.SEVERE
+            slashed += found.outcome is Outcome.SEVERE
+            failed += found.outcome is not Outcome.PASS
+    return {
+        "inputs": len(rows),
+        "largest_by_the_limits_alone": worst,
+        "severe_by_the_limits_alone": severe,
+        "severe": slashed,
+        "false_accusations": failed,
+    }
 
 
 def hardest(tried: Sequence[Strained], count: int = 4) -> list[Strained]:
