@@ -52,6 +52,21 @@ def job_of(row: RowMapping) -> JobRecord:
     )
 
 
+def job_row(record: JobRecord) -> dict[str, Any]:
+    """What is kept of a job when it is opened."""
+    return {
+        "job_id": record.job_id,
+        "session_id": record.session_id,
+        "hop": record.hop,
+        "hops": record.hops,
+        "spec_json": json.dumps(record.spec.to_json()),
+        "spec_sig": record.spec_sig,
+        "route_json": json.dumps([hop.to_json() for hop in record.route]),
+        "prompt": record.prompt,
+        "in_row": record.in_row,
+    }
+
+
 def signed_of(row: RowMapping) -> SignedCommit:
     """A signed commitment."""
     return SignedCommit(HopCommit.from_json(json.loads(row["commit_json"])), row["commit_sig"])

@@ -31,6 +31,7 @@ from node.rows import (
     envelope_of,
     envelope_rows,
     job_of,
+    job_row,
     place_of,
     predecessor_of,
     session_columns,
@@ -133,20 +134,7 @@ class Store:
 
     async def add_job(self, record: JobRecord) -> None:
         """Keep a job before any work on it. ProtocolError "job-exists" when its number was used."""
-        statements: list[Any] = [
-            insert(jobs).values(
-                job_id=record.job_id,
-                session_id=record.session_id,
-                status="open",
-                hop=record.hop,
-                hops=record.hops,
-                spec_json=json.dumps(record.spec.to_json()),
-                spec_sig=record.spec_sig,
-                route_json=json.dumps([hop.to_json() for hop in record.route]),
-                prompt=record.prompt,
-                in_row=record.in_row,
-            )
-        ]
+        statements: list[Any] = [insert(jobs).values(status="open", **job_row(record))]
         if (canary := record.canary) is not None:
             statements.append(insert(canaries).values(job_id=record.job_id, consent=canary.consent, nonce=canary.nonce))
         try:
