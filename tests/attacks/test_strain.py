@@ -122,7 +122,10 @@ def test_a_search_for_strained_inputs_accuses_nobody(float_lab: Lab) -> None:
     report = strain.report(tried)
     assert report["false_accusations"] == 0
     assert set(report["by_kind"]) == {"token ids", "rows of hop 1", "rows of hop 2"}
-    assert all(kind["largest_settled"] < 0.5 for kind in report["by_kind"].values())
+    assert all(kind["largest_settled"] < 0.8 for kind in report["by_kind"].values())
+    half = strain.in_bfloat16(float_lab, strain.hardest(tried))
+    assert half["inputs"] > 4
+    assert (half["severe"], half["false_accusations"]) == (0, 0)
     # The same search gives the same inputs.
     again = strain.search_tokens(float_lab, SMALL, lambda _: None)
     assert [one.given.tobytes() for one in again] == [one.given.tobytes() for one in tried[: len(again)]]
