@@ -49,17 +49,23 @@ async def network(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     """Contracts of their own, and account 1 as a node with a stake and KEY."""
     url: str = request.getfixturevalue(request.param)
     live = LiveNetwork.deploy(url, Profile.load("local"), tmp_path)
-    async with await live.connect(0) as admin, await live.connect(1) as node:
+    async with await live.connect(1) as node:
+        await registered(live, node)
+        yield live, node
+
+
+async def registered(live: LiveNetwork, node: Chain) -> None:
+    """Give an account a stake, and register it with KEY for a model."""
+    async with await live.connect(0) as admin:
         await admin.send("EfedToken", "transfer", node.account_address, STAKE)
         params = {"weightsRoot": keccak(b"weights"), "layers": 4, "hidden": 8, "rankBps": 10_000}
         params |= {"quant": 0, "profile": 0, "constantsHash": bytes(32), "certificateHash": bytes(32)}
         done = await admin.send("ModelRegistry", "register", bytes(32), params, keccak(b"manifest"), "")
         model_id = done.event("ModelRegistered").args["modelId"]
-        await node.ensure_allowance("StakeVault", STAKE)
-        await node.send("StakeVault", "stake", STAKE)
-        terms: list[Any] = [model_id, 0, 4, 1, KEY.address, keccak(b"shard"), "http://127.0.0.1:1"]
-        await node.send("NodeRegistry", "register", *terms)
-        yield live, node
+    await node.ensure_allowance("StakeVault", STAKE)
+    await node.send("StakeVault", "stake", STAKE)
+    terms: list[Any] = [model_id, 0, 4, 1, KEY.address, keccak(b"shard"), "http://127.0.0.1:1"]
+    await node.send("NodeRegistry", "register", *terms)
 
 
 def signed(domain: Domain, commit: HopCommit, key: Signer) -> SignedCommit:
