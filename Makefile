@@ -58,13 +58,12 @@ format: setup
 	$(BIN)/ruff format .
 	$(FORGE) fmt
 
-# Files of tests stay together: what a module starts, it starts once. They are shared out in the order of collection,
-# not by their number of tests: tests/conftest.py puts those first that take longest.
+# Files of tests stay together: what a module starts, it starts once.
 test: lint
-	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 
 test-fast: setup
-	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "not network"
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -m "not network"
 
 clean:
 	rm -rf build out cache cache_hardhat .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -23,11 +23,6 @@ from tests.live_network import LiveNetwork
 _START_SECONDS = 60.0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start whole networks first: begun last, one of them would keep a single worker busy at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("network") is None)
-
-
 def _answers(url: str) -> bool:
     request = urllib.request.Request(
         url,
