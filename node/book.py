@@ -29,14 +29,21 @@ FRESH = 15.0  # seconds for which what the chain said of a session or node is us
 class Entry:
     """One session in memory. `running`: tokens each of its running jobs has used, at least those of its prompt.
     `young`: known to have been opened after the store's origin; `too_old`: when it was last found not to have been.
+    `settled_in`: the last epoch in which more of it was seen to be settled.
     """
 
     record: SessionRecord
     asked: float
     young: bool = False
+    settled_in: int | None = None
     too_old: float = float("-inf")
     running: dict[bytes, int] = field(default_factory=dict)
     taking: asyncio.Lock = field(default_factory=asyncio.Lock)  # one voucher at a time
+
+    def unsettled(self) -> Unsettled:
+        """As the settler sees it."""
+        r, busy = self.record, bool(self.running)
+        return Unsettled(r.session_id, r.hop, r.cumulative, r.settled, r.status, r.key.expiry, busy, self.settled_in)
 
     def account(self, credit: int, job_id: bytes | None = None) -> Account:
         """The session's account as seen by one of its jobs."""
@@ -178,8 +185,7 @@ class Book:
         for entry in self._entries.values():
             r = entry.record
             if r.voucher is not None and r.cumulative > r.settled:
-                view = Unsettled(r.session_id, r.hop, r.cumulative, r.settled, r.status, r.key.expiry)
-                found.append((view, entry))
+                found.append((entry.unsettled(), entry))
         return found
 
     async def route(self, addresses: tuple[str, ...]) -> list[NodeInfo]:

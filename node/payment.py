@@ -137,7 +137,9 @@ def check_voucher(standing: Standing, voucher: Voucher) -> bool:
 
 @dataclass(frozen=True)
 class Unsettled:
-    """A session with a voucher, as the settler sees it. `status` is the chain's."""
+    """A session with a voucher, as the settler sees it. `status` is the chain's; `busy`: a job of it runs;
+    `settled_in`: the last epoch in which it was seen to be settled, by anybody.
+    """
 
     session_id: bytes
     hop: int
@@ -145,6 +147,8 @@ class Unsettled:
     settled: int
     status: int
     expiry: int
+    busy: bool = False
+    settled_in: int | None = None
 
 
 def settle_reason(session: Unsettled, time: ChainTime, draining: bool, policy: Policy) -> str | None:
@@ -160,6 +164,8 @@ def settle_reason(session: Unsettled, time: ChainTime, draining: bool, policy: P
         return "draining"
     if gain >= policy.settle_above:
         return "large"
-    if time.fraction >= min(0.95, policy.settle_at + policy.settle_stagger * session.hop):
+    # A running job brings a voucher every moment: one transaction an epoch is enough for those.
+    due = not (session.busy and session.settled_in == time.epoch)
+    if due and time.fraction >= min(0.95, policy.settle_at + policy.settle_stagger * session.hop):
         return "epoch"
     return None

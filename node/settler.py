@@ -8,7 +8,7 @@ from efedllm.logs import get_logger
 from node.book import Book, Entry
 from node.config import Policy
 from node.metrics import Metrics
-from node.payment import Unsettled, settle_reason
+from node.payment import settle_reason
 
 CLOSING_AGE = 5.0  # seconds: how old a session's state may be while something in it is unsettled
 
@@ -27,6 +27,7 @@ class Settler:
         """Settle what is due. True when nothing worth a transaction is left. Raises ChainError: try again later."""
         failure: ChainError | None = None
         for _view, entry in self._book.unsettled():
+            before = entry.record.settled
             await self._book.refresh(entry, max_age=CLOSING_AGE)
             try:
                 await self._settle(entry, time, draining)
@@ -34,6 +35,9 @@ class Settler:
                 # One session's refusal must not keep the others from being paid.
                 failure = error
                 self._log.warning("not settled", session=entry.record.session_id, code=error.code, reason=error.message)
+            finally:
+                if entry.record.settled > before:
+                    entry.settled_in = time.epoch
         if failure is not None:
             raise failure
         return not any(settle_reason(view, time, True, self._policy) for view, _ in self._book.unsettled())
@@ -58,6 +62,4 @@ class Settler:
         await self._book.update(entry, await self._chain.session(record.session_id))
 
     def _reason(self, entry: Entry, time: ChainTime, draining: bool) -> str | None:
-        r = entry.record
-        view = Unsettled(r.session_id, r.hop, r.cumulative, r.settled, r.status, r.key.expiry)
-        return settle_reason(view, time, draining, self._policy)
+        return settle_reason(entry.unsettled(), time, draining, self._policy)

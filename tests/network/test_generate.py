@@ -201,13 +201,17 @@ async def test_a_wallet_without_money(network: LocalNetwork, tmp_path: Path) -> 
 
 
 async def test_ctrl_c_is_clean_and_the_session_stays_usable(network: LocalNetwork) -> None:
-    process = await start(network, "generate", PROMPT, "--max-tokens", "950", "--no-stop-at-eos")
-    assert process.stdout is not None
-    assert await process.stdout.read(1)
-    process.send_signal(signal.SIGINT)
-    _, err = await asyncio.wait_for(process.communicate(), 30)
+    # On a busy machine a generation, as long as the model allows, may be over before the signal comes.
+    for _ in range(3):
+        process = await start(network, "generate", PROMPT, "--max-tokens", "950", "--no-stop-at-eos")
+        assert process.stdout is not None
+        assert await process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        _, err = await asyncio.wait_for(process.communicate(), 30)
+        assert b"Traceback" not in err
+        if process.returncode != 0:
+            break
     assert process.returncode == 130
-    assert b"Traceback" not in err
     code, _, text = await efedllm(network, "generate", PROMPT, "--max-tokens", "8")
     assert code == 0, text
 

@@ -152,6 +152,12 @@ CALM = Unsettled(SESSION, hop=0, cumulative=1000, settled=0, status=1, expiry=10
         (replace(CALM, hop=2), 0.70, False, None),
         (replace(CALM, hop=2), 0.75, False, "epoch"),
         (replace(CALM, hop=60), 0.96, False, "epoch"),
+        # While a job streams, once an epoch: a voucher every moment must not be a transaction every moment.
+        (replace(CALM, busy=True, settled_in=4), 0.70, False, "epoch"),
+        (replace(CALM, busy=True, settled_in=5), 0.99, False, None),
+        (replace(CALM, busy=False, settled_in=5), 0.70, False, "epoch"),
+        (replace(CALM, busy=True, settled_in=5, cumulative=10**10), 0.70, False, "large"),
+        (replace(CALM, busy=True, settled_in=5), 0.70, True, "draining"),
         (CALM, 0.1, True, "draining"),
         (replace(CALM, status=2), 0.1, False, "closing"),
         (replace(CALM, status=3), 0.9, True, None),
