@@ -179,14 +179,10 @@ class Book:
         entry.running.pop(job_id, None)
         entry.record = replace(entry.record, billed=entry.record.billed + tokens)
 
-    def unsettled(self) -> list[tuple[Unsettled, Entry]]:
+    def unsettled(self) -> list[Entry]:
         """Sessions with a voucher beyond what was settled."""
-        found = []
-        for entry in self._entries.values():
-            r = entry.record
-            if r.voucher is not None and r.cumulative > r.settled:
-                found.append((entry.unsettled(), entry))
-        return found
+        records = ((entry, entry.record) for entry in self._entries.values())
+        return [entry for entry, r in records if r.voucher is not None and r.cumulative > r.settled]
 
     async def route(self, addresses: tuple[str, ...]) -> list[NodeInfo]:
         """The registrations of a route's nodes. ChainError when one is unknown to us and the chain is down."""

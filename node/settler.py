@@ -26,7 +26,7 @@ class Settler:
     async def tick(self, time: ChainTime, draining: bool) -> bool:
         """Settle what is due. True when nothing worth a transaction is left. Raises ChainError: try again later."""
         failure: ChainError | None = None
-        for _view, entry in self._book.unsettled():
+        for entry in self._book.unsettled():
             before = entry.record.settled
             await self._book.refresh(entry, max_age=CLOSING_AGE)
             try:
@@ -40,7 +40,7 @@ class Settler:
                     entry.settled_in = time.epoch
         if failure is not None:
             raise failure
-        return not any(settle_reason(view, time, True, self._policy) for view, _ in self._book.unsettled())
+        return not any(self._reason(entry, time, draining=True) for entry in self._book.unsettled())
 
     async def _settle(self, entry: Entry, time: ChainTime, draining: bool) -> None:
         if self._reason(entry, time, draining) is None:

@@ -16,6 +16,7 @@ from efedllm.commitments.boundary import BoundaryTree
 from efedllm.commitments.canary import fault_digest, shown_fault
 from efedllm.commitments.canonical import WireDtype, as_dtype, itemsize
 from efedllm.commitments.messages import HopCommit, SignedCommit
+from efedllm.commitments.signing import is_signed_by
 from efedllm.commitments.taps import chosen_taps, tap_digest
 from efedllm.engine.protocol import Executor
 from efedllm.engine.taps import TAP_BYTES
@@ -30,7 +31,7 @@ from verifier.rerun import RECOMPUTED, HopResult, rerun
 from verifier.sampling import FEE_REF_TOKENS, is_sampled, leaf_units, pack_verdict, tally, withheld_units
 from verifier.statistic import BackendError, Limits, Outcome
 from verifier.weights import EngineHouse
-from verifier.witness import Sighting, signed_by
+from verifier.witness import Sighting
 
 BATCH_WITHHELD = "batch-withheld"
 # Leaves in work at once: fetching overlaps with computing, memory stays bounded.
@@ -362,7 +363,7 @@ class Auditor:
         hop, domain = commit.hop, self._chain.efl_domain
         if hop >= len(nodes) or nodes[hop] != registration.node:
             return
-        if not signed_by(leaf.signature, commit.digest(domain), registration.signers):
+        if not is_signed_by(commit.digest(domain), leaf.signature, registration.signers):
             return
         previous = nodes[hop - 1] if hop else None
         scope.sightings.append(

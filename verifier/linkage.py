@@ -11,7 +11,7 @@ from efedllm.commitments.evidence import BoundaryEvidence
 from efedllm.commitments.leaves import chunk_hash
 from efedllm.commitments.links import blame_boundary
 from efedllm.commitments.messages import HopCommit
-from efedllm.commitments.signing import recover
+from efedllm.commitments.signing import is_signed_by, recover
 from efedllm.errors import ProtocolError
 from verifier.fetch import NodeReader, UnavailableError
 from verifier.leaf import Fault
@@ -55,10 +55,7 @@ def unsigned_positions(
 
 
 def _sent_by(digest: bytes, signature: bytes | None, signers: frozenset[str]) -> bool:
-    try:
-        return signature is not None and recover(digest, signature) in signers
-    except ProtocolError:
-        return False
+    return signature is not None and is_signed_by(digest, signature, signers)
 
 
 async def check_inputs(

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from efedllm.commitments.eip712 import Domain
 from efedllm.commitments.equivocation import Equivocation, find
 from efedllm.commitments.messages import SignedCommit
-from efedllm.commitments.signing import recover
+from efedllm.commitments.signing import is_signed_by
 from efedllm.errors import ProtocolError
 from verifier.fetch import UnavailableError
 from verifier.linkage import Party
@@ -109,13 +109,5 @@ class Witness:
         except (UnavailableError, ProtocolError):
             return None
         fits = (signed.commit.job_id, signed.commit.hop) == (job_id, hop)
-        sound = signed_by(signed.signature, signed.commit.digest(self._domain), party.signers)
+        sound = is_signed_by(signed.commit.digest(self._domain), signed.signature, party.signers)
         return signed if fits and sound else None
-
-
-def signed_by(signature: bytes, digest: bytes, signers: frozenset[str]) -> bool:
-    """Whether one of `signers` made it."""
-    try:
-        return recover(digest, signature) in signers
-    except ProtocolError:
-        return False

@@ -20,7 +20,7 @@ from efedllm.commitments.evidence import BoundaryEvidence, EnvelopeRecord
 from efedllm.commitments.hashing import ZERO32, as_address
 from efedllm.commitments.leaves import boundary_root, chunk_hash
 from efedllm.commitments.messages import EXACT_PROFILE, HopCommit, JobSpec, RouteHop, SignedCommit, ids_bytes, ids_hash
-from efedllm.commitments.signing import recover
+from efedllm.commitments.signing import is_signed_by
 from efedllm.errors import ProtocolError
 
 
@@ -64,18 +64,7 @@ def fed_ids(prompt_ids: Sequence[int], emitted_ids: Sequence[int]) -> list[int]:
 
 
 def _signed_by(domain: Domain, signed: SignedCommit, signer: str) -> bool:
-    return _is_by(signed.commit.digest(domain), signed.signature, signer)
-
-
-def _is_by(digest: bytes, signature: bytes, signer: str) -> bool:
-    return _is_by_one_of(digest, signature, frozenset({as_address(signer)}))
-
-
-def _is_by_one_of(digest: bytes, signature: bytes, signers: frozenset[str]) -> bool:
-    try:
-        return recover(digest, signature) in signers
-    except ProtocolError:
-        return False
+    return is_signed_by(signed.commit.digest(domain), signed.signature, frozenset({as_address(signer)}))
 
 
 def check_route_commits(
@@ -221,7 +210,7 @@ def equivocation(domain: Domain, a: SignedCommit, b: SignedCommit, signer: str |
     same = (a.commit.job_id, a.commit.hop) == (b.commit.job_id, b.commit.hop)
     if not same or a.commit == b.commit:
         return None
-    if not all(_is_by_one_of(item.commit.digest(domain), item.signature, signers) for item in (a, b)):
+    if not all(is_signed_by(item.commit.digest(domain), item.signature, signers) for item in (a, b)):
         return None
     hop = a.commit.hop
     return Fault("equivocation", hop, hop, f"Hop {hop} signed two commitments for one job.")
@@ -271,7 +260,7 @@ def _by(domain: Domain, keys: str | frozenset[str], side: str) -> Callable[[Enve
 
     def check(record: EnvelopeRecord) -> bool:
         sig = record.sender_sig if side == "sender" else record.receiver_sig
-        return sig is not None and _is_by_one_of(record.envelope.digest(domain), sig, signers)
+        return sig is not None and is_signed_by(record.envelope.digest(domain), sig, signers)
 
     return check
 

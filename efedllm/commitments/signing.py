@@ -64,6 +64,14 @@ def recover(digest: bytes, sig: bytes) -> str:
         raise ProtocolError("bad-signature", "The signature does not recover to any key.") from error
 
 
+def is_signed_by(digest: bytes, sig: bytes, signers: frozenset[str]) -> bool:
+    """Whether `sig` is sound and by one of `signers`, addresses as `recover` writes them."""
+    try:
+        return recover(digest, sig) in signers
+    except ProtocolError:
+        return False
+
+
 def check(digest: bytes, sig: bytes, address: str) -> None:
     """Raise ProtocolError("bad-signature") unless `address` signed `digest`."""
     signer = recover(digest, sig)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -77,6 +77,20 @@ def evidence(opened: BoundaryTree, signed: BoundaryTree) -> BoundaryEvidence:
 
 
 @asynccontextmanager
+async def serving(page: str, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
+    """The address of a node that answers for one page of its jobs."""
+    app = web.Application()
+    app.router.add_get(f"/v1/jobs/{{job}}/{page}", handler)
+    runner = web.AppRunner(app, shutdown_timeout=0.5)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
 async def showing(shown: BoundaryEvidence | None) -> AsyncIterator[str]:
     async def handler(request: web.Request) -> web.StreamResponse:
         assert request.match_info["job"] == "0x" + SPEC.job_id.hex()
@@ -85,15 +99,8 @@ async def showing(shown: BoundaryEvidence | None) -> AsyncIterator[str]:
             return web.Response(status=404)
         return web.json_response(shown.to_json())
 
-    app = web.Application()
-    app.router.add_get("/v1/jobs/{job}/evidence", handler)
-    runner = web.AppRunner(app, shutdown_timeout=0.5)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    async with serving("evidence", handler) as url:
+        yield url
 
 
 TRUE, FALSE = tree(1.0), tree(2.0)
@@ -141,15 +148,8 @@ async def previous(shown: SignedCommit | None) -> AsyncIterator[str]:
         assert request.match_info["job"] == "0x" + SPEC.job_id.hex()
         return web.Response(status=404) if shown is None else web.json_response(shown.to_json())
 
-    app = web.Application()
-    app.router.add_get("/v1/jobs/{job}/previous", handler)
-    runner = web.AppRunner(app, shutdown_timeout=0.5)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    async with serving("previous", handler) as url:
+        yield url
 
 
 @pytest.mark.parametrize("case", ["shown", "not shown", "made up"])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efedllm.commitments import links
+from efedllm.commitments import signing
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.evidence import BoundaryEvidence, EnvelopeRecord
 from efedllm.commitments.hashing import ZERO32, keccak
@@ -147,7 +147,7 @@ def test_further_keys_of_a_side_change_no_verdict_and_cost_no_further_recovery(
         recovered.append(digest)
         return recover(digest, signature)
 
-    monkeypatch.setattr(links, "recover", counting)
+    monkeypatch.setattr(signing, "recover", counting)
     one = told.blame()
     alone = len(recovered)
     recovered.clear()

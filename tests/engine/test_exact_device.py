@@ -30,7 +30,7 @@ from efedllm.errors import ModelError
 from efedllm.models.manifest import Manifest
 from efedllm.sizes import parse_size
 from tests.engine.exact_golden import GOLDEN, PROMPT
-from tests.engine.exact_helpers import MODELS, ExactPipeline, digest, load_parts, publish_counters, stream_ids
+from tests.engine.exact_helpers import MODELS, ExactPipeline, digest, load_parts, stream_ids
 from tests.engine.far_device import FAR, FarDevice, far_device
 
 NAMES = [f"{family}-{form}" for family, form in MODELS]
@@ -48,14 +48,6 @@ _MOVE = (
     "t transpose tril triu unsqueeze view where zero_ zeros "
 )
 ALLOWED = frozenset((_COMPUTE + _MOVE).split())
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    base = tmp_path_factory.mktemp("device")
-    for family, form in MODELS:
-        publish_counters(base / f"{family}-{form}", family, form)
-    return {name: base / name for name in NAMES}
 
 
 @pytest.fixture

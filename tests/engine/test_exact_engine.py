@@ -34,7 +34,6 @@ from tests.engine.exact_helpers import (
     ExactPipeline,
     digest,
     load_parts,
-    publish_counters,
     publish_repacked,
     split_rows,
     stream_ids,
@@ -45,14 +44,6 @@ from tests.model_fixtures import ROOT
 # Every family and form once: a process for each instruction set is slow.
 MOST_VARIED = ("llama-None", "mistral-12", "qwen2-packed", "qwen3-mixed", "gpt2-None", "gpt2-mixed")
 NAMES = [f"{family}-{rank}" for family, rank in MODELS]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    base = tmp_path_factory.mktemp("exact")
-    for family, rank in MODELS:
-        publish_counters(base / f"{family}-{rank}", family, rank)
-    return {name: base / name for name in NAMES}
 
 
 @pytest.fixture(scope="module")

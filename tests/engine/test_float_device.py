@@ -16,7 +16,7 @@ from efedllm.engine.select import load_executor
 from efedllm.engine.shard import ShardEngine
 from efedllm.errors import ModelError
 from efedllm.models.manifest import Manifest
-from tests.engine.exact_helpers import MODELS, publish_counters, stream_ids
+from tests.engine.exact_helpers import MODELS, stream_ids
 from tests.engine.far_device import FAR, FarDevice, far_device
 
 
@@ -32,11 +32,10 @@ def far(monkeypatch: pytest.MonkeyPatch) -> Iterator[FarDevice]:
 
 
 @pytest.mark.usefixtures("far")
-@pytest.mark.parametrize(("family", "form"), MODELS)
-def test_another_device_computes_what_the_cpu_does(family: str, form: int | str | None, tmp_path: Path) -> None:
-    publish_counters(tmp_path / "model", family, form)
-    layers = Manifest.load(tmp_path / "model").layers
-    near, there = (ShardEngine.load(tmp_path / "model", 0, layers, device=where) for where in ("cpu", FAR))
+@pytest.mark.parametrize("name", [f"{family}-{form}" for family, form in MODELS])
+def test_another_device_computes_what_the_cpu_does(name: str, models: dict[str, Path]) -> None:
+    layers = Manifest.load(models[name]).layers
+    near, there = (ShardEngine.load(models[name], 0, layers, device=where) for where in ("cpu", FAR))
     for want, got in zip(_outputs(near), _outputs(there), strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=3e-5 * float(np.abs(want).max()))
 
