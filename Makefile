@@ -38,11 +38,11 @@ node_modules/.ready: package.json
 
 # Proves once per change of the sources that the committed bytecode is what the compiler makes of them.
 build/contracts.ready: $(wildcard contracts/*.sol contracts/*/*.sol) efedllm/chain/artifacts | setup
-	@$(BIN)/python -m deploy.compile --check
+	@$(BIN)/python -m efedllm_deploy.compile --check
 	@mkdir -p build && touch $@
 
 contracts: setup
-	$(BIN)/python -m deploy.compile
+	$(BIN)/python -m efedllm_deploy.compile
 
 demo: setup build/contracts.ready
 	@$(BIN)/efedllm demo

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from deploy.local import Kind, chain_command, free_port
-from deploy.process import tie_to_parent
-from deploy.profile import Profile
 from efedllm.chain import Chain
+from efedllm_deploy.local import Kind, chain_command, free_port
+from efedllm_deploy.process import tie_to_parent
+from efedllm_deploy.profile import Profile
 from tests.live_network import LiveNetwork
 
 _START_SECONDS = 60.0

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 from eth_account.signers.local import LocalAccount
 
-from deploy.deployer import deploy_contracts
-from deploy.devclock import DevClock
-from deploy.local import dev_account
-from deploy.profile import Profile
 from efedllm.chain import Chain, Deployment
+from efedllm_deploy.deployer import deploy_contracts
+from efedllm_deploy.devclock import DevClock
+from efedllm_deploy.local import dev_account
+from efedllm_deploy.profile import Profile
 
 _T = TypeVar("_T")
 

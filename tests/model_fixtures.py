@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from efedllm.checkout import project_root
+
+ROOT = project_root()
 LAYERS = 8
 VOCAB = 96
 CONTEXT = 64
@@ -126,7 +128,7 @@ def published(
 @pytest.fixture(scope="session")
 def default_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `model` and `model.json`: what a network without wishes serves, compressed once per test run."""
-    from deploy.bundled import ModelChoice, ensure_model
+    from efedllm_deploy.bundled import ModelChoice, ensure_model
     from tests.live_network import run_in_thread
 
     base = tmp_path_factory.getbasetemp()

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efedllm import exact_sampling
 from efedllm.commitments.hashing import keccak
 from efedllm.errors import ProtocolError
-from efedllm.exact_sampling import WEIGHT_BITS, sample_exact, sample_exact_rows, sample_in_numpy, token_weights
-from efedllm.sampling import SamplingSpec, sample
+from efedllm.sampling import exact as exact_sampling
+from efedllm.sampling.exact import WEIGHT_BITS, sample_exact, sample_exact_rows, sample_in_numpy, token_weights
+from efedllm.sampling.float import SamplingSpec, sample
 
 Row = npt.NDArray[np.float32]
 OFF = 1_000_000

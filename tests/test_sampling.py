@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efedllm import sampling
 from efedllm.commitments.hashing import keccak
 from efedllm.errors import ProtocolError
 from efedllm.kernels.steps import steps_library
-from efedllm.sampling import SamplingSpec, are_consistent, is_consistent, sample, uniform, uniforms
+from efedllm.sampling import float as sampling
+from efedllm.sampling.float import SamplingSpec, are_consistent, is_consistent, sample, uniform, uniforms
 
 SEED = keccak(b"seed")
 PLAIN = SamplingSpec(1000, 0, 1_000_000, SEED)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+from efedllm.commitments.blame import equivocation
 from efedllm.commitments.eip712 import Domain, as_object
 from efedllm.commitments.hashing import as_address
-from efedllm.commitments.links import equivocation
 from efedllm.commitments.messages import HopCommit, SignedCommit
 from efedllm.commitments.signing import recover
 from efedllm.errors import ProtocolError

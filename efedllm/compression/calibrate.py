@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from efedllm.compression.states import LARGE, States
+from efedllm.compression.hidden_states import LARGE, States
 from efedllm.errors import ConfigError, ModelError
 from efedllm.models.families import Skeleton, is_matrix, linear_shape
 from efedllm.models.tokenizer import open_tokenizer

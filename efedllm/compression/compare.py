@@ -9,8 +9,8 @@ from torch import Tensor
 
 from efedllm.compression.encode import quantize_rows
 from efedllm.compression.gptq import Rows, gptq
+from efedllm.compression.input_moments import Inputs
 from efedllm.compression.lowbit import residual_factors
-from efedllm.compression.metric import Inputs
 from efedllm.compression.plan import DENSE, Choice
 
 _SAMPLED = 1024

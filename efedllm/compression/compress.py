@@ -13,17 +13,17 @@ import torch
 
 import efedllm
 from efedllm.compression.calibrate import Moments
-from efedllm.compression.forms import Layer, MeasuredLayer, Measurement, groups_of, make, measure
+from efedllm.compression.layer_forms import Layer, MeasuredLayer, Measurement, groups_of, make, measure
+from efedllm.compression.measured_files import MeasuredFiles
 from efedllm.compression.options import CompressOptions, check
 from efedllm.compression.original import Original
 from efedllm.compression.plan import Plan, plan_from_json, plan_to_json
 from efedllm.compression.planner import Planner
 from efedllm.compression.publish import embed_tensors, head_tensors, make_manifest
 from efedllm.compression.report import HealReport, Report, peak_memory
+from efedllm.compression.resume import WorkDirectory
 from efedllm.compression.runner import Runner, open_runner
-from efedllm.compression.scratch import MeasuredFiles
 from efedllm.compression.sensitivity import Backward, Curvature
-from efedllm.compression.work import WorkDirectory
 from efedllm.errors import ConfigError
 from efedllm.models.checkpoint import resolve
 from efedllm.models.families import build_skeleton, is_matrix, read_config

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from efedllm.compression.metric import Inputs
+from efedllm.compression.input_moments import Inputs
 
 MULT_MAX = 127
 # Clip search: fractions of the group's largest entry that the outermost integer stands for, then a step to either side.

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efedllm.compression.counter import permutation
+from efedllm.compression.counter_random import permutation
+from efedllm.compression.distill_model import Student, encoded_file, original_model
 from efedllm.compression.encode import Encoded
 from efedllm.compression.original import Original
-from efedllm.compression.student import Student, encoded_file, original_model
 from efedllm.errors import ConfigError
 from efedllm.models.manifest import Manifest
 

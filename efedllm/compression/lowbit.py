@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from efedllm.compression.counter import signs
+from efedllm.compression.counter_random import signs
 from efedllm.compression.factor import balance
 from efedllm.compression.gptq import Fitted, Rows, gptq, sweep
-from efedllm.compression.metric import Inputs
+from efedllm.compression.input_moments import Inputs
 
 GROUP = 64
 _SWEEPS = 2

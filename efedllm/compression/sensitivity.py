@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from efedllm.compression.calibrate import Calibration, has_bias
-from efedllm.compression.counter import signs, uniforms
-from efedllm.compression.states import States
+from efedllm.compression.counter_random import signs, uniforms
+from efedllm.compression.hidden_states import States
 from efedllm.models.families import is_matrix
 
 _BATCH_TOKENS = 2048

@@ -10,9 +10,9 @@ from efedllm.engine.encoder import EncoderEngine
 from efedllm.engine.exact.products import inexact
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.half import HalfShardEngine
+from efedllm.engine.memory.layer_streaming import TierReport
 from efedllm.engine.protocol import Executor
 from efedllm.engine.shard import ShardEngine
-from efedllm.engine.tiers import TierReport
 from efedllm.errors import ModelError
 from efedllm.models.families import FAMILIES, read_config
 from efedllm.models.manifest import Manifest

@@ -16,10 +16,10 @@ from efedllm.engine.base import EngineShape, RangeEngine, engine_shape, packed_p
 from efedllm.engine.blocks import token_blocks
 from efedllm.engine.cache import KVCache
 from efedllm.engine.load import ShardFiles, ShardModules, held_by, load_modules
+from efedllm.engine.memory.budgeted_layers import Room
+from efedllm.engine.memory.layer_streaming import TierReport, check_device, open_tiers, slowdown
+from efedllm.engine.memory.step_memory import Working, widest
 from efedllm.engine.protocol import Float32, Int32, StepItem
-from efedllm.engine.room import Room
-from efedllm.engine.tiers import TierReport, check_device, open_tiers, slowdown
-from efedllm.engine.working import Working, widest
 from efedllm.models.families import build_skeleton, read_config
 from efedllm.models.source import open_published
 

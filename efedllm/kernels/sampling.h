@@ -1,4 +1,4 @@
-/* Choosing tokens from logits, included once by steps.c; docs/exact.md says how, efedllm/exact_sampling.py is the same in
+/* Choosing tokens from logits, included once by steps.c; docs/exact.md says how, efedllm/sampling/exact.py is the same in
  * numpy. Time is linear in the vocabulary, whatever the logits are. */
 
 enum { DIGITS = 256 };

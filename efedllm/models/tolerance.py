@@ -39,8 +39,8 @@ class Tolerance(BaseModel):
     `tau`: the limit, apart from the rounding of the wire; `rounding`: the deviation that reading the wire's numbers
     may add. Honest machines deviated by at most `honest_max` in `honest_count` rows, the natural logarithm of their
     deviations having mean `log_mean` and standard deviation `log_sd`. The weakest attack tried, `weakest_attack`,
-    deviated by `attack_min` at least: attacks save work or serve another model, noise that does neither is none (see
-    `bench.calibrate_cheats`). `settings` names the ways of computing that were compared; `evidence` is the sha256 of
+    deviated by `attack_min` at least: attacks save work or serve another model, noise that does neither is none.
+    `settings` names the ways of computing that were compared; `evidence` is the sha256 of
     the measurement's report; `compute` the dtype all of them computed in.
     """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Final, Protocol
 
+from efedllm.wire.activations import AckMsg, ActMsg
 from efedllm.wire.body import MAX_CODE, MAX_TEXT
 from efedllm.wire.control import (
     PROTOCOL_VERSION,
@@ -22,8 +23,7 @@ from efedllm.wire.control import (
     WelcomeMsg,
 )
 from efedllm.wire.frames import Frame, FrameType
-from efedllm.wire.rows import AckMsg, ActMsg
-from efedllm.wire.terms import CommitMsg, OpenJobMsg, PayMsg, VoucherMsg
+from efedllm.wire.signed import CommitMsg, OpenJobMsg, PayMsg, VoucherMsg
 
 __all__ = [
     "MAX_CODE",

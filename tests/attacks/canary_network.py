@@ -8,11 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.attacks.executors import Identity
-from bench.attacks.wrapped import Switch
-from client.api import Client
-from client.canary import Planted
-from client.options import GenerateOptions
 from efedllm.chain import Chain
 from efedllm.chain.amounts import WEI
 from efedllm.commitments.hashing import ZERO32, keccak
@@ -22,7 +17,15 @@ from efedllm.engine.protocol import Executor
 from efedllm.logs import get_logger
 from efedllm.models.manifest import Manifest
 from efedllm.settings import Settings
-from node.app import NodeApp
+from efedllm_bench.attacks.cheats.outputs import Identity
+from efedllm_bench.attacks.cheats.wrapper import Switch
+from efedllm_client.api import Client
+from efedllm_client.jobs.canary import Planted
+from efedllm_client.jobs.options import GenerateOptions
+from efedllm_node.app import NodeApp
+from efedllm_verifier.actions import take_seat
+from efedllm_verifier.app import Verifier
+from efedllm_verifier.cli import _status_of
 from tests.live_network import LiveNetwork
 from tests.node.node_kit import Lab
 from tests.verifier.audit_network import (
@@ -36,9 +39,6 @@ from tests.verifier.audit_network import (
     revealed,
 )
 from tests.verifier.test_tap_epochs import LazyAuditor
-from verifier.app import Verifier
-from verifier.cli import _status_of
-from verifier.duties import take_seat
 
 LAYERS = ((0, 4), (4, 8))
 PLANTER = 3

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.attacks.lab import Lab, prompts
-from bench.attacks.strategies import Profile
-from deploy.profile import Clock
-from deploy.profile import Profile as NetworkProfile
+from efedllm_bench.attacks.cheats.catalog import Profile
+from efedllm_bench.attacks.lab import Lab, prompts
+from efedllm_deploy.profile import Clock
+from efedllm_deploy.profile import Profile as NetworkProfile
 from tests.attacks.measured import published, tolerance
 from tests.live_network import LiveNetwork
 

@@ -9,10 +9,10 @@ import json
 import tempfile
 from pathlib import Path
 
-from bench.attacks.calibrated import calibrated
-from bench.attacks.lab import publish
-from bench.attacks.strategies import Profile
 from efedllm.models.tolerance import Tolerance
+from efedllm_bench.attacks.cheats.catalog import Profile
+from efedllm_bench.attacks.lab import publish
+from efedllm_bench.calibration.cached import calibrated
 
 FILE = Path(__file__).with_name("tolerance.json")
 

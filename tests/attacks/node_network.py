@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.attacks.lab import Lab as AttackLab
-from bench.attacks.strategies import Attack
-from bench.attacks.wrapped import Switch
 from efedllm.engine.protocol import Executor
-from node.app import NodeApp
+from efedllm_bench.attacks.cheats.catalog import Attack
+from efedllm_bench.attacks.cheats.wrapper import Switch
+from efedllm_bench.attacks.lab import Lab as AttackLab
+from efedllm_node.app import NodeApp
+from efedllm_verifier.audit import LeafReport
+from efedllm_verifier.fetch import FetchLimits
 from tests.live_network import LiveNetwork
 from tests.node.audit_kit import AuditedLab, open_auditor
 from tests.node.node_kit import Lab, open_lab
 from tests.node.raw_client import RawClient
-from verifier.audit import LeafReport
-from verifier.fetch import FetchLimits
 
 LAYERS = ((0, 4), (4, 8))
 # A node that answers nothing costs an auditor this long, not a minute.

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.attacks import executors as ex
-from bench.attacks.lab import Lab
 from efedllm.chain.amounts import cost_of_tokens
 from efedllm.errors import ProtocolError
+from efedllm_bench.attacks.cheats import outputs as ex
+from efedllm_bench.attacks.lab import Lab
 from tests.attacks.node_network import node_network
 from tests.attacks.test_real_nodes import NEW, PROMPT
 from tests.live_network import LiveNetwork

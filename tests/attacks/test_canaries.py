@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from client.api import Client
 from efedllm.commitments.canary import fingerprint
 from efedllm.errors import EfedError
-from node.app import NodeApp
+from efedllm_client.api import Client
+from efedllm_node.app import NodeApp
 from tests.attacks.canary_network import LAZY, CanaryNetwork, canary_network
 from tests.verifier.audit_lab import publish_float32
 from tests.verifier.audit_network import VERIFIERS, own_contracts

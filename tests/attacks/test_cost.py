@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from bench.attacks.cost import load
-from bench.attacks.lab import RANGES, SIGNERS, Lab, decoded, rewritten
-from bench.attacks.parts import PRODUCTS, REST, Clock, prefill_parts, timed_engine
-from bench.attacks.served import Audit, ServedHop
 from efedllm.commitments.leaves import chunk_hash
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.protocol import StepItem
+from efedllm_bench.attacks.cost import load
+from efedllm_bench.attacks.lab import RANGES, SIGNERS, Lab, decoded, rewritten
+from efedllm_bench.attacks.lies.served_again import Audit, ServedHop
+from efedllm_bench.attacks.prefill_parts import PRODUCTS, REST, Clock, prefill_parts, timed_engine
 
 
 @pytest.mark.parametrize("hop", range(len(RANGES)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from bench.attacks import descent
-from bench.attacks.lab import Lab, prompts
+from efedllm_bench.attacks.lab import Lab, prompts
+from efedllm_bench.attacks.search import gradient as descent
 
 
 def quiet(_: str) -> None:

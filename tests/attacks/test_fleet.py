@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.attacks import fleet
-from bench.attacks.fleet_worker import MODES
-from bench.attacks.lab import RANGES, Lab, prefilled, prompts
-from bench.attacks.registry import ABSENT, LISTED, POINTERS, coverage
+from efedllm.checkout import project_root
 from efedllm.commitments.canonical import WireDtype
-from verifier.statistic import Outcome, compare
+from efedllm_bench.attacks.coverage import ABSENT, LISTED, POINTERS, coverage
+from efedllm_bench.attacks.honest import fleet
+from efedllm_bench.attacks.honest.worker import MODES
+from efedllm_bench.attacks.lab import RANGES, Lab, prefilled, prompts
+from efedllm_verifier.statistic import Outcome, compare
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = project_root()
 
 
 def test_an_honest_fleet_is_not_accused(lab: Lab, tmp_path: Path) -> None:

@@ -8,11 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.attacks import adversarial, economy, games
-from bench.attacks.figures import auc, beyond_honest, expected_jobs, roc, rule_of_three, simulated_jobs, wilson
-from bench.attacks.lab import Lab, prompts
-from bench.attacks.scores import all_scores
-from deploy.profile import Profile
+from efedllm_bench.attacks import audit_odds as games
+from efedllm_bench.attacks import economy
+from efedllm_bench.attacks.lab import Lab, prompts
+from efedllm_bench.attacks.other_schemes import all_scores
+from efedllm_bench.attacks.search import order_sensitive_models as adversarial
+from efedllm_bench.attacks.statistics import (
+    auc,
+    beyond_honest,
+    expected_jobs,
+    roc,
+    rule_of_three,
+    simulated_jobs,
+    wilson,
+)
+from efedllm_deploy.profile import Profile
 
 
 def test_nothing_tells_an_audit_from_the_rest() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.attacks.lab import Lab
-from bench.attacks.messages import MESSAGE_ATTACKS, MessageAttack
+from efedllm_bench.attacks.lab import Lab
+from efedllm_bench.attacks.lies.messages import MESSAGE_ATTACKS, MessageAttack
 
 
 @pytest.mark.parametrize("item", MESSAGE_ATTACKS, ids=lambda item: item.name)

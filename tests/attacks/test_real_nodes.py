@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest_asyncio
 
-from bench.attacks.doors import Door, Lie
-from bench.attacks.lab import Lab
-from bench.attacks.strategies import ATTACKS, Expected, applies
 from efedllm.commitments.leaves import batch_root, hop_leaf
+from efedllm_bench.attacks.cheats.catalog import ATTACKS, Expected, applies
+from efedllm_bench.attacks.cheats.http import Door, Lie
+from efedllm_bench.attacks.lab import Lab
+from efedllm_verifier.statistic import Outcome
 from tests.attacks.node_network import NodeNetwork, armed, node_network
 from tests.attacks.test_strategies import agrees
 from tests.live_network import LiveNetwork
-from verifier.statistic import Outcome
 
 # Long enough that a window of 32 positions hides something.
 PROMPT = [(17 * i * i + 5 * i + 3) % 4096 for i in range(48)]

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from bench.attacks.doors import Door, Lie
-from bench.attacks.lab import RANGES, Lab
-from bench.attacks.specs import shown
 from efedllm.commitments.canary import fault_digest, shown_fault
 from efedllm.commitments.eip712 import to_hex
 from efedllm.commitments.hashing import keccak
 from efedllm.commitments.messages import NO_EOS
+from efedllm_bench.attacks.cheats.http import Door, Lie
+from efedllm_bench.attacks.lab import RANGES, Lab
+from efedllm_bench.attacks.lies.specs import shown
+from efedllm_verifier.audit import attested_digest
+from efedllm_verifier.statistic import Outcome
 from tests.attacks.node_network import LIMITS, NodeNetwork, node_network
 from tests.attacks.test_real_nodes import PROMPT
 from tests.live_network import LiveNetwork
 from tests.node.audit_kit import SEED, AuditedLab, open_auditor
-from verifier.audit import attested_digest
-from verifier.statistic import Outcome
 
 CHANGES: tuple[dict[str, Any], ...] = (
     {"seed": keccak(b"another seed")},

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from bench.attacks import strain
-from bench.attacks.differentiable import DifferentiableHop
-from bench.attacks.executors import counter_normal
-from bench.attacks.lab import GREEDY, RANGES, Job, Lab, decoded, prefilled, spec_of
-from bench.attacks.strain_exact import outcome, search_exact, two_kernels
-from bench.attacks.strategies import attack
 from efedllm.commitments.canonical import WireDtype, decode, encode
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.protocol import Executor
 from efedllm.engine.select import load_executor
-from verifier.conditioning import own_spread
-from verifier.rerun import compared
-from verifier.statistic import HALF_LIMITS, SPREAD_MARGIN, Outcome, compare, per_position
+from efedllm_bench.attacks.cheats.catalog import attack
+from efedllm_bench.attacks.cheats.outputs import counter_normal
+from efedllm_bench.attacks.lab import GREEDY, RANGES, Job, Lab, decoded, prefilled, spec_of
+from efedllm_bench.attacks.search import strained_inputs as strain
+from efedllm_bench.attacks.search.differentiable import DifferentiableHop
+from efedllm_bench.attacks.search.strained_exact import outcome, search_exact, two_kernels
+from efedllm_verifier.conditioning import own_spread
+from efedllm_verifier.rerun import compared
+from efedllm_verifier.statistic import HALF_LIMITS, SPREAD_MARGIN, Outcome, compare, per_position
 
 HOP = 1
 SMALL = strain.Effort(rows=12, descents=60, short=10, generations=1, children=4, tokens=1)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bench.attacks.lab import RANGES, Lab, cheated
-from bench.attacks.strategies import ATTACKS, Attack, Expected, applies
-from verifier.statistic import Outcome
+from efedllm_bench.attacks.cheats.catalog import ATTACKS, Attack, Expected, applies
+from efedllm_bench.attacks.lab import RANGES, Lab, cheated
+from efedllm_verifier.statistic import Outcome
 
 HOPS = len(RANGES)
 

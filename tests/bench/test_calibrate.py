@@ -12,10 +12,18 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from bench.attacks.adversarial import backdoored
-from bench.attacks.fleet import Machine, native_machines
-from bench.attacks.weights import Edit, falsify
-from bench.calibrate import (
+from efedllm.commitments.canonical import WireDtype
+from efedllm.compression import CompressOptions, compress
+from efedllm.engine.select import load_executor
+from efedllm.errors import ConfigError
+from efedllm.models.manifest import Manifest
+from efedllm.models.tolerance import ATTACK_MARGIN, LEAST_TAU
+from efedllm_bench.attacks.cheats.weights import Edit, falsify
+from efedllm_bench.attacks.honest.fleet import Machine, native_machines
+from efedllm_bench.attacks.search.order_sensitive_models import backdoored
+from efedllm_bench.calibration.cheats import CalibrationShop, armed, changes, cheats, one_matrix
+from efedllm_bench.calibration.limits import HONEST_MARGIN
+from efedllm_bench.calibration.measure import (
     CalibrateOptions,
     calibrate,
     decide,
@@ -24,16 +32,8 @@ from bench.calibrate import (
     hop_ranges,
     prefilled,
 )
-from bench.calibrate_cheats import CalibrationShop, armed, changes, cheats, one_matrix
-from bench.limits import HONEST_MARGIN
-from efedllm.commitments.canonical import WireDtype
-from efedllm.compression import CompressOptions, compress
-from efedllm.engine.select import load_executor
-from efedllm.errors import ConfigError
-from efedllm.models.manifest import Manifest
-from efedllm.models.tolerance import ATTACK_MARGIN, LEAST_TAU
+from efedllm_verifier.statistic import ROUNDING, Limits, Outcome, compare
 from tests.model_fixtures import bundled_model, checkpoint, published, with_words
-from verifier.statistic import ROUNDING, Limits, Outcome, compare
 
 __all__ = ["bundled_model", "checkpoint", "published"]
 

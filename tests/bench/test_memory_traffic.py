@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.memory import counted, traffic
-from bench.memory.counted import Slow
-from bench.memory.traffic import BERT_BASE, LLAMA3_8B, LLAMA_7B, SCOPES, Moved
+from efedllm_bench.memory import counted, traffic
+from efedllm_bench.memory.counted import Slow
+from efedllm_bench.memory.traffic import BERT_BASE, LLAMA3_8B, LLAMA_7B, SCOPES, Moved
 
 sizes = st.integers(1, 40)
 tile = st.integers(1, 17)

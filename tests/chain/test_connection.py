@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from deploy.local import free_port
 from efedllm.chain import Chain
 from efedllm.chain.connection import Rpc
 from efedllm.errors import ChainError
+from efedllm_deploy.local import free_port
 from tests.chain.drop_proxy import ProxyMaker
 from tests.live_network import LiveNetwork
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from deploy.profile import Profile
 from efedllm.chain import Chain
 from efedllm.chain.amounts import WEI
 from efedllm.chain.disputes import prove
@@ -20,6 +19,7 @@ from efedllm.commitments.hashing import keccak
 from efedllm.commitments.messages import Domain, HopCommit, SignedCommit
 from efedllm.commitments.signing import Signer
 from efedllm.errors import ChainError
+from efedllm_deploy.profile import Profile
 from tests.live_network import LiveNetwork
 
 STAKE = 100 * WEI

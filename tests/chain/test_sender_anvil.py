@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from deploy.local import chain_command, dev_account, free_port
-from deploy.process import spawn
 from efedllm.chain.connection import Rpc
 from efedllm.chain.sender import Sender
 from efedllm.errors import ChainError
+from efedllm_deploy.local import chain_command, dev_account, free_port
+from efedllm_deploy.process import spawn
 from tests.live_network import eventually
 
 CHAIN_ID = 1337

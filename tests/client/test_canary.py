@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from client.canary import check_prompts, check_wallet, route_through
-from client.canary_cli import app
-from client.routing import STANDING_EXCLUDED, Candidate
 from efedllm.errors import ConfigError
+from efedllm_client.cli.canary import app
+from efedllm_client.jobs.canary import check_prompts, check_wallet, route_through
+from efedllm_client.routes.choose import STANDING_EXCLUDED, Candidate
 
 
 def candidate(name: int, lo: int, hi: int, price: int = 10, **changes: object) -> Candidate:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from client.discovery import choose_model, probe_all
-from client.routing import choose_route
 from efedllm.chain.types import ModelInfo, NodeInfo
 from efedllm.errors import ConfigError
+from efedllm_client.routes.choose import choose_route
+from efedllm_client.routes.discovery import choose_model, probe_all
 
 CHAIN_ID = 1337
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from client.main import main
 from efedllm.chain.disputes import EvidenceFolder
 from efedllm.commitments.equivocation import Equivocation
 from efedllm.commitments.messages import SignedCommit
+from efedllm_client.cli.main import main
 from tests.client.test_faults import ADDRESSES, SIGNERS, TRUE, record
 from tests.client.toy_node import DOMAIN
 

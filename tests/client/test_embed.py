@@ -9,18 +9,18 @@ from typing import cast
 import numpy as np
 import pytest
 
-from client.embed import Embedding
-from client.embed_cli import collect
-from client.embedding import EmbeddingJob
-from client.job import Patience
-from client.routed import Place
-from client.store import Store
+from efedllm.commitments.blame import Fault
 from efedllm.commitments.canonical import WireDtype, encode
 from efedllm.commitments.hashing import ZERO32, keccak
-from efedllm.commitments.links import Fault
 from efedllm.commitments.messages import HopCommit, RouteHop, SignedCommit
 from efedllm.commitments.signing import Signer
 from efedllm.errors import ConfigError
+from efedllm_client.cli.embed import collect
+from efedllm_client.jobs.embedding import Embedding
+from efedllm_client.jobs.embedding_job import EmbeddingJob
+from efedllm_client.jobs.failover import Place
+from efedllm_client.jobs.job import Patience
+from efedllm_client.payments.store import Store
 from tests.client.toy_node import (
     DOMAIN,
     HIDDEN,

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.exploring import (
+from efedllm.errors import ConfigError
+from efedllm_client.routes.choose import Candidate, CostWeights, choose_route
+from efedllm_client.routes.newcomers import (
     PRICE_LIMIT_PERCENT,
     TRUST_GAP,
     Lot,
@@ -18,8 +20,6 @@ from client.exploring import (
     newcomers,
     tries_newcomer,
 )
-from client.routing import Candidate, CostWeights, choose_route
-from efedllm.errors import ConfigError
 from tests.client.test_routing import LAYERS, address, candidate, networks
 
 FIRST = Lot(0, 0)

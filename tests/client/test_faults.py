@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from client.faults import find_faults
-from client.job import JobRecord
+from efedllm.commitments.blame import fed_ids, token_tree
 from efedllm.commitments.boundary import BoundaryTree
 from efedllm.commitments.canonical import WireDtype, encode
 from efedllm.commitments.evidence import BoundaryEvidence, EnvelopeRecord
 from efedllm.commitments.hashing import ZERO32
-from efedllm.commitments.links import fed_ids, token_tree
 from efedllm.commitments.messages import Envelope, HopCommit, JobSpec, RouteHop, SignedCommit, ids_hash
 from efedllm.commitments.signing import Signer
+from efedllm_client.jobs.blame import find_faults
+from efedllm_client.jobs.job import JobRecord
 from tests.client.toy_node import DOMAIN, MODEL_ID
 
 SIGNERS = (Signer(b"\x11" * 32), Signer(b"\x12" * 32))

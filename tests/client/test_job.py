@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from client.faults import contradictions, find_faults
-from client.job import Job, Patience, RouteFailure
-from client.store import Store
 from efedllm.chain.amounts import cost_of_tokens
 from efedllm.commitments.messages import NO_EOS, Envelope, RouteHop
 from efedllm.commitments.signing import check
+from efedllm_client.jobs.blame import contradictions, find_faults
+from efedllm_client.jobs.job import Job, Patience, RouteFailure
+from efedllm_client.payments.store import Store
 from tests.client.toy_node import (
     CLIENT_SIGNER,
     DOMAIN,

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from client.main import extra_of, missing_module
-
-ROOT = Path(__file__).resolve().parents[2]
+from efedllm_client.cli.main import extra_of, missing_module
 
 # Stands in for a machine without the `serve` extra.
 WITHOUT_TORCH = """
@@ -25,7 +23,7 @@ class Refuse:
         return None
 
 sys.meta_path.insert(0, Refuse())
-from client.main import main
+from efedllm_client.cli.main import main
 main(sys.argv[1:])
 """
 
@@ -36,7 +34,7 @@ def efedllm(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedP
     return subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, *words],
         cwd=cwd,
-        env={**clean, "PYTHONPATH": str(ROOT), "EFEDLLM_HOME": str(cwd / "home"), **environment},
+        env={**clean, "PYTHONPATH": os.pathsep.join(sys.path), "EFEDLLM_HOME": str(cwd / "home"), **environment},
         capture_output=True,
         text=True,
         timeout=60,

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.options import GenerateOptions, parse_seed, sampling_of
-from client.shares import split_shares
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.messages import NO_EOS, ids_hash
 from efedllm.errors import ConfigError
-from efedllm.sampling import SamplingSpec
+from efedllm.sampling.float import SamplingSpec
+from efedllm_client.jobs.options import GenerateOptions, parse_seed, sampling_of
+from efedllm_client.payments.shares import split_shares
 
 
 def test_options_become_the_job() -> None:

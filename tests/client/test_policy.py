@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.policy import (
+from efedllm.chain.amounts import cost_of_tokens as cost_of
+from efedllm.errors import ConfigError, ProtocolError
+from efedllm_client.policy import (
     Amount,
     RetryPolicy,
     Terms,
@@ -24,8 +26,6 @@ from client.policy import (
     session_deposit,
     tokens_for,
 )
-from efedllm.chain.amounts import cost_of_tokens as cost_of
-from efedllm.errors import ConfigError, ProtocolError
 
 
 @st.composite

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from client.quality import ModelCard, Offer, card_json, choose_by_quality, fetch_card, quality
-from deploy.serve import model_app, start_server
 from efedllm.chain.types import ModelInfo
 from efedllm.errors import ConfigError
 from efedllm.models.certificate import Certificate, TextQuality
 from efedllm.models.manifest import Manifest
+from efedllm_client.routes.quality import ModelCard, Offer, card_json, choose_by_quality, fetch_card, quality
+from efedllm_deploy.serve import model_app, start_server
 
 ORIGINAL = "11" * 32
 

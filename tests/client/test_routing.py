@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.routing import (
+from efedllm.errors import ConfigError
+from efedllm_client.routes.choose import (
     STICKINESS,
     Candidate,
     CostWeights,
@@ -21,7 +22,6 @@ from client.routing import (
     resolve_names,
     uncovered,
 )
-from efedllm.errors import ConfigError
 
 LAYERS = 6
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from client.store import OPEN, OPENING, Store, StoredSession, StoredVoucher
 from efedllm.errors import ConfigError
+from efedllm_client.payments.store import OPEN, OPENING, Store, StoredSession, StoredVoucher
 
 SESSION = bytes([7]) * 32
 
@@ -96,7 +96,7 @@ def test_the_file_is_private(tmp_path: Path) -> None:
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from client.store import Store, StoredVoucher
+from efedllm_client.payments.store import Store, StoredVoucher
 
 async def main() -> None:
     store = await Store.at(Path(sys.argv[1]))
@@ -115,7 +115,7 @@ def write_until_killed(path: Path) -> int:
         [sys.executable, "-c", WRITER, str(path)],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(25)]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from client.text import REPLACEMENT, IncrementalDecoder
+from efedllm_client.text.decoder import REPLACEMENT, IncrementalDecoder
 
 CORPUS = ["the quick brown fox jumps over the lazy dog", "naïve café über 日本語 Ελληνικά", "😀 emoji 👩‍👩‍👧"] * 4
 

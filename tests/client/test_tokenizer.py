@@ -12,11 +12,11 @@ import pytest
 from aiohttp import web
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from client.chat import Conversation, first_answer, format_turns
-from client.tokenizer import eos_ids, load_text, read_text
 from efedllm.chain.types import ModelInfo
 from efedllm.errors import ConfigError, ModelError
 from efedllm.models.manifest import Manifest
+from efedllm_client.text.chat import Conversation, first_answer, format_turns
+from efedllm_client.text.tokenizer import eos_ids, load_text, read_text
 
 NOWHERE = "http://127.0.0.1:1"
 

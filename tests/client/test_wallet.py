@@ -13,15 +13,15 @@ import pytest
 import pytest_asyncio
 from eth_account import Account
 
-from client import closing, wallet
-from client.policy import Amount
-from client.routing import Candidate, Route
-from client.session import MARGIN, SessionRequest, Sessions, fits
-from client.store import Store, StoredSession
 from efedllm.chain import Chain
 from efedllm.chain.amounts import WEI, cost_of_tokens
 from efedllm.chain.reverts import RevertError
 from efedllm.errors import ChainError, ConfigError
+from efedllm_client.payments import closing, wallet
+from efedllm_client.payments.session import MARGIN, SessionRequest, Sessions, fits
+from efedllm_client.payments.store import Store, StoredSession
+from efedllm_client.policy import Amount
+from efedllm_client.routes.choose import Candidate, Route
 
 if TYPE_CHECKING:
     from tests.live_network import LiveNetwork

@@ -13,15 +13,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from aiohttp import web
 
-from client.policy import Amount, Terms
-from client.session import Domains, PaidSession
-from client.store import OPEN, Store, StoredSession
 from efedllm.chain.amounts import cost_of_tokens
+from efedllm.commitments.blame import fed_ids, token_tree
 from efedllm.commitments.boundary import BoundaryTree
 from efedllm.commitments.canonical import WireDtype, encode
 from efedllm.commitments.eip712 import Domain
 from efedllm.commitments.hashing import ZERO32, keccak
-from efedllm.commitments.links import fed_ids, token_tree
 from efedllm.commitments.messages import (
     NO_EOS,
     Envelope,
@@ -48,6 +45,9 @@ from efedllm.wire.messages import (
     StartMsg,
     VoucherMsg,
 )
+from efedllm_client.payments.session import Domains, PaidSession
+from efedllm_client.payments.store import OPEN, Store, StoredSession
+from efedllm_client.policy import Amount, Terms
 
 CHAIN_ID = 1337
 ESCROW = "0x" + "E5" * 20

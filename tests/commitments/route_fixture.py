@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from efedllm.commitments.blame import Fault, check_route_commits, fed_ids, token_tree
 from efedllm.commitments.boundary import BoundaryTree
 from efedllm.commitments.canonical import WireDtype, encode
 from efedllm.commitments.eip712 import Domain
 from efedllm.commitments.hashing import ZERO32, keccak
-from efedllm.commitments.links import (
-    Fault,
-    check_route_commits,
-    fed_ids,
-    token_tree,
-)
 from efedllm.commitments.messages import HopCommit, JobSpec, RouteHop, SignedCommit, ids_hash
 from efedllm.commitments.signing import Signer
 

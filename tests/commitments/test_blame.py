@@ -10,18 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efedllm.commitments import signing
+from efedllm.commitments.blame import Fault, blame_boundary, blame_prev_commit, blame_tokens, equivocation, token_tree
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.evidence import BoundaryEvidence, EnvelopeRecord
 from efedllm.commitments.hashing import ZERO32, keccak
 from efedllm.commitments.leaves import act_leaf
-from efedllm.commitments.links import (
-    Fault,
-    blame_boundary,
-    blame_prev_commit,
-    blame_tokens,
-    equivocation,
-    token_tree,
-)
 from efedllm.commitments.messages import Envelope, HopCommit, SignedCommit
 from efedllm.commitments.signing import Signer, recover
 from efedllm.errors import ProtocolError

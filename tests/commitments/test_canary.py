@@ -22,8 +22,8 @@ from efedllm.commitments.hashing import ZERO32, keccak
 from efedllm.commitments.leaves import hop_leaf
 from efedllm.commitments.signing import Signer, recover
 from efedllm.errors import ProtocolError
+from efedllm_verifier.lot import is_sampled
 from tests.commitments.commitment_strategies import address, h32, sig65, uint
-from verifier.sampling import is_sampled
 
 
 @settings(max_examples=40)

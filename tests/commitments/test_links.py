@@ -6,14 +6,11 @@ import dataclasses
 
 import pytest
 
+from efedllm.commitments.blame import check_route_commits, token_tree
 from efedllm.commitments.boundary import BoundaryTree
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.eip712 import Domain
 from efedllm.commitments.hashing import keccak
-from efedllm.commitments.links import (
-    check_route_commits,
-    token_tree,
-)
 from efedllm.commitments.messages import HopCommit, SignedCommit, ids_bytes
 from tests.commitments.route_fixture import (
     DOMAIN,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import compression_matrix
-from bench.compression import Case, cases, optimal, ratios
-from bench.compression_report import draw, load, save
 from efedllm.compression import CompressOptions, compress
+from efedllm_bench.compression import matrix as compression_matrix
+from efedllm_bench.compression.report import draw, load, save
+from efedllm_bench.compression.run import Case, cases, optimal, ratios
 
 
 def test_ratios_of_factors_integers_and_rows(worded: Callable[[str], Path], tmp_path: Path) -> None:

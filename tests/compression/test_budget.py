@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from deploy.model_cli import app
 from efedllm.compression import CompressOptions, EvaluateOptions, compress, evaluate, inspect
 from efedllm.compression.report import REPORT_NAME
 from efedllm.errors import ConfigError, EfedError
 from efedllm.models.manifest import MANIFEST_NAME, Manifest
+from efedllm_deploy.model_cli import app
 
 
 class StoppedError(Exception):

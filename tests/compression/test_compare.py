@@ -8,8 +8,8 @@ from torch import Tensor
 
 from efedllm.compression.compare import _SAMPLED, losses
 from efedllm.compression.gptq import Rows, gptq, sweep
+from efedllm.compression.input_moments import Inputs
 from efedllm.compression.lowbit import output_error, quantize, residual_factors
-from efedllm.compression.metric import Inputs
 from efedllm.compression.plan import DENSE, INT8, LADDER, Choice
 
 

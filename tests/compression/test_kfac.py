@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from deploy.model_cli import app
 from efedllm.compression import CompressOptions, compress, inspect
 from efedllm.compression.heal import sparkline
 from efedllm.compression.options import check
@@ -25,6 +24,7 @@ from efedllm.engine.shard import ShardEngine
 from efedllm.errors import ConfigError, ModelError
 from efedllm.models.manifest import MANIFEST_NAME, Manifest
 from efedllm.models.tensorfile import TensorFile
+from efedllm_deploy.model_cli import app
 
 TOKENS = 1500
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from efedllm.compression.input_moments import Inputs
 from efedllm.compression.lowbit import output_error, quantize
-from efedllm.compression.metric import Inputs
 
 SHAPES = [(48, 80), (80, 48)]
 

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from efedllm.compression import CompressOptions, compress
+from efedllm.compression.hidden_states import States
 from efedllm.compression.original import Original
-from efedllm.compression.states import States
 from efedllm.models.families import build_skeleton, read_config
 from tests.model_fixtures import CONTEXT, VOCAB, with_words
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from efedllm.compression.factor import RIDGE
 from efedllm.compression.lowbit import output_error
-from efedllm.compression.twosided import Nested, nested_factors, unit_energy
+from efedllm.compression.weighted_factors import Nested, nested_factors, unit_energy
 
 SHAPES = [(24, 16), (16, 16), (12, 30)]
 

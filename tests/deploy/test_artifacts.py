@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from deploy import compile as build
 from efedllm.chain.artifacts import CONTRACTS
 from efedllm.errors import ConfigError
+from efedllm_deploy import compile as build
 
 # EIP-170 and EIP-3860, bytes.
 MAX_RUNTIME = 24_576
@@ -119,7 +119,7 @@ def test_check_fails_with_a_hint(
     monkeypatch.setattr(build, "compile_contracts", lambda: {**compiled, "EfedToken": {"contractName": "EfedToken"}})
     assert build.main(["--check"]) == 1
     assert "EfedToken" in (message := capsys.readouterr().err)
-    assert "python -m deploy.compile" in message
+    assert "python -m efedllm_deploy.compile" in message
 
 
 def test_compiling_is_deterministic(compiled: dict[str, dict[str, Any]]) -> None:

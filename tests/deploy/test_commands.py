@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from client.main import main
-from deploy.local import dev_account, free_port
 from efedllm.chain import Deployment, keystore
+from efedllm_client.cli.main import main
+from efedllm_deploy.local import dev_account, free_port
 
 
 @dataclass(frozen=True)

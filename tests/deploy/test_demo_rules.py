@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from deploy.demo import ACTIVE, EXCLUDED, came_out_well, exclusions_end
 from efedllm.chain.types import NodeInfo
+from efedllm_deploy.demo import ACTIVE, EXCLUDED, came_out_well, exclusions_end
 
 THETA, PROBATION = 300_000, 1
 FRESH = NodeInfo(

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from deploy.deployer import Step, deploy_contracts
-from deploy.local import dev_account, free_port
-from deploy.plan import ADMINISTERED
-from deploy.profile import Profile
 from efedllm.chain import Chain, Deployment, keystore
 from efedllm.chain.artifacts import CONTRACTS
 from efedllm.errors import ChainError, ConfigError
+from efedllm_deploy.deployer import Step, deploy_contracts
+from efedllm_deploy.local import dev_account, free_port
+from efedllm_deploy.plan import ADMINISTERED
+from efedllm_deploy.profile import Profile
 
 LOCAL = Profile.load("local")
 
@@ -201,7 +201,7 @@ def test_shipped_profiles_are_valid(name: str) -> None:
     ],
 )
 def test_bad_profiles_say_what_is_wrong(tmp_path: Path, old: str, new: str, told: str) -> None:
-    text = (Path("deploy/profiles/local.toml")).read_text()
+    text = (Path("deploy/efedllm_deploy/profiles/local.toml")).read_text()
     assert old in text
     (tmp_path / "p.toml").write_text(text.replace(old, new))
     with pytest.raises(ConfigError) as caught:

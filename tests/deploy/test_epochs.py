@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from deploy import epochs
-from deploy.epochs import EpochDriver, EpochError, EpochWork
 from efedllm.chain import Chain
+from efedllm_deploy import epochs
+from efedllm_deploy.epochs import EpochDriver, EpochError, EpochWork
 from tests.live_network import LiveNetwork
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from efedllm.checkout import project_root
+
+ROOT = project_root()
 NODE_MODULES = ROOT / "node_modules"
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from deploy.devclock import DevClock, tick
-from deploy.local import Kind, LocalChain, free_port, node_modules
-from deploy.process import ProcessError, spawn
-from deploy.supervisor import ProcessSpec, Supervisor
 from efedllm.chain.connection import Rpc
 from efedllm.errors import ChainError, ConfigError
+from efedllm_deploy.devclock import DevClock, tick
+from efedllm_deploy.local import Kind, LocalChain, free_port, node_modules
+from efedllm_deploy.process import ProcessError, spawn
+from efedllm_deploy.supervisor import ProcessSpec, Supervisor
 from tests.live_network import eventually
 
 
@@ -109,8 +109,8 @@ async def test_an_outage_of_the_chain_itself(tmp_path: Path) -> None:
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from deploy.local import LocalChain
-from deploy.supervisor import ProcessSpec, Supervisor
+from efedllm_deploy.local import LocalChain
+from efedllm_deploy.supervisor import ProcessSpec, Supervisor
 
 async def main():
     home = Path(sys.argv[1])
@@ -202,7 +202,7 @@ async def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
 
 async def test_missing_programs_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("deploy.local.__file__", str(tmp_path / "deploy" / "local.py"))
+    monkeypatch.setattr("efedllm_deploy.local.find_project_root", lambda: None)
     with pytest.raises(ConfigError) as caught:
         node_modules()
     assert caught.value.code == "no-node-modules"

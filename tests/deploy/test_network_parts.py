@@ -12,21 +12,21 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from deploy.accounts import GAS_MONEY, Keys, fund, replace_slashed
-from deploy.bundled import ModelChoice, cached
-from deploy.demo_cli import wipe
-from deploy.homefiles import lock_home
-from deploy.layout import NetworkOptions, Place, places
-from deploy.network import LocalNetwork
-from deploy.process import ProcessError, spawn
-from deploy.publish import model_id, publish
-from deploy.serve import model_app, parse_listen, start_server
 from efedllm.chain import Chain, Deployment, keystore
 from efedllm.chain.amounts import WEI
 from efedllm.chain.readers import Readers
 from efedllm.errors import ChainError, ConfigError
 from efedllm.models.manifest import Manifest
 from efedllm.settings import Settings
+from efedllm_deploy.accounts import GAS_MONEY, Keys, fund, replace_slashed
+from efedllm_deploy.bundled import ModelChoice, cached
+from efedllm_deploy.demo_cli import wipe
+from efedllm_deploy.homefiles import lock_home
+from efedllm_deploy.layout import NetworkOptions, Place, places
+from efedllm_deploy.network import LocalNetwork
+from efedllm_deploy.process import ProcessError, spawn
+from efedllm_deploy.publish import model_id, publish
+from efedllm_deploy.serve import model_app, parse_listen, start_server
 from tests.deploy.test_local_chain import alive, gone
 from tests.live_network import LiveNetwork, eventually
 from tests.model_fixtures import use_model
@@ -275,7 +275,18 @@ def test_wiping_refuses_a_network_that_runs(tmp_path: Path) -> None:
 async def test_up_ends_cleanly_on_a_signal(tmp_path: Path, model: Path, number: signal.Signals) -> None:
     home = tmp_path / "home"
     options(home, model)
-    argv = [sys.executable, "-m", "deploy.up_cli", "--home", str(home), "--nodes", "0", "--verifiers", "0", "--json"]
+    argv = [
+        sys.executable,
+        "-m",
+        "efedllm_deploy.up_cli",
+        "--home",
+        str(home),
+        "--nodes",
+        "0",
+        "--verifiers",
+        "0",
+        "--json",
+    ]
     child = await spawn("up", argv, tmp_path / "log", pipe_stdout=True)
     ready = json.loads(await child.first_line(60, "before it was ready"))
     assert ready["event"] == "ready"

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.memory.synthetic import place_of, publish_entries
 from efedllm.commitments.canonical import WireDtype, decode, encode
 from efedllm.compression.encode import Encoded, encode_dense, encode_factors, encode_packed
 from efedllm.compression.lowbit import Factors, LowBit
@@ -26,6 +25,7 @@ from efedllm.models.families import build_skeleton, is_matrix, linear_shape
 from efedllm.models.manifest import FileInfo, Manifest, Quant, TensorInfo, part_names, weights_root
 from efedllm.models.packing import group_count
 from efedllm.models.tensorfile import Part, TensorFile, write_tensor_file
+from efedllm_bench.memory.synthetic import place_of, publish_entries
 from tests.model_fixtures import family_config
 
 Form = int | str | None

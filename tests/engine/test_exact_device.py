@@ -109,7 +109,7 @@ class _HereExecutor(Executor):
 def test_batches_taps_and_a_bounded_memory_are_those_of_the_cpu(
     published: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("efedllm.engine.tiers.ThreadPoolExecutor", _HereExecutor)
+    monkeypatch.setattr("efedllm.engine.memory.layer_streaming.ThreadPoolExecutor", _HereExecutor)
     directory = published("bundled", 1.0, "int8")
     tight = _tightest(directory)
     assert tight.tiers is not None

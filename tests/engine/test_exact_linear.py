@@ -12,7 +12,7 @@ from efedllm.engine.exact.arithmetic import quantize
 from efedllm.engine.exact.linear import Linears
 from efedllm.engine.exact.packed import PackedRows
 from efedllm.engine.exact.products import Kernel, exact_kernels
-from efedllm.engine.exact.published import Factors, Int8Rows, Published
+from efedllm.engine.exact.records import Factors, Int8Rows, Published
 from efedllm.models.packing import group_count, pack
 
 FORMS = ("dense", "lowrank", "packed", "packed+")

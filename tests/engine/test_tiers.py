@@ -14,16 +14,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.memory.process import Options, inputs
-from bench.memory.synthetic import LlamaShape, publish_synthetic
 from efedllm.engine.blocks import token_blocks
 from efedllm.engine.exact.shard import ExactShardEngine
+from efedllm.engine.memory.layer_streaming import Budget, TieredLayers
 from efedllm.engine.protocol import StepItem
 from efedllm.engine.shard import ShardEngine
-from efedllm.engine.tiers import Budget, TieredLayers
 from efedllm.errors import ConfigError, ModelError
 from efedllm.models.manifest import layer_file
 from efedllm.sizes import parse_size
+from efedllm_bench.memory.process import Options, inputs
+from efedllm_bench.memory.synthetic import LlamaShape, publish_synthetic
 
 Engine = type[ShardEngine] | type[ExactShardEngine]
 BOTH = [(ShardEngine, "int8"), (ShardEngine, "fp32"), (ExactShardEngine, "int8"), (ExactShardEngine, "int4")]
@@ -277,7 +277,7 @@ def test_peak_memory_of_a_process_stays_within_the_budget(
 
 
 def in_process(options: Options) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.memory.process", json.dumps(asdict(options))]
+    command = [sys.executable, "-m", "efedllm_bench.memory.process", json.dumps(asdict(options))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = json.loads(done.stdout)

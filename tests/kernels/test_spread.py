@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from bench.memory.synthetic import LlamaShape, publish_synthetic
 from efedllm.commitments.canonical import WireDtype
 from efedllm.engine.attention import ATTENTION_NAME
 from efedllm.engine.base import engine_shape
@@ -20,7 +19,8 @@ from efedllm.engine.shard import ShardEngine
 from efedllm.kernels.native import library
 from efedllm.models.families import build_skeleton, read_config
 from efedllm.models.manifest import Manifest
-from verifier.statistic import compare
+from efedllm_bench.memory.synthetic import LlamaShape, publish_synthetic
+from efedllm_verifier.statistic import compare
 
 POSITIONS = FEW_TOKENS + 40
 FAR_BELOW_ONE = 0.2

@@ -17,9 +17,9 @@ from efedllm.engine.exact.cache import ExactCache
 from efedllm.engine.exact.products import Kernel
 from efedllm.engine.exact.rope import Rotation, make_tables
 from efedllm.engine.exact.steps import Heads, NativeSteps, Norm, Steps, TorchSteps, steps_for
-from efedllm.exact_sampling import sample_in_c, sample_in_numpy
 from efedllm.kernels.steps import MOST_DIM, load_steps, steps_library
-from efedllm.sampling import SamplingSpec
+from efedllm.sampling.exact import sample_in_c, sample_in_numpy
+from efedllm.sampling.float import SamplingSpec
 from tests.model_fixtures import ROOT
 
 SOURCE = ROOT / "efedllm" / "kernels" / "steps.c"

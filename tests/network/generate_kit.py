@@ -14,18 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from client.api import Client
-from client.generate import Piece
-from client.options import GenerateOptions, sampling_of
-from deploy.network import LocalNetwork, Member
-from efedllm.commitments.links import check_route_commits
+from efedllm.checkout import project_root
+from efedllm.commitments.blame import check_route_commits
 from efedllm.commitments.messages import JobSpec, RouteHop, SignedCommit
 from efedllm.engine.protocol import Executor, StepItem, constants_of
 from efedllm.engine.select import load_executor
-from efedllm.exact_sampling import sample_exact
-from efedllm.sampling import SamplingSpec, sample
+from efedllm.sampling.exact import sample_exact
+from efedllm.sampling.float import SamplingSpec, sample
+from efedllm_client.api import Client
+from efedllm_client.jobs.generation import Piece
+from efedllm_client.jobs.options import GenerateOptions, sampling_of
+from efedllm_deploy.network import LocalNetwork, Member
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = project_root()
 PROMPT = "def read_lines(path):"
 
 
@@ -75,7 +76,7 @@ async def start(network: LocalNetwork, *words: str, **environment: str) -> async
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "client",
+        "efedllm_client",
         *words,
         cwd=network.home,
         env={**os.environ, "PYTHONPATH": str(ROOT), "EFEDLLM_HOME": str(network.home), **environment},

@@ -24,7 +24,7 @@ def test_demo_pays_the_honest_and_catches_the_cheat(tmp_path: Path, default_mode
         use_model(home, default_model)
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "deploy.demo_cli", "--json", "--max-tokens", "12"),
+            *(sys.executable, "-m", "efedllm_deploy.demo_cli", "--json", "--max-tokens", "12"),
             *("--chain", chain, "--home", str(home)),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -16,22 +16,23 @@ import pytest_asyncio
 import torch
 from transformers import AutoModel
 
-from client.api import Client
-from client.embed import Embedded
-from client.embedding import mean_pooled
-from client.options import GenerateOptions
-from deploy.bundled import ModelChoice
-from deploy.layout import NetworkOptions
-from deploy.network import LocalNetwork
 from efedllm.chain.amounts import cost_of_tokens
+from efedllm.checkout import project_root
 from efedllm.engine.encoder import EncoderEngine
 from efedllm.engine.protocol import StepItem
 from efedllm.errors import EfedError
+from efedllm_client.api import Client
+from efedllm_client.jobs.embedding import Embedded
+from efedllm_client.jobs.embedding_job import mean_pooled
+from efedllm_client.jobs.options import GenerateOptions
+from efedllm_deploy.bundled import ModelChoice
+from efedllm_deploy.layout import NetworkOptions
+from efedllm_deploy.network import LocalNetwork
 from tests.model_fixtures import with_words
 
 pytestmark = [pytest.mark.network, pytest.mark.asyncio(loop_scope="module")]
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = project_root()
 TEXTS = ["w1 w2 w3 w4 w5", "w9 w8 w7", "w1 w2 w3 w4 w6", " ".join(f"w{i % 90}" for i in range(64))]
 
 
@@ -97,7 +98,7 @@ async def test_an_encoder_does_not_generate(client: Client) -> None:
 async def test_the_command_line(network: LocalNetwork) -> None:
     async def run(*words: str) -> tuple[int, str, str]:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "client", "embed", *words),
+            *(sys.executable, "-m", "efedllm_client", "embed", *words),
             cwd=network.home,
             env={**os.environ, "PYTHONPATH": str(ROOT), "EFEDLLM_HOME": str(network.home)},
             stdout=asyncio.subprocess.PIPE,

@@ -8,13 +8,13 @@ from contextlib import aclosing
 import pytest
 import pytest_asyncio
 
-from client.api import Client
-from client.generate import Finished
-from client.options import GenerateOptions
-from deploy.bundled import ModelChoice
-from deploy.layout import NetworkOptions
-from deploy.network import LocalNetwork
 from efedllm.models.manifest import Manifest
+from efedllm_client.api import Client
+from efedllm_client.jobs.generation import Finished
+from efedllm_client.jobs.options import GenerateOptions
+from efedllm_deploy.bundled import ModelChoice
+from efedllm_deploy.layout import NetworkOptions
+from efedllm_deploy.network import LocalNetwork
 from tests.network.generate_kit import PROMPT, expected
 
 pytestmark = [pytest.mark.network, pytest.mark.asyncio(loop_scope="module")]

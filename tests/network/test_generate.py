@@ -16,19 +16,19 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from client.api import Client
-from client.generate import Finished, Generation, Piece, Started, Switched
-from client.options import GenerateOptions
-from client.policy import RetryPolicy
-from client.report import report_of
-from client.routed import Place
-from client.routing import Candidate
-from client.session import Sessions
-from client.tokenizer import Text
-from deploy.layout import NetworkOptions
-from deploy.network import LocalNetwork, Member
 from efedllm.chain.amounts import WEI, cost_of_tokens
 from efedllm.errors import ConfigError, EfedError
+from efedllm_client.api import Client
+from efedllm_client.jobs.failover import Place
+from efedllm_client.jobs.generation import Finished, Generation, Piece, Started, Switched
+from efedllm_client.jobs.options import GenerateOptions
+from efedllm_client.jobs.report import report_of
+from efedllm_client.payments.session import Sessions
+from efedllm_client.policy import RetryPolicy
+from efedllm_client.routes.choose import Candidate
+from efedllm_client.text.tokenizer import Text
+from efedllm_deploy.layout import NetworkOptions
+from efedllm_deploy.network import LocalNetwork, Member
 from tests.model_fixtures import use_model
 from tests.network.generate_kit import (
     PROMPT,
@@ -175,7 +175,7 @@ async def test_another_chain_or_password(network: LocalNetwork, tmp_path: Path) 
 
 async def test_a_conversation(network: LocalNetwork) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "client", "chat", "--max-tokens", "4", "--seed", "3"),
+        *(sys.executable, "-m", "efedllm_client", "chat", "--max-tokens", "4", "--seed", "3"),
         cwd=network.home,
         env={**os.environ, "PYTHONPATH": str(ROOT), "EFEDLLM_HOME": str(network.home)},
         stdin=asyncio.subprocess.PIPE,

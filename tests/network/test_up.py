@@ -16,17 +16,18 @@ from typing import Any
 
 import pytest
 
-from deploy.local import dev_account, free_port
-from deploy.process import tie_to_parent
 from efedllm.chain import Chain, Deployment
 from efedllm.chain.amounts import WEI
+from efedllm.checkout import project_root
+from efedllm_deploy.local import dev_account, free_port
+from efedllm_deploy.process import tie_to_parent
 from tests.chain.drop_proxy import DropProxy
 from tests.live_network import eventually
 from tests.model_fixtures import use_model
 
 pytestmark = pytest.mark.network
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = project_root()
 PROMPT = "def f("
 
 
@@ -47,7 +48,7 @@ class Up:
         words = ("up", "--home", str(self.home), "--nodes", "2", "--verifiers", "1", "--json")
         with (self.home.parent / "up.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "client", *words],
+                [sys.executable, "-m", "efedllm_client", *words],
                 cwd=self.home.parent,
                 env=clean_environment(),
                 stdout=subprocess.PIPE,
@@ -121,7 +122,7 @@ class Done:
 async def efedllm(up: Up, *words: str, **environment: str) -> Done:
     """Run a command in a folder without settings; `--home` and the like come with `words` or the environment."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "client", *words),
+        *(sys.executable, "-m", "efedllm_client", *words),
         cwd=up.home.parent,
         env=clean_environment(**environment),
         stdin=asyncio.subprocess.DEVNULL,

@@ -7,11 +7,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from efedllm.commitments.hashing import keccak
-from node.app import NodeApp
+from efedllm_node.app import NodeApp
+from efedllm_verifier.audit import Auditor, AuditTask, NodeAudit
+from efedllm_verifier.engine_cache import EngineHouse
+from efedllm_verifier.fetch import FetchLimits, NodeReader
 from tests.node.node_kit import Lab
-from verifier.audit import Auditor, AuditTask, NodeAudit
-from verifier.fetch import FetchLimits, NodeReader
-from verifier.weights import EngineHouse
 
 SEED = keccak(b"seed of the epoch")
 ALL = 1_000_000  # ppm of the leaves

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from deploy.profile import Clock, Profile
+from efedllm_deploy.profile import Clock, Profile
 from tests.live_network import LiveNetwork
 from tests.model_fixtures import bundled_model, checkpoint, published
 from tests.node.node_kit import Lab, open_lab

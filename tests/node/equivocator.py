@@ -1,7 +1,7 @@
 """A node that signs one commitment for its batch and the client, and another one for the next hop.
 
-`python -m tests.node.equivocator run ...` takes the flags of `python -m node run`. What the next hop gets names another
-input; it fits all that the next hop can check.
+`python -m tests.node.equivocator run ...` takes the flags of `python -m efedllm_node run`. What the next hop gets names
+another input; it fits all that the next hop can check.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from efedllm.commitments.hashing import keccak
 from efedllm.wire.messages import CommitMsg, Message
-from node import cli
-from node.jobcore import JobCore
+from efedllm_node import cli
+from efedllm_node.jobs.job_state import JobCore
 
 _forward = JobCore._forward
 

@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from deploy.publish import publish
 from efedllm.chain import Chain, keystore
 from efedllm.chain.amounts import WEI
 from efedllm.chain.types import BatchInfo, NodeInfo
-from node.app import NodeApp
-from node.config import Limits, NodeConfig, Policy
+from efedllm_deploy.publish import publish
+from efedllm_node.app import NodeApp
+from efedllm_node.config import Limits, NodeConfig, Policy
 from tests.live_network import LiveNetwork
 from tests.node.raw_client import RawClient, Session, open_session
 

@@ -16,10 +16,10 @@ from efedllm.commitments.canonical import WireDtype
 from efedllm.engine.protocol import Float32
 from efedllm.engine.shard import ShardEngine
 from efedllm.errors import EfedError, ModelError
-from efedllm.sampling import SamplingSpec
-from node.batcher import Batcher, Output
-from node.scheduler import BatchLimits
-from node.workspec import WorkSpec
+from efedllm.sampling.float import SamplingSpec
+from efedllm_node.compute.batcher import Batcher, Output
+from efedllm_node.compute.scheduler import BatchLimits
+from efedllm_node.compute.work_item import WorkSpec
 
 GREEDY = SamplingSpec(0, 0, 1_000_000, bytes(32))
 TEXTS = [np.array(ids, np.int32) for ids in ([1, 2, 3], [9, 8, 7], [5, 5, 6])]

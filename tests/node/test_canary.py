@@ -19,12 +19,12 @@ from efedllm.commitments.messages import JobSpec, RouteHop, SessionKey, ids_hash
 from efedllm.commitments.signing import Signer
 from efedllm.errors import ConfigError, ProtocolError
 from efedllm.wire.messages import OpenJobMsg
-from node.canary import CanaryDesk, Exchange, canary_feed, leaf_salt
-from node.canarystore import CanaryStore, OpeningRecord
-from node.config import NodeConfig
-from node.opener import MOST_FAILURES, End, Open, OpeningView, next_opening
-from node.records import CanaryRecord, JobRecord, SessionRecord
-from node.store import Store
+from efedllm_node.canaries.canary_jobs import CanaryDesk, Exchange, canary_feed, leaf_salt
+from efedllm_node.canaries.opener import MOST_FAILURES, End, Open, OpeningView, next_opening
+from efedllm_node.canaries.store import CanaryStore, OpeningRecord
+from efedllm_node.config import NodeConfig
+from efedllm_node.storage.records import CanaryRecord, JobRecord, SessionRecord
+from efedllm_node.storage.store import Store
 
 DOMAIN = Domain(1337, "0x" + "11" * 20)
 CLIENT, SIGNER = Signer(keccak(b"client")), Signer(keccak(b"session"))

@@ -18,14 +18,14 @@ from efedllm import logs
 from efedllm.commitments.canary import canary_place, fault_digest, shown_fault
 from efedllm.commitments.leaves import hop_leaf
 from efedllm.wire.messages import CancelMsg
-from node.app import NodeApp
-from node.canarystore import CanaryStore
+from efedllm_node.app import NodeApp
+from efedllm_node.canaries.store import CanaryStore
+from efedllm_verifier.audit import Auditor
+from efedllm_verifier.fetch import FetchLimits, NodeReader
+from efedllm_verifier.statistic import Outcome
 from tests.live_network import LiveNetwork
 from tests.node.audit_kit import SEED, AuditedLab, open_auditor
 from tests.node.node_kit import Lab, open_lab, settled_copy
-from verifier.audit import Auditor
-from verifier.fetch import FetchLimits, NodeReader
-from verifier.statistic import Outcome
 
 PROMPT = [7, 3, 90, 11, 42, 3, 3, 17]
 NEW = 5

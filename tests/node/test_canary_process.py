@@ -17,9 +17,9 @@ from structlog.testing import capture_logs
 
 from efedllm.chain import keystore
 from efedllm.commitments.canary import canary_salt
-from node.app import NodeApp
-from node.canarystore import CanaryStore, OpeningRecord
-from node.opener import opening
+from efedllm_node.app import NodeApp
+from efedllm_node.canaries.opener import opening
+from efedllm_node.canaries.store import CanaryStore, OpeningRecord
 from tests.live_network import LiveNetwork
 from tests.node.node_kit import PASSWORD, Lab, open_lab
 from tests.node.test_lifecycle import ROOT, spawn
@@ -41,7 +41,7 @@ async def plant(lab: Lab, node: str, *more: str) -> tuple[int | None, dict[str, 
         keystore.create(wallet, PASSWORD, light=True, private_key=bytes(lab.live.account(PLANTER).key))
         password.write_text(PASSWORD)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "client", "canary", "plant", "--json", "--node", node, "--max-new-tokens", "4"),
+        *(sys.executable, "-m", "efedllm_client", "canary", "plant", "--json", "--node", node, "--max-new-tokens", "4"),
         *("--rpc", lab.live.rpc_url, "--deployment", str(lab.live.path), "--keystore", str(wallet)),
         *("--password-file", str(password), "--home", str(lab.directory / "wallet-home"), *more),
         cwd=ROOT,

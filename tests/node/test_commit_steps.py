@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efedllm.chain.types import ChainTime
-from node.committer import CommitView, Confirm, GiveUp, Plan, Release, Send, Step, next_step
-from node.config import Policy
-from node.records import BatchRecord
-from node.rewards import EpochReward, claim_range, should_weigh, to_claim
+from efedllm_node.config import Policy
+from efedllm_node.epoch.batch_poster import CommitView, Confirm, GiveUp, Plan, Release, Send, Step, next_step
+from efedllm_node.epoch.rewards import EpochReward, claim_range, should_weigh, to_claim
+from efedllm_node.storage.records import BatchRecord
 
 POLICY = Policy()
 

@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from client.api import Client
 from efedllm.chain import keystore
 from efedllm.chain.amounts import WEI
 from efedllm.chain.disputes import FOLDER, EvidenceFolder, read_proof
 from efedllm.errors import EfedError
 from efedllm.logs import get_logger
 from efedllm.settings import Settings
+from efedllm_client.api import Client
+from efedllm_verifier.app import Verifier, open_verifier
+from efedllm_verifier.config import VerifierConfig
+from efedllm_verifier.metrics import Health, Metrics
 from tests.live_network import LiveNetwork
 from tests.node.node_kit import PASSWORD, Lab, eventually, open_lab
 from tests.node.test_lifecycle import ROOT, spawn
-from verifier.app import Verifier, open_verifier
-from verifier.config import VerifierConfig
-from verifier.metrics import Health, Metrics
 
 CHEAT, HONEST, ACCUSER, BUYER = 1, 2, 7, 8
 STAKE = 200 * WEI
@@ -164,7 +164,7 @@ async def prove(lab: Lab, home: Path, evidence: Path) -> tuple[int | None, dict[
     """`efedllm dispute equivocation` with the wallet BUYER: exit code, and the object it prints."""
     key, password = wallet(lab, BUYER)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "client", "dispute", "equivocation", "--json", "--evidence", str(evidence)),
+        *(sys.executable, "-m", "efedllm_client", "dispute", "equivocation", "--json", "--evidence", str(evidence)),
         *("--rpc", lab.live.rpc_url, "--deployment", str(lab.live.path), "--home", str(home)),
         *("--keystore", str(key), "--password-file", str(password)),
         cwd=ROOT,

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from deploy.publish import publish
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.messages import JobSpec
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.protocol import StepItem
 from efedllm.errors import ModelError, ProtocolError
-from efedllm.exact_sampling import sample_exact
 from efedllm.models.manifest import Manifest
-from efedllm.sampling import SamplingSpec
+from efedllm.sampling.exact import sample_exact
+from efedllm.sampling.float import SamplingSpec
+from efedllm_deploy.publish import publish
 from tests.live_network import LiveNetwork
 from tests.node.node_kit import Lab, open_lab, settled_copy
 

@@ -8,8 +8,8 @@ import pytest
 
 from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.messages import NO_EOS, JobSpec, SessionKey
-from node.records import JobRecord, SessionRecord
-from node.store import Store
+from efedllm_node.storage.records import JobRecord, SessionRecord
+from efedllm_node.storage.store import Store
 
 NODE = "0x" + "aa" * 20
 KEY = SessionKey(NODE, NODE, ZERO32, 0, 1, 1, (NODE,), (10_000,))

@@ -11,10 +11,10 @@ import aiohttp
 import numpy as np
 import pytest
 
+from efedllm.commitments.blame import check_route_commits
 from efedllm.commitments.boundary import verify_boundary
 from efedllm.commitments.canonical import WireDtype, decode, encode
 from efedllm.commitments.evidence import BoundaryEvidence
-from efedllm.commitments.links import check_route_commits
 from efedllm.commitments.messages import SignedCommit
 from efedllm.commitments.signing import check
 from efedllm.engine.protocol import StepItem

@@ -14,18 +14,19 @@ from typing import Any
 
 import pytest
 
-from deploy.process import tie_to_parent
 from efedllm.chain import Deployment, format_amount
 from efedllm.chain.amounts import WEI
 from efedllm.chain.types import NodeInfo
+from efedllm.checkout import project_root
 from efedllm.errors import ChainError, ConfigError, EfedError, ModelError
-from node.app import NodeApp
-from node.config import NodeConfig
+from efedllm_deploy.process import tie_to_parent
+from efedllm_node.app import NodeApp
+from efedllm_node.config import NodeConfig
 from tests.node.node_kit import PASSWORD, Lab, eventually
 from tests.node.raw_client import RawClient, open_session
 from tests.node.test_generation import PROMPT, get
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = project_root()
 
 
 async def refused(config: NodeConfig) -> EfedError:
@@ -143,7 +144,7 @@ async def test_info_and_metrics(lab: Lab) -> None:
 
 
 class NodeProcess:
-    """`python -m node run` on its own."""
+    """`python -m efedllm_node run` on its own."""
 
     def __init__(self, process: Process, ready: dict[str, Any]) -> None:
         self.process = process
@@ -164,7 +165,7 @@ class NodeProcess:
         return await lab.chain.node(self.ready["address"])
 
 
-async def spawn(config: NodeConfig, *more: str, module: str = "node", layers: str = "0:8") -> Process:
+async def spawn(config: NodeConfig, *more: str, module: str = "efedllm_node", layers: str = "0:8") -> Process:
     password = config.home.parent / "password"
     password.write_text(PASSWORD)
     assert config.model_id is not None

@@ -13,7 +13,7 @@ from efedllm.commitments.signing import Signer
 from efedllm.errors import ProtocolError
 from efedllm.wire import Identity, connect, handshake, parse
 from efedllm.wire.messages import AckMsg, ActMsg, ErrorMsg, PayMsg
-from node.payment import CLOSED
+from efedllm_node.payments.rules import CLOSED
 from tests.node.node_kit import LIMITS, Lab
 from tests.node.raw_client import RawClient, job_error
 from tests.node.test_generation import PROMPT, greedy

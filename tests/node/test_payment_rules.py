@@ -13,8 +13,8 @@ from efedllm.chain.types import ChainTime
 from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.messages import Voucher
 from efedllm.errors import ProtocolError
-from node.config import Policy
-from node.payment import (
+from efedllm_node.config import Policy
+from efedllm_node.payments.rules import (
     Account,
     Due,
     Standing,

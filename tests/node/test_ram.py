@@ -7,7 +7,7 @@ import json
 import pytest
 
 from efedllm.errors import ModelError
-from node.app import NodeApp
+from efedllm_node.app import NodeApp
 from tests.node.node_kit import Lab
 from tests.node.test_generation import PROMPT, get
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from efedllm.chain.amounts import WEI
 from efedllm.chain.types import NodeInfo
 from efedllm.errors import ConfigError
-from node.cli import app, parse_layers, parse_listen
-from node.registration import Action, Offer, missing_stake, plan
+from efedllm_node.cli import app, parse_layers, parse_listen
+from efedllm_node.epoch.registration import Action, Offer, missing_stake, plan
 from tests.node.node_kit import PASSWORD, Lab
 
 SIGNER, OTHER = "0x" + "a" * 40, "0x" + "b" * 40

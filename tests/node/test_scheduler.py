@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.scheduler import BatchLimits, Share, Waiting, plan_batch
+from efedllm_node.compute.scheduler import BatchLimits, Share, Waiting, plan_batch
 
 LIMITS = BatchLimits(tokens=10, jobs=4, chunk=6, starvation=3)
 

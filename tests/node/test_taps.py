@@ -18,9 +18,9 @@ from efedllm.commitments.taps import TapOpening, TapTree, tap_positions
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.protocol import StepItem
 from efedllm.engine.taps import TAP_BYTES
-from node.app import NodeApp
-from node.taps import taps_open
-from node.traces import IN, TAPS
+from efedllm_node.app import NodeApp
+from efedllm_node.compute.trace_files import IN, TAPS
+from efedllm_node.http.tap_release import taps_open
 from tests.live_network import LiveNetwork
 from tests.node.node_kit import PAIR, Lab, open_lab, settled_copy
 from tests.node.test_generation import PROMPT

@@ -15,12 +15,12 @@ import pytest
 from efedllm.commitments.messages import JobSpec
 from efedllm.errors import ProtocolError
 from efedllm.wire.messages import ErrorMsg, OpenedMsg
-from node.app import DATABASE, NodeApp
-from node.checks import check_own
-from node.home import SIGNER_FILE
-from node.origin import Found, doubt, origin
-from node.records import OriginRecord
-from node.store import Store
+from efedllm_node.app import DATABASE, NodeApp
+from efedllm_node.home import SIGNER_FILE
+from efedllm_node.jobs.admission import check_own
+from efedllm_node.storage.records import OriginRecord
+from efedllm_node.storage.store import Store
+from efedllm_node.storage.store_origin import Found, doubt, origin
 from tests.node.node_kit import Lab
 from tests.node.raw_client import RawClient, job_error
 from tests.node.test_generation import PROMPT

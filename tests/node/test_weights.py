@@ -12,7 +12,7 @@ from efedllm.chain.types import ModelInfo
 from efedllm.engine.shard import ShardEngine
 from efedllm.errors import ModelError
 from efedllm.models.manifest import Manifest
-from node.weights import check_registered
+from efedllm_node.compute.weights import check_registered
 
 
 def test_a_model_registered_with_another_shape_is_not_served(published: Callable[..., Path]) -> None:

@@ -9,7 +9,7 @@ from efedllm.chain.disputes import FOLDER, EvidenceFolder, read_proof
 from efedllm.commitments.hashing import keccak
 from efedllm.commitments.messages import SignedCommit
 from efedllm.wire.messages import CommitMsg
-from node.app import NodeApp
+from efedllm_node.app import NodeApp
 from tests.node.node_kit import Lab, eventually
 from tests.node.test_generation import PROMPT, get
 

@@ -10,12 +10,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.trust import committee as com
-from bench.trust.committee import Said
-from bench.trust.evm import COMMIT, REVEAL, TALLY, Network, address_of
-from bench.trust.history import Comparison
-from bench.trust.planted import Planted, Planter, audited, print_of
-from deploy.profile import Profile
 from efedllm.chain.reverts import HINTS
 from efedllm.commitments import leaves
 from efedllm.commitments.canary import Canary, canary_salt, fault_digest
@@ -23,7 +17,13 @@ from efedllm.commitments.hashing import keccak
 from efedllm.commitments.messages import HopCommit, SessionKey
 from efedllm.commitments.signing import Signer
 from efedllm.errors import ChainError, ProtocolError
-from verifier.sampling import Verdict
+from efedllm_bench.trust import committee as com
+from efedllm_bench.trust.committee import Said
+from efedllm_bench.trust.evm import COMMIT, REVEAL, TALLY, Network, address_of
+from efedllm_bench.trust.history import Comparison
+from efedllm_bench.trust.planted import Planted, Planter, audited, print_of
+from efedllm_deploy.profile import Profile
+from efedllm_verifier.lot import Verdict
 
 NODE = address_of("node")
 LAYERS = 4

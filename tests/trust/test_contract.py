@@ -9,16 +9,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.trust import committee, games, rule
-from bench.trust import dilemma as d
-from bench.trust.committee import Said
-from bench.trust.evm import COMMIT, REVEAL, TALLY, Network, address_of
-from bench.trust.history import LAYERS, Comparison
-from bench.trust.planted import Planter, audited, print_of
-from bench.trust.simulate import Economy
-from deploy.profile import Profile
 from efedllm.errors import ChainError, ProtocolError
-from verifier.sampling import Verdict
+from efedllm_bench.trust import committee, games, rule
+from efedllm_bench.trust import dilemma as d
+from efedllm_bench.trust.committee import Said
+from efedllm_bench.trust.evm import COMMIT, REVEAL, TALLY, Network, address_of
+from efedllm_bench.trust.history import LAYERS, Comparison
+from efedllm_bench.trust.planted import Planter, audited, print_of
+from efedllm_bench.trust.simulate import Economy
+from efedllm_deploy.profile import Profile
+from efedllm_verifier.lot import Verdict
 
 
 def profile(name: str, **changes: int) -> Profile:

@@ -6,10 +6,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.trust import committee as com
-from bench.trust import rule as r
-from deploy.profile import Profile
-from verifier.sampling import Verdict
+from efedllm_bench.trust import committee as com
+from efedllm_bench.trust import rule as r
+from efedllm_deploy.profile import Profile
+from efedllm_verifier.lot import Verdict
 
 RULE = r.Rule.of(Profile.load("production"))
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.trust import additive, experiments, routing
-from bench.trust import rule as r
-from bench.trust.simulate import Economy, Setting, deterring_stake, profit, simulate
-from bench.trust.strategies import Later, OnOff, RateAware, Sometimes
-from client.exploring import Lot, explored_route
-from client.routing import Candidate, CostWeights, choose_route, hop_cost
-from deploy.profile import Profile
+from efedllm_bench.trust import additive, experiments, routing
+from efedllm_bench.trust import rule as r
+from efedllm_bench.trust.simulate import Economy, Setting, deterring_stake, profit, simulate
+from efedllm_bench.trust.strategies import Later, OnOff, RateAware, Sometimes
+from efedllm_client.routes.choose import Candidate, CostWeights, choose_route, hop_cost
+from efedllm_client.routes.newcomers import Lot, explored_route
+from efedllm_deploy.profile import Profile
 
 PRODUCTION = Profile.load("production")
 SETTING = Setting(r.Rule.of(PRODUCTION), nodes=100, epochs=100)

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from bench.trust import canaries, capture, games
-from bench.trust import dilemma as d
-from bench.trust.plots import draw_all
-from bench.trust.report import save, tables
-from bench.trust.run import FORMER
-from bench.trust.simulate import Economy
-from deploy.profile import Profile
+from efedllm.checkout import project_root
+from efedllm_bench.trust import canaries, capture, games
+from efedllm_bench.trust import dilemma as d
+from efedllm_bench.trust.plots import draw_all
+from efedllm_bench.trust.report import save, tables
+from efedllm_bench.trust.run import FORMER
+from efedllm_bench.trust.simulate import Economy
+from efedllm_deploy.profile import Profile
 
 ECONOMY = Economy()
-RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results" / "trust.json"
+RESULTS = project_root() / "bench" / "results" / "trust.json"
 
 
 def payoffs(name: str, epochs: int = 6, **changes: object) -> dict[str, d.Payoff]:

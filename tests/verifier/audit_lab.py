@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from efedllm.checkout import project_root
 from efedllm.commitments.boundary import BoundaryTree
 from efedllm.commitments.canonical import WireDtype, decode, encode
 from efedllm.commitments.hashing import ZERO32
@@ -20,9 +21,9 @@ from efedllm.compression import CompressOptions, compress
 from efedllm.engine.linear import DenseLinear, LowRankLinear
 from efedllm.engine.protocol import Executor, StepItem
 from efedllm.engine.shard import ShardEngine
-from efedllm.sampling import SamplingSpec, sample
+from efedllm.sampling.float import SamplingSpec, sample
 
-BUNDLED = Path(__file__).resolve().parents[2] / "models" / "pylib-7m"
+BUNDLED = project_root() / "models" / "pylib-7m"
 DOMAIN = Domain(1337, "0x" + "11" * 20)
 RANGES = ((0, 3), (3, 6), (6, 8))
 PROMPT = tuple((17 * i * i + 5 * i + 3) % 4096 for i in range(40))

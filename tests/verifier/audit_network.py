@@ -11,12 +11,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import deploy
-from deploy.deployer import deploy_contracts
-from deploy.devclock import DevClock
-from deploy.local import dev_account
-from deploy.profile import Profile
-from deploy.publish import publish
+import efedllm_deploy
 from efedllm.chain import Chain, keystore
 from efedllm.chain.amounts import WEI
 from efedllm.chain.connection import Rpc
@@ -27,20 +22,25 @@ from efedllm.commitments.messages import SessionKey
 from efedllm.commitments.signing import Signer
 from efedllm.logs import get_logger
 from efedllm.models.manifest import Manifest
-from efedllm.sampling import SamplingSpec
+from efedllm.sampling.float import SamplingSpec
+from efedllm_deploy.deployer import deploy_contracts
+from efedllm_deploy.devclock import DevClock
+from efedllm_deploy.local import dev_account
+from efedllm_deploy.profile import Profile
+from efedllm_deploy.publish import publish
+from efedllm_verifier.actions import take_seat
+from efedllm_verifier.app import Verifier, Wrapper, open_verifier
+from efedllm_verifier.config import VerifierConfig
+from efedllm_verifier.metrics import Health, Metrics
+from efedllm_verifier.plan import Timing
 from tests.live_network import LiveNetwork
 from tests.verifier.audit_lab import RANGES, Trace, job_spec
 from tests.verifier.served_node import Job, Lies, ServedNode
-from verifier.app import Verifier, Wrapper, open_verifier
-from verifier.config import VerifierConfig
-from verifier.duties import take_seat
-from verifier.metrics import Health, Metrics
-from verifier.plan import Timing
 
 NODES, VERIFIERS, CLIENT = (1, 2, 3), (4, 5, 6), 7
 PASSWORD = "audit"
 EPOCH_SECONDS = 1200
-PROFILES = Path(deploy.__file__).parent / "profiles"
+PROFILES = Path(efedllm_deploy.__file__).parent / "profiles"
 
 
 @dataclass

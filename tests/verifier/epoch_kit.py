@@ -6,12 +6,12 @@ import asyncio
 import json
 import sys
 
-from efedllm.sampling import SamplingSpec
+from efedllm.sampling.float import SamplingSpec
+from efedllm_verifier.app import Verifier
+from efedllm_verifier.lot import Verdict, unpack_verdict
 from tests.verifier.audit_lab import PROMPT, Trace
 from tests.verifier.audit_network import Network
 from tests.verifier.served_node import Lies
-from verifier.app import Verifier
-from verifier.sampling import Verdict, unpack_verdict
 
 NEW = 8
 WARM = SamplingSpec(900, 50, 950_000, bytes(range(32)))
@@ -59,12 +59,21 @@ def crash_at(verifier: Verifier, fn: str, *, before: bool) -> None:
 
 
 async def start_process(network: Network, index: int) -> asyncio.subprocess.Process:
-    """`python -m verifier run` until its ready line."""
+    """`python -m efedllm_verifier run` until its ready line."""
     config = network.config(index)
     password = config.home / "password"
     password.write_text(config.password)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "verifier", "run", "--rpc", config.rpc_url, "--deployment", str(config.deployment)),
+        *(
+            sys.executable,
+            "-m",
+            "efedllm_verifier",
+            "run",
+            "--rpc",
+            config.rpc_url,
+            "--deployment",
+            str(config.deployment),
+        ),
         *("--keystore", str(config.keystore), "--password-file", str(password), "--home", str(config.home)),
         *("--model", config.models[0], "--poll", "0.1", "--listen", "127.0.0.1:0"),
         stdout=asyncio.subprocess.PIPE,

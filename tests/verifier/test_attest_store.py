@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from efedllm.commitments.hashing import keccak
 from efedllm.errors import ConfigError
-from verifier.app import locked
-from verifier.attest import NodeVerdict, canonical_json, commitment, prepare, write_report
-from verifier.store import Store
+from efedllm_verifier.app import locked
+from efedllm_verifier.attestation import NodeVerdict, canonical_json, commitment, prepare, write_report
+from efedllm_verifier.store import Store
 
 A, B = "0x" + "Aa" * 20, "0x" + "0B" * 20
 COMMITTEE, ME = "0x" + "33" * 20, "0x" + "44" * 20
@@ -120,8 +120,8 @@ def test_the_salt_survives_a_kill_right_after_it_was_stored(tmp_path: Path) -> N
     program = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from verifier.attest import NodeVerdict, prepare
-from verifier.store import Store
+from efedllm_verifier.attestation import NodeVerdict, prepare
+from efedllm_verifier.store import Store
 
 async def main():
     store = await Store.open(Path(sys.argv[1]))

@@ -7,15 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efedllm.commitments.hashing import keccak
-from verifier.sampling import (
-    Verdict,
-    is_sampled,
-    leaf_units,
-    pack_verdict,
-    tally,
-    unpack_verdict,
-    withheld_units,
-)
+from efedllm_verifier.lot import Verdict, is_sampled, leaf_units, pack_verdict, tally, unpack_verdict, withheld_units
 
 verdicts = st.builds(Verdict, st.integers(0, 255), st.integers(0, 127), st.booleans())
 

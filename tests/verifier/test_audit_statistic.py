@@ -13,20 +13,7 @@ import torch
 from efedllm.commitments.canonical import WireDtype, decode
 from efedllm.engine.protocol import StepItem
 from efedllm.engine.shard import ShardEngine
-from tests.verifier.audit_lab import (
-    PROMPT,
-    RANGES,
-    Bits,
-    as_bfloat16,
-    as_int8,
-    decode_route,
-    load,
-    noisy,
-    skipping,
-    tamper,
-    truncated,
-)
-from verifier.statistic import (
+from efedllm_verifier.statistic import (
     MISMATCH_FLOOR,
     SEVERE_AT,
     SPREAD_MARGIN,
@@ -39,6 +26,19 @@ from verifier.statistic import (
     compare,
     grade,
     per_position,
+)
+from tests.verifier.audit_lab import (
+    PROMPT,
+    RANGES,
+    Bits,
+    as_bfloat16,
+    as_int8,
+    decode_route,
+    load,
+    noisy,
+    skipping,
+    tamper,
+    truncated,
 )
 
 NEW = 48

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from bench.attacks.executors import Identity, Remembered, Shifted
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.messages import EXACT_PROFILE, FLOAT_PROFILE, HALF_PROFILE, JobSpec, RouteHop, SignedCommit
@@ -19,8 +18,25 @@ from efedllm.engine.half import HalfShardEngine
 from efedllm.engine.protocol import Executor, StepItem, compute_of
 from efedllm.engine.select import load_executor
 from efedllm.errors import ModelError, ProtocolError
-from efedllm.sampling import SamplingSpec
-from node.checks import OwnHop, check_previous
+from efedllm.sampling.float import SamplingSpec
+from efedllm_bench.attacks.cheats.outputs import Identity, Remembered, Shifted
+from efedllm_node.jobs.admission import OwnHop, check_previous
+from efedllm_verifier.leaf import Leaf
+from efedllm_verifier.rerun import HopResult, rerun
+from efedllm_verifier.statistic import (
+    FAIL_AT,
+    HALF_LIMITS,
+    HALF_LONE_FAIL_AT,
+    HALF_MOST,
+    HALF_MOST_SEVERE_AT,
+    MEASURED,
+    SEVERE_AT,
+    Limits,
+    Outcome,
+    compare,
+    grade_half,
+    per_position,
+)
 from tests.verifier.audit_lab import (
     DOMAIN,
     PROMPT,
@@ -35,22 +51,6 @@ from tests.verifier.audit_lab import (
     skipping,
     tamper,
     truncated,
-)
-from verifier.leaf import Leaf
-from verifier.rerun import HopResult, rerun
-from verifier.statistic import (
-    FAIL_AT,
-    HALF_LIMITS,
-    HALF_LONE_FAIL_AT,
-    HALF_MOST,
-    HALF_MOST_SEVERE_AT,
-    MEASURED,
-    SEVERE_AT,
-    Limits,
-    Outcome,
-    compare,
-    grade_half,
-    per_position,
 )
 
 WARM = SamplingSpec(900, 50, 950_000, bytes(range(32)))

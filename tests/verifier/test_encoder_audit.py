@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.attacks import weights
 from efedllm.commitments.canonical import WireDtype, decode, encode
 from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.messages import PPM, JobSpec, ids_hash
 from efedllm.engine.encoder import EncoderEngine
 from efedllm.engine.protocol import StepItem
+from efedllm_bench.attacks.cheats import weights
+from efedllm_verifier.engine_cache import self_test
+from efedllm_verifier.leaf import Leaf
+from efedllm_verifier.rerun import HopResult, rerun
+from efedllm_verifier.statistic import Outcome
 from tests.model_fixtures import bundled_model, checkpoint, published
 from tests.verifier.audit_lab import Trace, hop_commit
-from verifier.leaf import Leaf
-from verifier.rerun import HopResult, rerun
-from verifier.statistic import Outcome
-from verifier.weights import self_test
 
 __all__ = ["bundled_model", "checkpoint", "published"]
 

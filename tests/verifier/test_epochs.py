@@ -21,6 +21,9 @@ from efedllm.commitments.hashing import keccak
 from efedllm.commitments.messages import Voucher
 from efedllm.commitments.signing import Signer
 from efedllm.errors import ChainError, ConfigError
+from efedllm_verifier.app import store_path
+from efedllm_verifier.lot import Verdict
+from efedllm_verifier.store import Store
 from tests.chain.drop_proxy import DropProxy
 from tests.verifier.audit_lab import PROMPT, RANGES, Trace, as_int8, decode_route, load, tamper
 from tests.verifier.audit_network import (
@@ -39,9 +42,6 @@ from tests.verifier.audit_network import (
 )
 from tests.verifier.epoch_kit import NEW, WARM, CrashError, crash_at, start_process, verdicts, work
 from tests.verifier.served_node import Lies
-from verifier.app import store_path
-from verifier.sampling import Verdict
-from verifier.store import Store
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -353,7 +353,7 @@ async def test_a_killed_process_reveals_after_its_restart(network: Network, hone
             await process.wait()
 
     status = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "verifier", "status", "--json", "--rpc", network.live.rpc_url),
+        *(sys.executable, "-m", "efedllm_verifier", "status", "--json", "--rpc", network.live.rpc_url),
         *("--deployment", str(network.live.path), "--home", str(network.config(index).home)),
         *("--keystore", str(network.config(index).keystore)),
         stdout=asyncio.subprocess.PIPE,

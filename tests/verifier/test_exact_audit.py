@@ -23,14 +23,14 @@ from efedllm.engine.select import load_executor
 from efedllm.engine.shard import ShardEngine
 from efedllm.engine.taps import TAP_BYTES
 from efedllm.errors import ModelError
-from efedllm.exact_sampling import sample_exact
 from efedllm.models.manifest import Manifest
-from efedllm.sampling import SamplingSpec, sample
+from efedllm.sampling.exact import sample_exact
+from efedllm.sampling.float import SamplingSpec, sample
+from efedllm_verifier.engine_cache import EngineHouse
+from efedllm_verifier.leaf import Leaf
+from efedllm_verifier.rerun import HopResult, rerun
+from efedllm_verifier.statistic import BackendError, Outcome, compare_exact
 from tests.verifier.audit_lab import BUNDLED, PROMPT, RANGES, Bits, Trace, decode_route, hop_commit, job_spec
-from verifier.leaf import Leaf
-from verifier.rerun import HopResult, rerun
-from verifier.statistic import BackendError, Outcome, compare_exact
-from verifier.weights import EngineHouse
 
 NEW = 16
 LAST = len(RANGES) - 1

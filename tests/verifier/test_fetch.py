@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from verifier.fetch import FetchLimits, NodeReader, UnavailableError, base_url
+from efedllm_verifier.fetch import FetchLimits, NodeReader, UnavailableError, base_url
 
 QUICK = FetchLimits(connect=0.5, total=0.5, attempts=3, pause=0.01, memory=60)
 ROOT = b"\x07" * 32

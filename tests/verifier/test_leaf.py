@@ -19,13 +19,13 @@ from efedllm.commitments.leaves import batch_root
 from efedllm.commitments.messages import Domain, JobSpec, SessionKey, ids_hash
 from efedllm.commitments.signing import Signer
 from efedllm.errors import ProtocolError
-from efedllm.sampling import SamplingSpec
+from efedllm.sampling.float import SamplingSpec
+from efedllm_verifier.audit import Auditor, _Scope
+from efedllm_verifier.leaf import Leaf, Registration, check_leaf, parse_batch
+from efedllm_verifier.neighbour_checks import Party
+from efedllm_verifier.statistic import UNCALIBRATED, Outcome
 from tests.verifier.audit_lab import DOMAIN, Trace, job_spec
 from tests.verifier.served_node import Job
-from verifier.audit import Auditor, _Scope
-from verifier.leaf import Leaf, Registration, check_leaf, parse_batch
-from verifier.linkage import Party
-from verifier.statistic import UNCALIBRATED, Outcome
 
 ESCROW = (1337, "0x" + "22" * 20)
 EPOCH, SEQ, HIDDEN, LAYERS = 9, 4, 4, 8

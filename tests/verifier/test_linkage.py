@@ -14,13 +14,13 @@ from efedllm.commitments.hashing import ZERO32, keccak
 from efedllm.commitments.leaves import chunk_hash
 from efedllm.commitments.messages import Envelope
 from efedllm.commitments.signing import Signer, recover
+from efedllm_verifier.fetch import FetchLimits, NodeReader
+from efedllm_verifier.leaf import Fault
+from efedllm_verifier.neighbour_checks import Party, check_inputs, check_outputs, unsigned_positions
+from efedllm_verifier.statistic import Outcome
 from tests.verifier.audit_lab import DOMAIN
 from tests.verifier.served_node import Job, Lies, ServedNode, rewritten
 from tests.verifier.test_leaf import HIDDEN, NODES, SIGNERS, a_job
-from verifier.fetch import FetchLimits, NodeReader
-from verifier.leaf import Fault
-from verifier.linkage import Party, check_inputs, check_outputs, unsigned_positions
-from verifier.statistic import Outcome
 
 QUICK = FetchLimits(connect=0.5, total=2.0, attempts=1)
 

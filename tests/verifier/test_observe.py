@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from efedllm.chain.types import BatchInfo
-from verifier.observe import none_missing
+from efedllm_verifier.chain_view import none_missing
 
 A, B = "0x" + "Aa" * 20, "0x" + "0B" * 20
 

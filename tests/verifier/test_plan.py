@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from efedllm.chain.types import ChainTime, chain_time
-from verifier.plan import (
+from efedllm_verifier.plan import (
     ArmSeed,
     Audit,
     AuditNode,

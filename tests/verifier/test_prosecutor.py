@@ -9,19 +9,19 @@ import pytest
 import pytest_asyncio
 from eth_account import Account
 
-from deploy.profile import Profile
 from efedllm.chain import Chain
 from efedllm.chain.disputes import EvidenceFolder, prove
 from efedllm.commitments.hashing import keccak
 from efedllm.commitments.messages import Domain
 from efedllm.commitments.signing import Signer
 from efedllm.logs import get_logger
+from efedllm_deploy.profile import Profile
+from efedllm_verifier.equivocation_search import Witness
+from efedllm_verifier.fetch import NodeReader
+from efedllm_verifier.metrics import Metrics
+from efedllm_verifier.prosecutor import Prosecutor
 from tests.chain.test_disputes import KEY, STAKE, a_lie, registered
 from tests.live_network import LiveNetwork
-from verifier.fetch import NodeReader
-from verifier.metrics import Metrics
-from verifier.prosecutor import Prosecutor
-from verifier.witness import Witness
 
 
 @pytest_asyncio.fixture

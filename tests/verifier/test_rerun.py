@@ -12,11 +12,11 @@ from efedllm.commitments.canonical import WireDtype, decode, encode
 from efedllm.commitments.messages import JobSpec, ids_hash
 from efedllm.engine.protocol import StepItem
 from efedllm.engine.shard import ShardEngine
-from efedllm.sampling import SamplingSpec, sample
+from efedllm.sampling.float import SamplingSpec, sample
+from efedllm_verifier.leaf import Leaf
+from efedllm_verifier.rerun import HopResult, check_tokens, rerun
+from efedllm_verifier.statistic import BackendError, Outcome
 from tests.verifier.audit_lab import PROMPT, RANGES, Bits, Trace, decode_route, hop_commit, job_spec, load
-from verifier.leaf import Leaf
-from verifier.rerun import HopResult, check_tokens, rerun
-from verifier.statistic import BackendError, Outcome
 
 NEW = 40
 LAST = len(RANGES) - 1

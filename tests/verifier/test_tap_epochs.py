@@ -23,7 +23,12 @@ from efedllm.compression.profile import settle_profile
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.protocol import StepItem
 from efedllm.engine.taps import TAP_BYTES
-from efedllm.exact_sampling import sample_exact
+from efedllm.sampling.exact import sample_exact
+from efedllm_verifier.app import AuditsNodes, Verifier
+from efedllm_verifier.attestation import NodeVerdict
+from efedllm_verifier.audit import AuditTask, LeafReport, NodeAudit, attested_digest
+from efedllm_verifier.lot import Verdict, pack_verdict
+from efedllm_verifier.statistic import Outcome
 from tests.verifier.audit_lab import BUNDLED, PROMPT, RANGES, Trace, decode_route
 from tests.verifier.audit_network import (
     VERIFIERS,
@@ -39,11 +44,6 @@ from tests.verifier.audit_network import (
 )
 from tests.verifier.epoch_kit import NEW, WARM, verdicts
 from tests.verifier.served_node import Job
-from verifier.app import AuditsNodes, Verifier
-from verifier.attest import NodeVerdict
-from verifier.audit import AuditTask, LeafReport, NodeAudit, attested_digest
-from verifier.sampling import Verdict, pack_verdict
-from verifier.statistic import Outcome
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -12,10 +12,10 @@ import torch
 
 from efedllm.chain import keystore
 from efedllm.errors import ConfigError
-from verifier.__main__ import main
-from verifier.app import locked
-from verifier.config import VerifierConfig, parse_listen
-from verifier.metrics import Health, Metrics, serve
+from efedllm_verifier.__main__ import main
+from efedllm_verifier.app import locked
+from efedllm_verifier.config import VerifierConfig, parse_listen
+from efedllm_verifier.metrics import Health, Metrics, serve
 
 HAS_GPU = torch.cuda.is_available()
 

@@ -16,9 +16,9 @@ from efedllm.engine.protocol import Executor
 from efedllm.errors import ModelError
 from efedllm.models.manifest import Manifest
 from efedllm.models.tolerance import Tolerance
+from efedllm_verifier.engine_cache import EngineHouse, golden_input, self_test
+from efedllm_verifier.statistic import BackendError, Limits
 from tests.verifier.audit_lab import as_bfloat16, load, noisy, tamper
-from verifier.statistic import BackendError, Limits
-from verifier.weights import EngineHouse, golden_input, self_test
 
 
 def model_of(published: Path) -> ModelInfo:

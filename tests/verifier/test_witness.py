@@ -13,15 +13,15 @@ from efedllm.commitments.hashing import as_address, keccak
 from efedllm.commitments.messages import HopCommit, SignedCommit
 from efedllm.commitments.signing import Signer
 from efedllm.errors import ConfigError, ProtocolError
+from efedllm_verifier.equivocation_search import Sighting, Witness
+from efedllm_verifier.fetch import NodeReader
+from efedllm_verifier.neighbour_checks import Party
+from efedllm_verifier.prosecutor import Case, Step, next_step
 from tests.verifier.audit_lab import DOMAIN
 from tests.verifier.served_node import Job, Lies, ServedNode
 from tests.verifier.test_leaf import NODES as ROUTE
 from tests.verifier.test_leaf import SIGNERS, a_job
 from tests.verifier.test_linkage import QUICK, signer
-from verifier.fetch import NodeReader
-from verifier.linkage import Party
-from verifier.prosecutor import Case, Step, next_step
-from verifier.witness import Sighting, Witness
 
 OTHER = keccak(b"other")
 NODES = tuple(map(as_address, ROUTE))

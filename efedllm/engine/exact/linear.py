@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from efedllm.engine.exact.arithmetic import quantize
-from efedllm.engine.exact.native import held, native_linears
+from efedllm.engine.exact.native_linears import held, native_linears
 from efedllm.engine.exact.packed import PackedIntMatrix, PackedRows
 from efedllm.engine.exact.products import IntMatrix, Kernel
-from efedllm.engine.exact.published import Factors, Int8Rows, Published
+from efedllm.engine.exact.records import Factors, Int8Rows, Published
 from efedllm.kernels.matrix import Scratch
 
 __all__ = ["Factors", "Int8Rows", "Linears", "Published"]

@@ -24,11 +24,11 @@ from efedllm.engine.exact.products import Kernel, fastest_kernel
 from efedllm.engine.exact.rope import RopeTables, Rotation, make_tables
 from efedllm.engine.exact.steps import Angles, steps_for
 from efedllm.engine.exact.tap import Tap
+from efedllm.engine.memory.budgeted_layers import Room
+from efedllm.engine.memory.layer_streaming import TierReport, check_device, open_tiers, slowdown
+from efedllm.engine.memory.step_memory import Working, widest
 from efedllm.engine.protocol import Float32, Int32, StepItem
-from efedllm.engine.room import Room
 from efedllm.engine.taps import Tapped
-from efedllm.engine.tiers import TierReport, check_device, open_tiers, slowdown
-from efedllm.engine.working import Working, widest
 from efedllm.errors import ModelError
 from efedllm.models.exact import check_supported
 from efedllm.models.families import build_skeleton, read_config

@@ -1,0 +1,310 @@
+"""Paid sessions: opening one on chain for a route, using one again, signing its vouchers."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from eth_account.signers.local import LocalAccount
+
+from efedllm.chain import Chain
+from efedllm.chain.amounts import GWEI, cost_of_tokens, format_amount
+from efedllm.chain.reverts import RevertError
+from efedllm.chain.types import ChainTime, SessionInfo
+from efedllm.commitments.eip712 import Domain
+from efedllm.commitments.hashing import ZERO32, keccak
+from efedllm.commitments.messages import JobSpec, SessionKey, Voucher
+from efedllm.commitments.signing import Signer
+from efedllm.errors import ChainError, ConfigError
+from efedllm.wire.messages import VoucherMsg
+from efedllm_client.payments.locks import try_lock
+from efedllm_client.payments.session_keys import create_signer, load_signer
+from efedllm_client.payments.shares import split_shares
+from efedllm_client.payments.store import CLOSED, OPEN, OPENING, Store, StoredSession, StoredVoucher
+from efedllm_client.payments.wallet import abi_key, fund_escrow
+from efedllm_client.policy import JOBS_AHEAD, Amount, Terms, payable, session_deposit
+from efedllm_client.routes.choose import Route
+
+LIFETIME = 24 * 3600  # seconds from opening to expiry
+MARGIN = 600  # an open session is used again only when it lives at least this much longer, seconds
+ON_CHAIN_OPEN = 1
+
+
+@dataclass(frozen=True)
+class SessionRequest:
+    """What a job needs from a session."""
+
+    model_id: bytes
+    route: Route
+    tokens: int  # prompt and new tokens together, at most
+    deposit: int | None = None  # wei; None chooses
+    fresh: bool = False  # never use an open session again
+
+
+@dataclass(frozen=True)
+class Domains:
+    """Where this network's signatures count."""
+
+    efl: Domain  # jobs, envelopes, commitments
+    escrow: tuple[int, str]  # chain id and SessionEscrow: sessions and vouchers
+
+
+class PaidSession:
+    """One open session, held exclusively. Every voucher is on disk before `sign` returns it."""
+
+    def __init__(
+        self,
+        store: Store,
+        domains: Domains,
+        key: SessionKey,
+        signer: Signer,
+        stored: StoredSession,
+        last: Amount,
+        root: bytes,
+    ) -> None:
+        self._store = store
+        self._domains = domains
+        self._signer = signer
+        self.key = key
+        self.session_id = stored.session_id
+        self.deposit = stored.deposit
+        self.price = stored.price
+        # After a crash nobody knows how far the last job came; the nodes were promised at most the last voucher.
+        self.billed_tokens = max(stored.billed_tokens, last.tokens) if stored.in_job else stored.billed_tokens
+        self.signed = last
+        self.receipts_root = root
+
+    @property
+    def signer_address(self) -> str:
+        return self._signer.address
+
+    async def take_job(self) -> int:
+        """A job number of this session that was never used."""
+        return await self._store.take_job(self.session_id)
+
+    async def end_job(self, billed_tokens: int, commit_digests: Sequence[bytes] = ()) -> None:
+        """Account for a job: the session's tokens so far, and the receipts it brought."""
+        await self._store.end_job(self.session_id, billed_tokens)
+        self.billed_tokens = max(self.billed_tokens, billed_tokens)
+        if commit_digests:
+            self.receipts_root = keccak(self.receipts_root + b"".join(commit_digests))
+
+    async def sign(self, amount: Amount) -> VoucherMsg:
+        """A signed voucher for `amount`, kept before it is returned. Raises ConfigError "voucher-regression"."""
+        voucher = Voucher(self.session_id, amount.cumulative, amount.tokens, self.receipts_root)
+        signature = self._signer.sign(voucher.digest(*self._domains.escrow))
+        await self._store.save_voucher(
+            StoredVoucher(self.session_id, amount.cumulative, amount.tokens, self.receipts_root, signature)
+        )
+        self.signed = amount
+        return VoucherMsg(voucher, signature)
+
+    def sign_spec(self, spec: JobSpec) -> bytes:
+        return self._signer.sign(spec.digest(self._domains.efl))
+
+    def sign_digest(self, digest: bytes) -> bytes:
+        """Signature of the session key, e.g. to acknowledge a token's envelope."""
+        return self._signer.sign(digest)
+
+
+class Sessions:
+    """Opens sessions from one wallet and finds those that can be used again."""
+
+    def __init__(self, chain: Chain, store: Store, wallet: LocalAccount, directory: Path) -> None:
+        self._chain = chain
+        self._store = store
+        self._domains = Domains(chain.efl_domain, chain.escrow_domain)
+        self._wallet = wallet
+        self._signers = directory / "signers"
+        self._locks = directory / "locks"
+
+    @property
+    def client(self) -> str:
+        """Address of the wallet."""
+        return str(self._wallet.address)
+
+    async def known(self) -> list[StoredSession]:
+        """This wallet's sessions on this network, newest first."""
+        chain_id, escrow = self._chain.escrow_domain
+        return await self._store.sessions(str(self._wallet.address), escrow, chain_id)
+
+    async def open_routes(self, model_id: bytes) -> list[tuple[str, ...]]:
+        """Routes for which this wallet has a session, as far as the store knows."""
+        keys = [SessionKey.from_json(json.loads(s.key_json)) for s in await self.known() if s.status == OPEN]
+        return [key.nodes for key in keys if key.model_id == model_id]
+
+    async def jobs_started(self) -> int:
+        """How many jobs this wallet ever started on this network."""
+        return sum(session.next_job for session in await self.known())
+
+    async def may_open(self, route: Route, model_id: bytes, tokens: int) -> bool:
+        """Whether the contracts take a session on `route` that holds what `tokens` cost: no node is excluded, or on
+        probation and capped below that."""
+        nodes = list(route.addresses)
+        try:
+            price = int(await self._chain.call("NodeRegistry", "checkRoute", model_id, nodes))
+            await self._chain.call("VerifierCommittee", "checkStanding", nodes, cost_of_tokens(tokens, price))
+        except RevertError:
+            return False
+        return True
+
+    @asynccontextmanager
+    async def acquire(self, request: SessionRequest) -> AsyncIterator[PaidSession]:
+        """An open session for the route with room for the job, used by nobody else until the block ends.
+
+        Raises ChainError (with the contract's reason), ConfigError "insufficient-balance", "deposit-too-small",
+        "probation-cap" or "price-raised".
+        """
+        nodes = list(request.route.addresses)
+        price = int(await self._chain.call("NodeRegistry", "checkRoute", request.model_id, nodes))
+        if price > request.route.price:
+            # What the route was chosen and its price accepted by may be old: prices change with the epoch.
+            raise ConfigError(
+                "price-raised",
+                f"The route costs {format_amount(price * GWEI)} per 1000 tokens, not "
+                f"{format_amount(request.route.price * GWEI)} as when it was chosen.",
+                "Start again: the route is then chosen by today's prices.",
+            )
+        with ExitStack() as held:
+            session = None if request.fresh else await self._reuse(request, price, held)
+            yield session or await self._open(request, price, held)
+
+    async def _reuse(self, request: SessionRequest, price: int, held: ExitStack) -> PaidSession | None:
+        now = await self._chain.now()
+        for stored in await self.known():
+            if stored.status == CLOSED:
+                continue
+            key = SessionKey.from_json(json.loads(stored.key_json))
+            if not fits(key, stored, request, price, now):
+                continue
+            lock = ExitStack()
+            if not lock.enter_context(try_lock(self._lock_path(stored.session_id))):
+                lock.close()
+                continue
+            session = await self._resume(stored.session_id, key, request)
+            if session is not None:
+                held.push(lock)
+                return session
+            lock.close()
+        return None
+
+    async def _resume(self, session_id: bytes, key: SessionKey, request: SessionRequest) -> PaidSession | None:
+        """The session when the chain has it open with enough left. Called with its lock held."""
+        on_chain = await self._chain.session(session_id)
+        if on_chain.status != ON_CHAIN_OPEN:
+            if on_chain.status > ON_CHAIN_OPEN:
+                await self._store.set_session(session_id, CLOSED)
+            return None
+        await self._store.set_session(session_id, OPEN, on_chain.deposit)
+        stored = await self._store.session(session_id)
+        last = await self._store.last_voucher(session_id)
+        signer = load_signer(self._signers, self._wallet, key.signer)
+        amount = Amount(last.cumulative, last.tokens) if last else Amount(0, 0)
+        session = PaidSession(
+            self._store, self._domains, key, signer, stored, amount, last.receipts_root if last else ZERO32
+        )
+        return session if has_room(on_chain, session.billed_tokens + request.tokens, stored.price) else None
+
+    async def _open(self, request: SessionRequest, price: int, held: ExitStack) -> PaidSession:
+        nodes = request.route.addresses
+        job_cost = cost_of_tokens(request.tokens, price)
+        # A route that is only tried will hardly carry the next jobs too.
+        ahead = 1 if request.route.newcomer else JOBS_AHEAD
+        wanted = session_deposit(job_cost, request.deposit, None, ahead)
+        cap = await self._probation_cap(nodes, wanted)
+        # One wei opens a free route: the escrow refuses an empty deposit.
+        wanted = max(session_deposit(job_cost, request.deposit, cap, ahead), 1)
+        amount = await fund_escrow(self._chain, max(job_cost, 1), wanted, exact=request.deposit is not None)
+        signer = create_signer(self._signers, self._wallet)
+        now = await self._chain.now()
+        key = SessionKey(
+            client=str(self._wallet.address),
+            signer=signer.address,
+            model_id=request.model_id,
+            nonce=secrets.randbits(63),
+            expiry=now.timestamp + LIFETIME,
+            max_price_per_ktok=price,
+            nodes=nodes,
+            shares=split_shares([(hop.price, hop.hi - hop.lo) for hop in request.route.hops]),
+        )
+        chain_id, escrow = self._chain.escrow_domain
+        session_id = key.session_id(chain_id, escrow)
+        stored = StoredSession(
+            session_id=session_id,
+            chain_id=chain_id,
+            escrow=escrow,
+            client=key.client,
+            key_json=json.dumps(key.to_json()),
+            price=price,
+            deposit=amount,
+            status=OPENING,
+        )
+        held.enter_context(try_lock(self._lock_path(session_id)))
+        await self._store.add_session(stored)
+        await self._chain.send("SessionEscrow", "open", abi_key(key), amount)
+        await self._store.set_session(session_id, OPEN)
+        return PaidSession(self._store, self._domains, key, signer, stored, Amount(0, 0), ZERO32)
+
+    async def _probation_cap(self, nodes: Sequence[str], value: int) -> int | None:
+        """Most wei a session on `nodes` may hold when below `value`. Raises RevertError when a node is excluded."""
+        cap: int | None = None
+        for _ in nodes:
+            try:
+                await self._chain.call("VerifierCommittee", "checkStanding", list(nodes), value)
+                return cap
+            except RevertError as error:
+                if error.name != "ProbationCapExceeded":
+                    raise
+                cap = value = int(error.values["cap"])
+                if cap == 0:
+                    return 0
+        return cap
+
+    def _lock_path(self, session_id: bytes) -> Path:
+        return self._locks / f"{session_id.hex()}.lock"
+
+
+def fits(key: SessionKey, stored: StoredSession, request: SessionRequest, price: int, now: ChainTime) -> bool:
+    """Whether a known session has the route, the model and today's price, and lives long enough."""
+    return (
+        key.nodes == request.route.addresses
+        and key.model_id == request.model_id
+        and stored.price == price
+        and key.expiry >= now.timestamp + MARGIN
+    )
+
+
+def has_room(session: SessionInfo, tokens: int, price: int) -> bool:
+    """Whether the deposit covers `tokens`, counted over the whole session."""
+    return cost_of_tokens(tokens, price) <= session.deposit
+
+
+def is_route_error(error: ChainError) -> bool:
+    """Whether the chain refused a node of the route, so that another route may do."""
+    return isinstance(error, RevertError) and error.name in {
+        "NodeNotActive",
+        "NodeJailed",
+        "NodeExcluded",
+        "ProbationCapExceeded",
+        "RouteGap",
+        "RouteIncomplete",
+        "StakeTooLow",
+        "WrongModel",
+    }
+
+
+def terms_for(session: PaidSession, prompt_tokens: int, max_new_tokens: int) -> Terms:
+    """Payment terms of a job on a session. Raises ConfigError "deposit-exhausted" when the prompt is not covered."""
+    terms = Terms(
+        price=session.price,
+        deposit=session.deposit,
+        billed_before=session.billed_tokens,
+        prompt_tokens=prompt_tokens,
+        max_new_tokens=max_new_tokens,
+    )
+    payable(terms, 0)
+    return terms

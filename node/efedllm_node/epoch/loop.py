@@ -1,0 +1,127 @@
+"""The loop that follows the chain: time, batches, settlements, rewards, forgetting. Serving never waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from efedllm.chain import Chain, ChainTime
+from efedllm.errors import ChainError
+from efedllm.logs import get_logger
+from efedllm_node.canaries.opener import Opener
+from efedllm_node.canaries.store import CanaryStore
+from efedllm_node.compute.trace_files import Traces
+from efedllm_node.config import Policy
+from efedllm_node.epoch.batch_poster import Committer
+from efedllm_node.epoch.chain_clock import Clock
+from efedllm_node.epoch.rewards import Rewards
+from efedllm_node.metrics import Metrics
+from efedllm_node.payments.sessions import Book
+from efedllm_node.payments.settler import Settler
+from efedllm_node.storage.store import Store
+
+
+class Duties:
+    """A duty that fails is put off to the next tick; all of them are safe to repeat."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        clock: Clock,
+        store: Store,
+        traces: Traces,
+        book: Book,
+        policy: Policy,
+        metrics: Metrics,
+        canaries: CanaryStore,
+    ) -> None:
+        self._chain = chain
+        self._clock = clock
+        self._store = store
+        self._traces = traces
+        self._book = book
+        self._policy = policy
+        self._metrics = metrics
+        self._committer = Committer(chain, store, policy, metrics)
+        self._settler = Settler(chain, book, policy, metrics)
+        self._opener = Opener(chain, store, canaries)
+        self._rewards = Rewards(chain, store, policy)
+        self._pruned = 0
+        self._busy = asyncio.Lock()
+        self._window: int | None = None
+        self._log = get_logger("duties")
+
+    async def run(self) -> None:
+        """Look at the chain once a tick until cancelled."""
+        while True:
+            await self.tick()
+            await asyncio.sleep(self._policy.tick)
+
+    async def tick(self) -> None:
+        """One look."""
+        async with self._busy:
+            await self._tick()
+
+    async def _tick(self) -> None:
+        epoch = self._clock.time.epoch
+        if not await self._guarded("time", self._clock.refresh):
+            return
+        time = self._clock.time
+        if time.epoch != epoch:
+            self._book.forget_nodes()
+            self._book.sweep(time.timestamp)
+        await self._guarded("post", lambda: self._committer.tick(time, False))
+        # Before the others, which may wait long for their transactions: this one is of use in a third of an epoch only.
+        # Under the name of another duty: metrics must not tell a node with canaries from one without.
+        await self._guarded("post", lambda: self._opener.tick(time))
+        await self._guarded("settle", lambda: self._settler.tick(time, False))
+        await self._guarded("rewards", lambda: self._rewards.tick(time))
+        if self._pruned < time.epoch and await self._guarded("forget", lambda: self._forget(time)):
+            self._pruned = time.epoch
+
+    async def _guarded(self, name: str, duty: Callable[[], Awaitable[Any]]) -> bool:
+        try:
+            await duty()
+        except ChainError as error:
+            self._metrics.duty_failures.labels(name).inc()
+            self._log.warning("duty put off", duty=name, code=error.code, reason=error.message)
+            return False
+        return True
+
+    async def drain(self, deadline: float) -> bool:
+        """Post and settle everything now. False when `deadline` seconds were not enough."""
+        try:
+            async with asyncio.timeout(deadline):
+                while not await self._drained():  # noqa: ASYNC110 - what is waited for happens on the chain
+                    await asyncio.sleep(min(1.0, self._policy.tick))
+        except TimeoutError:
+            return False
+        return True
+
+    async def _drained(self) -> bool:
+        async with self._busy:
+            return await self._drain_once()
+
+    async def _drain_once(self) -> bool:
+        if not await self._guarded("time", self._clock.refresh):
+            return False
+        time = self._clock.time
+        clear: list[bool] = []
+
+        async def note(duty: Awaitable[bool]) -> None:
+            clear.append(await duty)
+
+        await self._guarded("post", lambda: note(self._committer.tick(time, True)))
+        await self._guarded("settle", lambda: note(self._settler.tick(time, True)))
+        return clear == [True, True]
+
+    async def _forget(self, time: ChainTime) -> None:
+        """Drop evidence nobody can ask for any more."""
+        if self._window is None:
+            self._window = int(await self._chain.call("CommitmentLog", "challengeWindow"))
+        keep = max(self._window, self._policy.keep_epochs * time.epoch_length)
+        while old := await self._store.expired(time.timestamp - keep, time.epoch - self._policy.keep_epochs):
+            for job_id in old:
+                await self._traces.remove(job_id)
+            await self._store.forget(old)

@@ -1,0 +1,306 @@
+"""What clients and neighbours say, and to which job it belongs."""
+
+from __future__ import annotations
+
+import asyncio
+
+from efedllm.chain import Chain
+from efedllm.commitments.messages import RouteHop, ids_bytes
+from efedllm.errors import ChainError, EfedError, ProtocolError
+from efedllm.logs import get_logger
+from efedllm.wire import Identity
+from efedllm.wire.messages import (
+    AckMsg,
+    ActMsg,
+    AnyMessage,
+    CancelMsg,
+    CommitMsg,
+    ErrorMsg,
+    FinishMsg,
+    OpenedMsg,
+    OpenJobMsg,
+    StartMsg,
+    VoucherMsg,
+)
+from efedllm_node.canaries.canary_jobs import CanaryDesk
+from efedllm_node.jobs import job_events as events
+from efedllm_node.jobs.admission import Load, check_open, check_own, check_route, job_exists
+from efedllm_node.jobs.job import Job
+from efedllm_node.jobs.job_state import Workshop
+from efedllm_node.jobs.peers import Link, Neighbours
+from efedllm_node.payments.rules import check_credit
+from efedllm_node.payments.sessions import Entry
+from efedllm_node.storage.records import CanaryRecord, JobRecord
+
+TOKEN_BYTES = 4
+
+
+class Desk:
+    """All jobs of the node, and the door through which they come. Implements `links.Handler`."""
+
+    def __init__(self, shop: Workshop, chain: Chain, identity: Identity, canaries: CanaryDesk) -> None:
+        self.shop = shop
+        self._canaries = canaries
+        self.draining = False
+        self._closing = False
+        self.neighbours = Neighbours(identity, self, shop.limits.connect_timeout, shop.metrics.wire)
+        self._chain = chain
+        self._jobs: dict[bytes, Job] = {}
+        self._tasks: dict[bytes, asyncio.Task[None]] = {}
+        self._opening: dict[bytes, bytes] = {}  # job -> session, while OPEN_JOB is being looked at
+        self._guests: set[Link] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._log = get_logger("desk")
+
+    @property
+    def running(self) -> int:
+        """Jobs open or being opened."""
+        return len(self._jobs) + len(self._opening)
+
+    @property
+    def connections(self) -> int:
+        """Links that others opened to us."""
+        return len(self._guests)
+
+    def welcome(self, link: Link) -> None:
+        """Somebody connected and has proven who it is."""
+        self._guests.add(link)
+        if link.is_node:
+            self.neighbours.adopt(link)
+
+    def farewell(self, link: Link) -> None:
+        """Its connection has ended."""
+        self._guests.discard(link)
+
+    # --- Handler ---
+
+    async def handle(self, link: Link, message: AnyMessage) -> None:
+        """One message of a link. Failures go back over the link; they never end it."""
+        if self._closing:
+            # Our jobs are gone: whoever writes to them shall hear that we are, and not that there never were any.
+            return
+        try:
+            if link.is_node and isinstance(message, CommitMsg) and message.commit.job_id not in self._jobs:
+                await self._late_commit(link, message)
+            elif link.is_node:
+                self._from_node(link, message)
+            else:
+                await self._from_client(link, message)
+        except (ProtocolError, ChainError) as error:
+            job_id = message.job_spec.job_id if isinstance(message, OpenJobMsg) else getattr(message, "job_id", None)
+            await link.refuse(error, job_id)
+
+    def lost(self, link: Link) -> None:
+        self.neighbours.forget(link)
+        for job in list(self._jobs.values()):
+            if job.uses(link):
+                job.post(events.Gone(link))
+
+    def _from_node(self, link: Link, message: AnyMessage) -> None:
+        match message:
+            case ActMsg():
+                # Job ids can be guessed: what strangers send must not reach a job, which would end by it.
+                job = self._neighbours_job(link, message.job_id, following=False)
+                if job is None:
+                    raise ProtocolError("unknown-job", f"There is no job 0x{message.job_id.hex()} of yours here.")
+                job.post(events.Rows(message, link))
+            case AckMsg():
+                # It may arrive after the end.
+                job = self._neighbours_job(link, message.job_id)
+                if job is not None:
+                    job.post(events.Acknowledged(message, link))
+            case CommitMsg():
+                job = self._neighbours_job(link, message.commit.job_id, following=False)
+                if job is not None:
+                    job.post(events.Committed(message.signed))
+            case FinishMsg():
+                job = self._neighbours_job(link, message.job_id, following=False)
+                if job is not None:
+                    job.post(events.Finished(message))
+            case CancelMsg():
+                job = self._neighbours_job(link, message.job_id, following=False)
+                if job is not None:
+                    job.post(events.Stop("last" if job.record.hop == 0 else "previous"))
+            case ErrorMsg():
+                self._error_from_node(link, message)
+            case _:
+                raise ProtocolError("unexpected", f"A node does not send {message.TYPE.name}.")
+
+    async def _late_commit(self, link: Link, message: CommitMsg) -> None:
+        """The job is over: a commitment can only contradict the one that we know."""
+        kept = await self.shop.store.previous(message.commit.job_id)
+        if kept is not None and kept.node == link.remote.node:
+            await self.shop.witness.compare(kept.node, kept.signed, message.signed)
+
+    def _error_from_node(self, link: Link, message: ErrorMsg) -> None:
+        if message.job_id is None:
+            self._log.warning("neighbour reports", node=link.remote.node, code=message.code, reason=message.message)
+            return
+        job = self._neighbours_job(link, message.job_id) or self._neighbours_job(link, message.job_id, following=False)
+        if job is not None:
+            error = ProtocolError(message.code, f"Node {link.remote.node} gave up: {message.message}", message.hint)
+            job.post(events.Failed(error, link))
+
+    def _neighbours_job(self, link: Link, job_id: bytes, *, following: bool = True) -> Job | None:
+        """The job, if the link's node is its next hop (or with following=False its previous one)."""
+        job = self._jobs.get(job_id)
+        if job is None:
+            return None
+        hop, hops = job.record.hop, job.record.hops
+        other = job.record.route[(hop + (1 if following else -1)) % hops]
+        return job if hops > 1 and link.is_hop(other) else None
+
+    async def _from_client(self, link: Link, message: AnyMessage) -> None:
+        match message:
+            case OpenJobMsg():
+                try:
+                    await self._open(link, message)
+                except EfedError as error:
+                    self.shop.metrics.refusals.labels(error.code).inc()
+                    self._log.info("job refused", code=error.code, reason=error.message)
+                    raise
+            case StartMsg():
+                self._clients_job(link, message.job_id).post(events.Started())
+            case VoucherMsg():
+                await self._voucher(message)
+            case CancelMsg():
+                if message.job_id in self._jobs:
+                    self._clients_job(link, message.job_id).post(events.Stop("client"))
+            case AckMsg():
+                if message.job_id in self._jobs:
+                    self._clients_job(link, message.job_id).post(events.Acknowledged(message, link))
+            case ErrorMsg():
+                self._log.info("client reports", code=message.code, reason=message.message)
+            case _:
+                raise ProtocolError("unexpected", f"A client does not send {message.TYPE.name}.")
+
+    def _clients_job(self, link: Link, job_id: bytes) -> Job:
+        job = self._jobs.get(job_id)
+        if job is None or job.client is not link:
+            raise ProtocolError("unknown-job", f"There is no job 0x{job_id.hex()} of yours here.", "Open it first.")
+        return job
+
+    # --- vouchers and jobs ---
+
+    async def _voucher(self, message: VoucherMsg) -> None:
+        session_id = message.voucher.session_id
+        entry = self.shop.book.get(session_id)
+        if entry is None:
+            raise ProtocolError(
+                "wrong-session", "This is a voucher for a session this node does not serve.", "Open a job in it first."
+            )
+        await self.shop.book.take(entry, message.voucher, message.signature)
+        for job_id in list(entry.running):
+            if job_id in self._jobs:
+                self._jobs[job_id].post(events.Paid())
+
+    async def _open(self, link: Link, msg: OpenJobMsg) -> None:
+        shop, spec = self.shop, msg.job_spec
+        session_id = msg.session_key.session_id(*self._chain.escrow_domain)
+        check_open(msg, session_id, shop.facts, shop.domain, shop.clock.time, self._load(session_id))
+        canary = self._canaries.consent(msg, shop.domain)
+        job_id = spec.job_id
+        if job_id in self._jobs or job_id in self._opening:
+            raise job_exists()
+        # Taken before anything is waited for: the same number may be asked for on another connection meanwhile.
+        self._opening[job_id] = session_id
+        self._idle.clear()
+        try:
+            if await shop.store.has_job(job_id):
+                raise job_exists()
+            await self._admit(link, msg, canary)
+        finally:
+            del self._opening[job_id]
+            self._check_idle()
+
+    async def _admit(self, link: Link, msg: OpenJobMsg, canary: CanaryRecord | None) -> None:
+        shop, spec = self.shop, msg.job_spec
+        # Our own registration, then the session, which costs money: only for that we ask about everybody else.
+        (own,) = await shop.book.route((shop.facts.address,))
+        check_own(own, shop.signer.address, shop.endpoint)
+        entry = await shop.book.enter(msg.session_key, msg.hop, own.price_per_ktok)
+        route = check_route(msg, await shop.book.route(msg.session_key.nodes))
+        if msg.voucher is not None and msg.voucher_signature is not None:
+            await shop.book.take(entry, msg.voucher, msg.voucher_signature)
+        check_credit(entry.account(shop.credit), entry.record.deposit, spec.prompt_tokens)
+        # From here on the job counts, before anything else is waited for: others may be opening beside it.
+        entry.running[spec.job_id] = spec.prompt_tokens
+        try:
+            await self._begin(link, msg, entry, route, canary)
+        finally:
+            if spec.job_id not in self._jobs:
+                entry.running.pop(spec.job_id, None)
+
+    async def _begin(
+        self, link: Link, msg: OpenJobMsg, entry: Entry, route: tuple[RouteHop, ...], canary: CanaryRecord | None
+    ) -> None:
+        shop, spec = self.shop, msg.job_spec
+        following = await self._following(route, msg.hop)
+        record = JobRecord(
+            job_id=spec.job_id,
+            session_id=entry.record.session_id,
+            hop=msg.hop,
+            hops=len(route),
+            spec=spec,
+            spec_sig=msg.spec_signature,
+            route=route,
+            prompt=None if msg.prompt is None else ids_bytes(msg.prompt),
+            in_row=TOKEN_BYTES if msg.hop == 0 else shop.facts.hidden * (4 if spec.wire_dtype == 1 else 2),
+            canary=canary,
+        )
+        async with self._canaries.room(record, shop.clock.time.epoch):
+            await shop.store.add_job(record)
+        job = Job(shop, entry, record, link, following)
+        self._jobs[record.job_id] = job
+        task = asyncio.create_task(job.run(), name=f"job {record.job_id.hex()[:16]}")
+        self._tasks[record.job_id] = task
+        task.add_done_callback(lambda _done: self._ended(record.job_id))
+        await link.send(OpenedMsg(record.job_id, record.hop, True))
+
+    def _load(self, session_id: bytes) -> Load:
+        mine = sum(other == session_id for other in self._opening.values())
+        mine += sum(job.record.session_id == session_id for job in self._jobs.values())
+        limits = self.shop.limits
+        return Load(self.running, mine, limits.max_jobs, limits.max_jobs_per_session, self.draining)
+
+    async def _following(self, route: tuple[RouteHop, ...], hop: int) -> Link | None:
+        """The link to the next hop; the last hop's next is hop 0."""
+        return None if len(route) == 1 else await self.neighbours.reach(route[(hop + 1) % len(route)])
+
+    def _ended(self, job_id: bytes) -> None:
+        self._jobs.pop(job_id, None)
+        self._tasks.pop(job_id, None)
+        self._check_idle()
+
+    def _check_idle(self) -> None:
+        if not self._jobs and not self._opening:
+            self._idle.set()
+
+    # --- the end of the node ---
+
+    async def finish_jobs(self, deadline: float) -> int:
+        """Refuse new jobs and wait for the running ones; those still there after `deadline` seconds are aborted.
+
+        Returns how many were aborted.
+        """
+        self.draining = True
+        try:
+            async with asyncio.timeout(deadline):
+                await self._idle.wait()
+        except TimeoutError:
+            left = list(self._jobs.values())
+            for job in left:
+                job.post(events.Failed(ProtocolError("draining", "The node is shutting down.", "Choose another node.")))
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            return len(left)
+        return 0
+
+    async def close(self) -> None:
+        """Stop every job where it is (the store will call it aborted at the next start) and all links."""
+        self.draining = self._closing = True
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(link.peer.close() for link in list(self._guests)), self.neighbours.close())

@@ -1,0 +1,86 @@
+"""From which block on the store knows every job that this node may have signed for.
+
+Two commitments for one job cost half the stake, and a store is what keeps a node from making the second. One that was
+lost, copied or set back does not know what was signed before, and any client of that time could ask for it again. So a
+node takes jobs only of sessions opened after the block from which its store was surely the one in use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from efedllm.chain import Chain, Deployment
+from efedllm.errors import ProtocolError
+from efedllm.logs import get_logger
+from efedllm_node.storage.records import OriginRecord
+from efedllm_node.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a node finds when it starts. `known`: what the store says of itself, None when it says nothing about this
+    network; `file`: number of its file; `store_seq`, `chain_seq`: number of the next batch by store and chain; `head`:
+    the newest block.
+    """
+
+    known: OriginRecord | None
+    file: str
+    store_seq: int
+    chain_seq: int
+    head: int
+
+
+def doubt(found: Found) -> str:
+    """Why the store may not know all that was signed; empty when it does."""
+    if found.known is None:
+        return "it is new"
+    if found.file != found.known.file:
+        return "its file is a copy, or was put back"
+    if found.chain_seq > found.store_seq:
+        return f"batch {found.chain_seq - 1} is on chain and not in it"
+    return ""
+
+
+def origin(found: Found) -> OriginRecord:
+    """From where on the store is to be believed."""
+    if found.known is not None and not doubt(found):
+        return found.known
+    return OriginRecord(found.head, found.file)
+
+
+def network_name(deployment: Deployment) -> str:
+    """What commitments are signed for: nothing signed for one network counts in another."""
+    return f"{deployment.chain_id} {deployment.genesis} {deployment.address('CommitmentLog').lower()}"
+
+
+async def establish(chain: Chain, store: Store, path: Path) -> int:
+    """The block after which sessions must have been opened; kept in the store. `path`: of its file."""
+    network, status = network_name(chain.deployment), await asyncio.to_thread(path.stat)
+    found = Found(
+        known=await store.origin(network),
+        file=str(status.st_ino),
+        store_seq=await store.next_seq(),
+        chain_seq=int(await chain.call("CommitmentLog", "nextSeq", chain.account_address)),
+        head=await chain.block_number(),
+    )
+    chosen = origin(found)
+    if chosen != found.known:
+        await store.set_origin(network, chosen)
+        if found.known is not None or found.chain_seq:
+            get_logger("origin").warning(
+                "the store may lack jobs that were signed: sessions opened before are refused",
+                why=doubt(found),
+                block=chosen.block,
+            )
+    return chosen.block
+
+
+def session_too_old(session_id: bytes) -> ProtocolError:
+    """A job of the session could be one that was signed and forgotten."""
+    return ProtocolError(
+        "session-too-old",
+        f"Session 0x{session_id.hex()} was opened before this node's records begin.",
+        "Open a new session.",
+    )

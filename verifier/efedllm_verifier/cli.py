@@ -1,0 +1,199 @@
+"""Audit nodes as a staked verifier; show what this verifier did."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from efedllm import logs
+from efedllm.chain.amounts import format_amount, parse_amount
+from efedllm.settings import Device, LocalMember, Settings, local_members
+from efedllm.sizes import parse_size
+
+if TYPE_CHECKING:
+    from efedllm.chain.client import Chain
+    from efedllm.chain.deployment import Deployment
+    from efedllm_verifier.config import VerifierConfig
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+# Without --home, below the programs' common home.
+SUBDIRECTORY = "verifier"
+
+Rpc = Annotated[str | None, typer.Option("--rpc", help="RPC address of the chain.", metavar="URL")]
+DeploymentFile = Annotated[Path | None, typer.Option("--deployment", help="File that `efedllm deploy` wrote.")]
+Keystore = Annotated[Path | None, typer.Option("--keystore", help="Encrypted wallet file.")]
+PasswordFile = Annotated[Path | None, typer.Option("--password-file", help="File with the wallet's password.")]
+Home = Annotated[Path | None, typer.Option("--home", help="Directory for records, reports and weights.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def _settings(
+    home: Path | None,
+    rpc: str | None,
+    deployment: Path | None,
+    keystore: Path | None,
+    password_file: Path | None,
+    ram: str | None = None,
+) -> tuple[Settings, Path]:
+    """Settings, and this verifier's own directory."""
+    settings = Settings.load(
+        home=home, rpc_url=rpc, deployment=deployment, keystore=keystore, password_file=password_file, ram=ram
+    )
+    logs.setup(settings.log_level, settings.log_format)
+    return settings, settings.home if home is not None else settings.home / SUBDIRECTORY
+
+
+@app.command()
+def run(
+    rpc: Rpc = None,
+    deployment: DeploymentFile = None,
+    keystore: Keystore = None,
+    password_file: PasswordFile = None,
+    home: Home = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="Where weights are; otherwise the nodes.", metavar="DIR|URL")
+    ] = None,
+    stake: Annotated[str | None, typer.Option("--stake", help="EFED to stake when less is.", metavar="AMOUNT")] = None,
+    listen: Annotated[
+        str | None, typer.Option("--listen", help="Serve /metrics and /healthz there.", metavar="HOST:PORT")
+    ] = None,
+    poll: Annotated[float, typer.Option("--poll", help="Seconds between looks at the chain.")] = 1.0,
+    cache_gib: Annotated[float, typer.Option("--cache", help="GiB of weights held in memory.")] = 8.0,
+    ram: Annotated[
+        str | None,
+        typer.Option(
+            "--ram", help="Memory for one engine at a time, such as 2GB; slower if it needs more.", metavar="SIZE"
+        ),
+    ] = None,
+    device: Annotated[
+        Device, typer.Option("--device", help="Where causal models are computed; --ram is then the GPU's.")
+    ] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Audit until stopped by SIGTERM or Ctrl-C. Prints one JSON line when ready."""
+    from efedllm.chain import keystore as keystores
+    from efedllm_verifier.app import run_verifier
+    from efedllm_verifier.config import VerifierConfig, parse_listen
+
+    settings, directory = _settings(home, rpc, deployment, keystore, password_file, ram)
+    if as_json:
+        logs.setup(settings.log_level, "json")
+    config: VerifierConfig = VerifierConfig(
+        rpc_url=settings.need_rpc(),
+        deployment=settings.need_deployment(),
+        keystore=settings.need_keystore(),
+        password=keystores.read_password(settings.password_file),
+        home=directory,
+        models=tuple(model or ()),
+        stake=None if stake is None else parse_amount(stake),
+        listen=None if listen is None else parse_listen(listen),
+        poll=poll,
+        cache_bytes=int(cache_gib * 2**30),
+        ram=None if settings.ram is None else parse_size(settings.ram),
+        device=device,
+        rpc_budget=settings.rpc_budget,
+    )
+    asyncio.run(run_verifier(config))
+
+
+@app.command()
+def status(
+    rpc: Rpc = None,
+    deployment: DeploymentFile = None,
+    keystore: Keystore = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Stake, seat, last attested epochs: of one verifier, or of all of a local network. Needs no password."""
+    settings, directory = _settings(home, rpc, deployment, keystore, None)
+    members = local_members(settings, "verifiers")
+    reports = asyncio.run(_status(settings, directory, members))
+    if as_json:
+        named = [{"name": member.name} | report for member, report in zip(members, reports, strict=False)]
+        print(json.dumps({"verifiers": named} if members else reports[0], indent=2))
+        return
+    for report in reports:
+        _show(report)
+
+
+async def _status(settings: Settings, home: Path, members: list[LocalMember]) -> list[dict[str, Any]]:
+    from efedllm.chain.client import Chain
+    from efedllm.chain.deployment import Deployment
+    from efedllm.chain.keystore import address_of
+
+    network = Deployment.load(settings.need_deployment())
+    wanted = [(member.address, member.home) for member in members]
+    wanted = wanted or [(address_of(settings.need_keystore()), home)]
+    async with await Chain.connect(settings.need_rpc(), network, budget=settings.rpc_budget) as chain:
+        return [await _status_of(chain, network, address, folder) for address, folder in wanted]
+
+
+async def _status_of(chain: Chain, network: Deployment, address: str, home: Path) -> dict[str, Any]:
+    from efedllm_verifier.app import store_path
+    from efedllm_verifier.chain_view import Observer
+    from efedllm_verifier.store import Store
+
+    time = await chain.now()
+    stake = await chain.call("StakeVault", "stakeOf", address)
+    seats = await chain.verifiers()
+    history: list[dict[str, Any]] = []
+    path = store_path(home, network, address)
+    if path.exists():
+        store = await Store.open(path)
+        try:
+            history = await store.history()
+        finally:
+            await store.close()
+    opened = {(e.args["epoch"], e.args["node"]) for e in await chain.history("CanaryRegistry", "CanaryOpened")}
+    for record in history:
+        # Failed nodes that have shown since that a client had agreed to what we found.
+        failed = [node for node, verdict in record["verdicts"].items() if verdict & 0x7F00]
+        record["canaries"] = [node for node in failed if (record["epoch"], node) in opened]
+        record["points"] = await chain.call("VerifierCommittee", "pointsOf", record["epoch"], address)
+    unclaimed = await Observer(chain, address).unclaimed(time)
+    return {
+        "address": address,
+        "epoch": time.epoch,
+        "phase": time.phase,
+        "stake": str(stake.active),
+        "unbonding": str(stake.unbonding),
+        "seat": next(("active" if seat.active else "next epoch" for seat in seats if seat.address == address), None),
+        "seats": len(seats),
+        "balance": str(await chain.token_balance(address)),
+        "unclaimed_epochs": sorted(unclaimed),
+        "epochs": history,
+    }
+
+
+def _show(report: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    console.print(f"verifier {report['address']}")
+    console.print(f"epoch    {report['epoch']}, phase {('commit', 'reveal', 'tally')[report['phase']]}")
+    console.print(f"stake    {format_amount(int(report['stake']))}, balance {format_amount(int(report['balance']))}")
+    console.print(f"seat     {report['seat'] or 'none'} ({report['seats']} in all)")
+    if not report["epochs"]:
+        console.print("no epoch attested yet")
+        return
+    table = Table()
+    for column in ("epoch", "nodes", "failed", "severe", "canaries", "committed", "revealed", "points"):
+        table.add_column(column, justify="right")
+    for record in report["epochs"]:
+        verdicts = record["verdicts"].values()
+        table.add_row(
+            str(record["epoch"]),
+            str(len(verdicts)),
+            str(sum(bool(verdict & 0x7F00) for verdict in verdicts)),
+            str(sum(bool(verdict & 0x8000) for verdict in verdicts)),
+            str(len(record["canaries"])),
+            "yes" if record["commit_tx"] else "no",
+            "yes" if record["reveal_tx"] else "no",
+            str(record["points"]),
+        )
+    console.print(table)

@@ -1,0 +1,113 @@
+"""Looking for second commitments: what an audited leaf says against what the neighbours on its route were shown.
+
+It runs after the verdict is settled and changes nothing about it: what a neighbour shows it can show to some verifiers
+and not to others. Two signatures of one node need no verdict; the contract slashes for them alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from efedllm.commitments.eip712 import Domain
+from efedllm.commitments.equivocation import Equivocation, find
+from efedllm.commitments.messages import SignedCommit
+from efedllm.commitments.signing import is_signed_by
+from efedllm.errors import ProtocolError
+from efedllm_verifier.fetch import UnavailableError
+from efedllm_verifier.neighbour_checks import Party
+
+_AT_ONCE = 4  # leaves looked at side by side; each takes up to four small answers
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """An audited leaf's commitment, whose signature is its node's, with the parties of its route; None at its ends."""
+
+    signed: SignedCommit
+    node: str
+    own: Party
+    previous: str | None
+    before: Party | None
+    after: Party | None
+
+
+class Answers(Protocol):
+    """What is asked of neighbours; `efedllm_verifier.fetch.NodeReader` does so over HTTP."""
+
+    async def receipt(self, endpoint: str, job_id: bytes, *, once: bool = False) -> dict[str, Any]: ...
+
+    async def previous(self, endpoint: str, job_id: bytes) -> dict[str, Any]: ...
+
+
+class Witness:
+    """Asks the neighbours of audited leaves, each once, for what they hold."""
+
+    def __init__(self, reader: Answers, domain: Domain) -> None:
+        self._reader = reader
+        self._domain = domain
+
+    async def look(self, sightings: Sequence[Sighting]) -> list[Equivocation]:
+        """Proofs against the audited node and against those before it; one for each case."""
+        gate = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(sighting: Sighting) -> list[Equivocation]:
+            async with gate:
+                return [proof for proof in (await self._of_node(sighting), await self._of_previous(sighting)) if proof]
+
+        found = self._among(sightings)
+        for proofs in await asyncio.gather(*map(one, sightings)):
+            found += proofs
+        return list({proof.name: proof for proof in found}.values())
+
+    def _among(self, sightings: Sequence[Sighting]) -> list[Equivocation]:
+        """Leaves of the node itself that contradict each other."""
+        first: dict[tuple[bytes, int], Sighting] = {}
+        found = []
+        for seen in sightings:
+            commit = seen.signed.commit
+            known = first.setdefault((commit.job_id, commit.hop), seen)
+            found.append(find(self._domain, seen.node, known.signed, seen.signed, seen.own.signers))
+        return [proof for proof in found if proof is not None]
+
+    async def _of_node(self, seen: Sighting) -> Equivocation | None:
+        """The next hop names another commitment of the audited node than the leaf holds, and can show it."""
+        after, commit = seen.after, seen.signed.commit
+        if after is None:
+            return None
+        theirs = await self._receipt(after, commit.job_id, commit.hop + 1)
+        if theirs is None or theirs.commit.prev_commit == commit.digest(self._domain):
+            return None
+        return await self._shown(after, seen.node, seen.signed, seen.own.signers)
+
+    async def _of_previous(self, seen: Sighting) -> Equivocation | None:
+        """The audited node names another commitment of the hop before than that hop answers with, and can show it."""
+        before, previous, commit = seen.before, seen.previous, seen.signed.commit
+        if before is None or previous is None or commit.hop == 0:
+            return None
+        theirs = await self._receipt(before, commit.job_id, commit.hop - 1)
+        if theirs is None or commit.prev_commit == theirs.commit.digest(self._domain):
+            return None
+        return await self._shown(seen.own, previous, theirs, before.signers)
+
+    async def _shown(
+        self, holder: Party, node: str, known: SignedCommit, signers: frozenset[str]
+    ) -> Equivocation | None:
+        """What `known` and the predecessor's commitment that `holder` shows prove against `node`."""
+        try:
+            shown = SignedCommit.from_json(await self._reader.previous(holder.endpoint, known.commit.job_id))
+        except (UnavailableError, ProtocolError):
+            return None
+        return find(self._domain, node, known, shown, signers)
+
+    async def _receipt(self, party: Party, job_id: bytes, hop: int) -> SignedCommit | None:
+        """A party's commitment for its hop of the job; None where it shows no valid one."""
+        try:
+            signed = SignedCommit.from_json(await self._reader.receipt(party.endpoint, job_id, once=True))
+        except (UnavailableError, ProtocolError):
+            return None
+        fits = (signed.commit.job_id, signed.commit.hop) == (job_id, hop)
+        sound = is_signed_by(signed.commit.digest(self._domain), signed.signature, party.signers)
+        return signed if fits and sound else None

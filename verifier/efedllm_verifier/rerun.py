@@ -1,0 +1,236 @@
+"""Recomputing one hop in one prefill and comparing it with what was committed. Call it on the engine's thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efedllm.commitments.canonical import WireDtype, as_dtype, decode
+from efedllm.commitments.messages import EXACT_PROFILE, HALF_PROFILE, HopCommit, JobSpec, ids_hash
+from efedllm.commitments.taps import TapTree
+from efedllm.engine.protocol import Executor, Float32, StepItem, constants_of
+from efedllm.engine.taps import TAP_BYTES, TapExecutor
+from efedllm.errors import ModelError, ProtocolError
+from efedllm.sampling.exact import sample_exact_rows
+from efedllm.sampling.float import SamplingSpec, are_consistent, is_consistent
+from efedllm_verifier.conditioning import HALF_STEP, STEP, own_spread
+from efedllm_verifier.leaf import Fault, Leaf
+from efedllm_verifier.statistic import (
+    HALF_LIMITS,
+    MEASURED,
+    SEVERE_AT,
+    BackendError,
+    HopStatistic,
+    Limits,
+    Outcome,
+    compare,
+    compare_exact,
+    logit_tolerances,
+)
+
+RECOMPUTED = frozenset({"wrong-output", "wrong-taps"})
+"""Codes of faults that follow from committed bytes and published weights alone: whoever computes finds them."""
+
+# Logit rows computed at once: bounds memory for large vocabularies.
+_LOGIT_ROWS = 64
+# What an exact engine reports when its numbers left the range of float32.
+_OVERFLOW = "overflow"
+
+
+@dataclass(frozen=True)
+class HopResult:
+    """`statistic` is None when a fault was found before anything was computed.
+
+    taps: canonical bytes of every position's tap when an exact hop was found to be right, else empty.
+    """
+
+    statistic: HopStatistic | None
+    fault: Fault | None
+    taps: bytes = b""
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome.PASS if self.fault is None else self.fault.outcome
+
+
+def rerun(
+    executor: Executor, leaf: Leaf, spec: JobSpec, inputs: bytes, outputs: bytes, *, limits: Limits = MEASURED
+) -> HopResult:
+    """Check one hop against the published weights in `executor` (of exactly the hop's layer range).
+
+    inputs, outputs: canonical bytes under the committed roots. A hop of an exact model (the commit's profile, which
+    must be the registered one) is compared bit for bit, one that declares bfloat16 within HALF_LIMITS, any other within
+    `limits`; whether `limits` slash goes for both. Raises BackendError when our own side fails.
+    """
+    commit = leaf.commit
+    dtype = as_dtype(commit.wire_dtype)
+    exact = commit.profile == EXACT_PROFILE
+    if commit.profile == HALF_PROFILE:
+        # What honest float32 machines do not agree on closely enough to slash anybody, bfloat16 does even less.
+        limits = replace(HALF_LIMITS, slashable=limits.slashable)
+    if exact != (constants_of(executor) is not None):
+        raise BackendError("our engine computes in another profile than the hop")
+    if commit.tokens > executor.max_positions:
+        return HopResult(None, Fault("context-exceeded", f"{commit.tokens} positions exceed the model's context"))
+    try:
+        given = decode(inputs, WireDtype.I32 if commit.lo == 0 else dtype, 1 if commit.lo == 0 else executor.hidden)
+    except ProtocolError as error:
+        return HopResult(None, Fault("bad-input-bytes", error.message))
+    try:
+        committed = decode(outputs, dtype, executor.hidden)
+    except ProtocolError as error:
+        return HopResult(None, Fault("bad-output-bytes", error.message, Outcome.SEVERE))
+    if commit.lo == 0:
+        given = given[:, 0]
+        fault = check_ids(given, leaf, spec, executor.vocab)
+        if fault is not None:
+            return HopResult(None, fault)
+    try:
+        ours, taps = _compute(executor, StepItem(executor.new_sequence(), given), exact=exact)
+        residual = given if exact or commit.lo > 0 else executor.embed(given)
+    except ModelError as error:
+        if error.code == _OVERFLOW:
+            return HopResult(None, _not_finite(executor, "the hop's output"))
+        raise BackendError(str(error)) from error
+    if not np.isfinite(ours).all():
+        return HopResult(None, _not_finite(executor, "the hop's output"))
+    try:
+        statistic = (
+            compare_exact(outputs, ours)
+            if exact
+            else compared(executor, given, committed, ours, residual, dtype, limits, leaf.hash)
+        )
+    except ModelError as error:
+        raise BackendError(str(error)) from error
+    if statistic.outcome is not Outcome.PASS:
+        how = f"{statistic.worst:.0f} values differ, first" if exact else f"statistic {statistic.worst:.3g}"
+        detail = f"{how} at position {statistic.position}, mismatch {statistic.mismatch:.2%}"
+        return HopResult(statistic, Fault("wrong-output", detail, statistic.outcome))
+    if exact and tap_tree(commit, taps).root() != commit.aux_root:
+        # The rows are right, so that the node could have had the taps: it attested values that it did not compute.
+        return HopResult(statistic, Fault("wrong-taps", "the committed taps are not the hop's", Outcome.SEVERE))
+    if not executor.has_head:
+        return HopResult(statistic, None, taps)
+    fault = check_tokens(executor, committed, spec, leaf.emitted or (), exact=exact, limits=limits)
+    return HopResult(statistic, fault, taps if fault is None else b"")
+
+
+def compared(
+    executor: Executor,
+    given: NDArray[Any],
+    committed: NDArray[Any],
+    ours: Float32,
+    residual: NDArray[Any],
+    dtype: WireDtype,
+    limits: Limits,
+    seed: bytes,
+) -> HopStatistic:
+    """What `compare` says of a float hop; before it accuses, our own recomputation must not stray from itself as far.
+
+    given: the hop's input, ids [n] or states [n, hidden]; residual: the same in hidden space. `seed` as `own_spread`
+    takes it. Raises BackendError as `compare` does, and ModelError.
+    """
+    found = compare(committed, ours, residual, dtype, limits)
+    if found.outcome is Outcome.PASS or not np.isfinite(committed).all():
+        return found
+    spread = own_spread(executor, given, ours, seed, HALF_STEP if limits.half else STEP)
+    return compare(committed, ours, residual, dtype, limits, spread)
+
+
+def _compute(executor: Executor, item: StepItem, *, exact: bool) -> tuple[Float32, bytes]:
+    """States of one step and, of an exact engine, the taps of its positions."""
+    if not exact:
+        return executor.step([item])[0], b""
+    (tapped,) = cast(TapExecutor, executor).step_with_taps([item])
+    return tapped.states, tapped.taps.tobytes()
+
+
+def tap_tree(commit: HopCommit, taps: bytes) -> TapTree:
+    """The tree that the aux root of `commit` is over when these are the taps of all its positions."""
+    tree = TapTree(commit.job_id, commit.hop, TAP_BYTES)
+    tree.append(taps)
+    return tree
+
+
+def _not_finite(executor: Executor, what: str) -> Fault:
+    """The fault of a hop whose committed input gives `what` that is not finite: no honest hop commits to that.
+
+    An engine that makes infinities of anything is broken; BackendError then, as nobody else is to blame. Abstaining
+    without that proof would let a node escape by one poisoned leaf.
+    """
+    plain = np.zeros(1, np.int32) if executor.has_embedding else np.zeros((1, executor.hidden), np.float32)
+    try:
+        healthy = bool(np.isfinite(executor.step([StepItem(executor.new_sequence(), plain)])[0]).all())
+    except ModelError as error:
+        raise BackendError(f"{what} is not finite, nor anything else: {error}") from error
+    if not healthy:
+        raise BackendError(f"{what} is not finite, nor anything else that our engine computes")
+    return Fault("not-finite", f"{what} is not finite for the committed input")
+
+
+def check_ids(ids: NDArray[np.int32], leaf: Leaf, spec: JobSpec, vocab: int) -> Fault | None:
+    """Boundary 0: the prompt is the one the client signed, and what follows is what a one-hop route emitted itself."""
+    if ids.min() < 0 or ids.max() >= vocab:
+        return Fault("bad-input-bytes", f"a token id is outside 0..{vocab - 1}")
+    head = ids[: spec.prompt_tokens]
+    prompt = head if len(ids) >= spec.prompt_tokens else np.asarray(leaf.prompt or (), dtype=np.int64)
+    if len(prompt) != spec.prompt_tokens or not np.array_equal(prompt[: len(head)], head):
+        return Fault("wrong-prompt", "the prompt is not the one the client signed", Outcome.SEVERE)
+    try:
+        if ids_hash(prompt) != spec.prompt_hash:
+            return Fault("wrong-prompt", "the prompt is not the one the client signed", Outcome.SEVERE)
+    except ProtocolError as error:
+        return Fault("wrong-prompt", error.message)
+    fed = ids[spec.prompt_tokens :]
+    if leaf.emitted is not None and not np.array_equal(fed, np.asarray(leaf.emitted[: len(fed)], dtype=np.int64)):
+        return Fault("wrong-tokens-fed", "the tokens fed back are not the emitted ones", Outcome.SEVERE)
+    return None
+
+
+def check_tokens(
+    executor: Executor,
+    hidden: NDArray[Any],
+    spec: JobSpec,
+    emitted: tuple[int, ...],
+    *,
+    exact: bool = False,
+    limits: Limits = MEASURED,
+) -> Fault | None:
+    """Every emitted token was sampled from the logits of the committed hidden rows [n, hidden]: of a float model, could
+    have been.
+    """
+    sampling = SamplingSpec.from_job(spec)
+    first = spec.prompt_tokens - 1
+    worst: Fault | None = None
+    for start in range(0, len(emitted), _LOGIT_ROWS):
+        tokens = emitted[start : start + _LOGIT_ROWS]
+        try:
+            rows = executor.logits(np.ascontiguousarray(hidden[first + start : first + start + len(tokens)]))
+        except ModelError as error:
+            if error.code == _OVERFLOW:
+                return _not_finite(executor, "logits")
+            raise BackendError(str(error)) from error
+        if not exact and not np.isfinite(rows).all():
+            return _not_finite(executor, "logits")
+        # The token after row r stands at absolute position r + 1.
+        position = spec.prompt_tokens + start
+        if exact:
+            try:
+                ours = sample_exact_rows(rows, sampling, position)
+            except ProtocolError:
+                return _not_finite(executor, "logits")
+            for offset in np.flatnonzero(ours != np.asarray(tokens)).tolist():
+                detail = f"token {tokens[offset]} at position {position + offset} is not {ours[offset]}"
+                return Fault("wrong-token", detail, Outcome.SEVERE)
+            continue
+        tolerances = logit_tolerances(rows, limits).tolist()
+        for offset in np.flatnonzero(~are_consistent(rows, sampling, position, tokens, tolerances)).tolist():
+            where = f"token {tokens[offset]} at position {position + offset}"
+            wide = SEVERE_AT * tolerances[offset]
+            if not is_consistent(rows[offset], sampling, position + offset, tokens[offset], wide):
+                return Fault("wrong-token", f"{where} was not sampled", limits.capped_token(Outcome.SEVERE))
+            worst = worst or Fault("wrong-token", f"{where} is doubtful")
+    return worst
