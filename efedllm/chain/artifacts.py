@@ -21,7 +21,6 @@ CONTRACTS = (
     "VerifierCommittee",
     "SessionEscrow",
     "CommitmentLog",
-    "CanaryRegistry",
     "RewardPool",
     "DisputeGame",
 )

@@ -153,7 +153,6 @@ class TallyView:
     passed: int
     failed: int
     tap: int
-    forgiven: int
 
 
 @dataclass(frozen=True)
@@ -176,21 +175,7 @@ class EscrowSession:
     closes_at: int
     fee_bps: int
     status: int
-
-
-@dataclass(frozen=True)
-class Opening:
-    """The struct Opening of CanaryRegistry."""
-
-    commit: HopCommit
-    job_seq: int
-    key: SessionKey
-    consent: bytes
-    nonce: bytes
-    seq: int
-    count: int
-    index: int
-    proof: list[bytes]
+    contract_signer: bool
 
 
 @dataclass(frozen=True)
@@ -553,20 +538,11 @@ class VerifierCommittee(AccessControl, EpochClock):
 
     NAME = "VerifierCommittee"
 
-    async def canary_role(self, *, block: BlockTag = "latest") -> bytes:
-        return bytes(await self._read("CANARY_ROLE", block=block))
-
     async def dispute_role(self, *, block: BlockTag = "latest") -> bytes:
         return bytes(await self._read("DISPUTE_ROLE", block=block))
 
-    async def admit_canaries(self, e: int, node: str, digest: bytes) -> TxResult:
-        return await self._send("admitCanaries", e, node, digest)
-
     async def audit_rate(self, node: str, *, block: BlockTag = "latest") -> int:
         return int(await self._read("auditRate", node, block=block))
-
-    async def canary_of(self, e: int, node: str, *, block: BlockTag = "latest") -> int:
-        return int(await self._read("canaryOf", e, node, block=block))
 
     async def check_standing(self, nodes: Sequence[str], value: int, *, block: BlockTag = "latest") -> None:
         await self._read("checkStanding", nodes, value, block=block)
@@ -808,36 +784,6 @@ class CommitmentLog(EpochClock):
         return await self._send("setEntryPaused", paused)
 
 
-class CanaryRegistry(EpochClock):
-    """The contract CanaryRegistry."""
-
-    NAME = "CanaryRegistry"
-
-    async def batches(self, *, block: BlockTag = "latest") -> str:
-        return str(await self._read("batches", block=block))
-
-    async def committee(self, *, block: BlockTag = "latest") -> str:
-        return str(await self._read("committee", block=block))
-
-    async def consent_digest(self, job_id: bytes, hop: int, *, block: BlockTag = "latest") -> bytes:
-        return bytes(await self._read("consentDigest", job_id, hop, block=block))
-
-    async def escrow(self, *, block: BlockTag = "latest") -> str:
-        return str(await self._read("escrow", block=block))
-
-    async def fault_digest(self, seed: bytes, leaves: Sequence[bytes], *, block: BlockTag = "latest") -> bytes:
-        return bytes(await self._read("faultDigest", seed, leaves, block=block))
-
-    async def leaf_of(self, opening: Opening, *, block: BlockTag = "latest") -> bytes:
-        return bytes(await self._read("leafOf", opening, block=block))
-
-    async def open(self, e: int, openings: Sequence[Opening]) -> TxResult:
-        return await self._send("open", e, openings)
-
-    async def seats(self, *, block: BlockTag = "latest") -> str:
-        return str(await self._read("seats", block=block))
-
-
 class RewardPool(EpochClock):
     """The contract RewardPool."""
 
@@ -940,6 +886,5 @@ class Contracts:
         self.verifier_committee = VerifierCommittee(calls)
         self.session_escrow = SessionEscrow(calls)
         self.commitment_log = CommitmentLog(calls)
-        self.canary_registry = CanaryRegistry(calls)
         self.reward_pool = RewardPool(calls)
         self.dispute_game = DisputeGame(calls)

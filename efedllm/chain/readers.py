@@ -131,7 +131,9 @@ class Readers:
     async def session_at(self, session_id: bytes, block: BlockTag) -> SessionInfo:
         """A session as of a block."""
         view = await self.contracts.session_escrow.session_of(session_id, block=block)
-        return SessionInfo(session_id, view.deposit, view.settled, view.closes_at, view.fee_bps, view.status)
+        return SessionInfo(
+            session_id, view.deposit, view.settled, view.closes_at, view.fee_bps, view.status, view.contract_signer
+        )
 
     async def opened_after(self, session_id: bytes, block: int) -> bool:
         """Whether a session was opened after `block`. The newest blocks are searched first."""
