@@ -52,7 +52,7 @@ app = typer.Typer(help="Serve layers of a model for pay.", no_args_is_help=True)
 
 
 @dataclass(frozen=True)
-class Account:
+class AccountOptions:
     """The flags every command shares."""
 
     rpc: str | None
@@ -77,7 +77,7 @@ class Account:
 
 
 @asynccontextmanager
-async def _connected(account: Account) -> AsyncIterator[Chain]:
+async def _connected(account: AccountOptions) -> AsyncIterator[Chain]:
     settings = account.settings()
     deployment = Deployment.load(settings.need_deployment())
     password = keystore.read_password(settings.password_file)
@@ -171,7 +171,7 @@ def run(
     async def work() -> int:
         from efedllm_node.app import run_node
 
-        account = Account(rpc, deployment, key, password_file, ram=ram)
+        account = AccountOptions(rpc, deployment, key, password_file, ram=ram)
         config = make_config(
             account, model_id, layers, price, model, listen, endpoint, home, stake, credit_tokens, retire, threads
         )
@@ -181,7 +181,7 @@ def run(
 
 
 def make_config(
-    account: Account,
+    account: AccountOptions,
     model_id: str | None,
     layers: str | None,
     price: int | None,
@@ -244,10 +244,10 @@ def register(
 
     async def work() -> int:
         from efedllm.models.source import WeightSource
-        from efedllm_node.epoch.registration import Offer, ensure_registered, ensure_stake, terms
+        from efedllm_node.epoch.registration import WantedRegistration, ensure_registered, ensure_stake, terms
         from efedllm_node.home import load_signer
 
-        account = Account(rpc, deployment, key, password_file)
+        account = AccountOptions(rpc, deployment, key, password_file)
         config = make_config(
             account, model_id, layers, price, model, "127.0.0.1:0", endpoint, home, stake, 64, False, 1
         )
@@ -258,7 +258,9 @@ def register(
             signer = await asyncio.to_thread(load_signer, config.home, config.password, config.light_keys)
             staked = await ensure_stake(chain, known.lo, known.hi, config.stake)
             shard_root = manifest.shard_root(known.lo, known.hi)
-            offer = Offer(known.model.model_id, known.lo, known.hi, known.price, signer.address, shard_root, endpoint)
+            offer = WantedRegistration(
+                known.model.model_id, known.lo, known.hi, known.price, signer.address, shard_root, endpoint
+            )
             actions = await ensure_registered(chain, offer)
             _show(
                 {
@@ -285,7 +287,7 @@ def status(
     """Registration, stake, trust and earnings: of one node, or of all nodes of a local network. Needs no password."""
 
     async def work() -> int:
-        settings = Account(rpc, deployment, key, None, home).settings()
+        settings = AccountOptions(rpc, deployment, key, None, home).settings()
         network = Deployment.load(settings.need_deployment())
         members = local_members(settings, "nodes")
         address = "" if members else keystore.address_of(settings.need_keystore())
@@ -319,7 +321,7 @@ def unstake(
     """Begin to unbond stake; it can be withdrawn after the unbonding period."""
 
     async def work() -> int:
-        async with _connected(Account(rpc, deployment, key, password_file, home)) as chain:
+        async with _connected(AccountOptions(rpc, deployment, key, password_file, home)) as chain:
             me = chain.account_address
             info = await chain.node(me)
             wei = info.stake_active if amount is None else parse_amount(amount)
@@ -353,7 +355,7 @@ def withdraw(
     """Take unbonded stake back to the account."""
 
     async def work() -> int:
-        async with _connected(Account(rpc, deployment, key, password_file, home)) as chain:
+        async with _connected(AccountOptions(rpc, deployment, key, password_file, home)) as chain:
             me = chain.account_address
             wei = int((await chain.call("StakeVault", "stakeOf", me)).unbonding)
             if wei == 0:
@@ -379,7 +381,7 @@ def claim(
     async def work() -> int:
         from efedllm_node.epoch.rewards import claimable_epochs
 
-        async with _connected(Account(rpc, deployment, key, password_file, home)) as chain:
+        async with _connected(AccountOptions(rpc, deployment, key, password_file, home)) as chain:
             me = chain.account_address
             rewards = await claimable_epochs(chain, await chain.now(), me)
             if rewards:

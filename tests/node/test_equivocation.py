@@ -107,7 +107,7 @@ async def test_two_commitments_are_found_proven_and_paid_and_the_honest_keep_all
         # Both nodes post, and the verifier audits the epoch as any other.
         await clock.skip_to(epoch, 0.72)
         for _ in range(2):
-            await honest.duties.tick()
+            await honest.epoch_loop.tick()
 
         async def posted() -> bool:
             return {batch.node for batch in await chain.batches(epoch)} == {liar, honest.address}

@@ -46,7 +46,7 @@ class Output:
 
 
 @dataclass
-class _Lane:
+class _BatchJob:
     spec: WorkSpec
     deliver: Callable[[Output | EfedError], None]
     sequence: EngineSequence | None = None
@@ -59,7 +59,7 @@ class _Lane:
 @dataclass(frozen=True)
 class _Chunk:
     key: bytes
-    lane: _Lane
+    job: _BatchJob
     inputs: Inputs
 
 
@@ -70,7 +70,7 @@ class Batcher:
         self._executor = executor
         self._pool = pool
         self._limits = limits
-        self._lanes: dict[bytes, _Lane] = {}
+        self._lanes: dict[bytes, _BatchJob] = {}
         self._wake = asyncio.Event()
         self._log = get_logger("batcher")
         self.batches = 0
@@ -79,27 +79,27 @@ class Batcher:
     @property
     def queued(self) -> int:
         """Positions waiting for a forward pass."""
-        return sum(lane.positions for lane in self._lanes.values())
+        return sum(job.positions for job in self._lanes.values())
 
     def open(self, key: bytes, spec: WorkSpec, deliver: Callable[[Output | EfedError], None]) -> None:
         """Register a job; `deliver` is called on the event loop, in position order, and must not block."""
-        self._lanes[key] = _Lane(spec, deliver)
+        self._lanes[key] = _BatchJob(spec, deliver)
 
     def submit(self, key: bytes, inputs: Inputs) -> None:
         """Queue the next positions of a job: int32 [n], or float32 [n, hidden]."""
-        lane = self._lanes[key]
-        lane.waiting.append(inputs)
-        lane.positions += len(inputs)
+        job = self._lanes[key]
+        job.waiting.append(inputs)
+        job.positions += len(inputs)
         self._wake.set()
 
     def withdraw(self, key: bytes) -> int:
         """Drop what of a job no forward pass has begun; how many positions that were."""
-        lane = self._lanes.get(key)
-        if lane is None:
+        job = self._lanes.get(key)
+        if job is None:
             return 0
-        dropped = lane.positions
-        lane.waiting.clear()
-        lane.positions = 0
+        dropped = job.positions
+        job.waiting.clear()
+        job.positions = 0
         return dropped
 
     def close(self, key: bytes) -> None:
@@ -118,27 +118,25 @@ class Batcher:
             results = await loop.run_in_executor(self._pool, self._work, chunks)
             self.batches += 1
             for chunk, result in zip(chunks, results, strict=True):
-                if self._lanes.get(chunk.key) is not chunk.lane:
+                if self._lanes.get(chunk.key) is not chunk.job:
                     continue
                 if isinstance(result, Output):
-                    chunk.lane.done += result.n
+                    chunk.job.done += result.n
                     self.positions += result.n
-                chunk.lane.deliver(result)
+                chunk.job.deliver(result)
 
     def _take(self) -> list[_Chunk]:
         whole = self._executor.whole_texts
-        waiting = [
-            Waiting(key, lane.positions, lane.rounds, whole) for key, lane in self._lanes.items() if lane.positions
-        ]
+        waiting = [Waiting(key, job.positions, job.rounds, whole) for key, job in self._lanes.items() if job.positions]
         shares = plan_batch(waiting, self._limits)
         for item in waiting:
             self._lanes[item.key].rounds += 1
         chunks = []
         for share in shares:
-            lane = self._lanes[share.key]
-            lane.rounds = 0
-            chunks.append(_Chunk(share.key, lane, _cut(lane.waiting, share.positions)))
-            lane.positions -= share.positions
+            job = self._lanes[share.key]
+            job.rounds = 0
+            chunks.append(_Chunk(share.key, job, _cut(job.waiting, share.positions)))
+            job.positions -= share.positions
         return chunks
 
     # --- on the engine's thread ---
@@ -164,11 +162,11 @@ class Batcher:
     def _step(self, chunks: Sequence[_Chunk]) -> list[_States]:
         items = []
         for chunk in chunks:
-            if chunk.lane.sequence is None:
-                chunk.lane.sequence = self._executor.new_sequence()
-            items.append(StepItem(chunk.lane.sequence, chunk.inputs))
+            if chunk.job.sequence is None:
+                chunk.job.sequence = self._executor.new_sequence()
+            items.append(StepItem(chunk.job.sequence, chunk.inputs))
         # A node serves one shard of one model: its jobs are all exact or none is.
-        if any(chunk.lane.spec.exact for chunk in chunks):
+        if any(chunk.job.spec.exact for chunk in chunks):
             tapped = cast(TapExecutor, self._executor).step_with_taps(items)
             return [(result.states, result.taps.tobytes()) for result in tapped]
         return [(states, b"") for states in self._executor.step(items)]
@@ -178,7 +176,7 @@ class Batcher:
             return result
         states, taps = result
         try:
-            return Output(len(chunk.inputs), chunk.inputs, encode(states, chunk.lane.spec.dtype), None, taps)
+            return Output(len(chunk.inputs), chunk.inputs, encode(states, chunk.job.spec.dtype), None, taps)
         except EfedError as error:
             return error
 
@@ -188,8 +186,8 @@ class Batcher:
         chosen: list[tuple[int, int]] = []
         rows = []
         for i, (chunk, output) in enumerate(zip(chunks, outputs, strict=True)):
-            spec = chunk.lane.spec
-            last = chunk.lane.done + len(chunk.inputs) - 1
+            spec = chunk.job.spec
+            last = chunk.job.done + len(chunk.inputs) - 1
             if spec.sample_from is None or last < spec.sample_from or isinstance(output, EfedError):
                 continue
             rows.append(decode(output.payload, spec.dtype, hidden)[-1:])
@@ -203,7 +201,7 @@ class Batcher:
             output = outputs[i]
             assert isinstance(output, Output)
             try:
-                spec = chunks[i].lane.spec
+                spec = chunks[i].job.spec
                 token = (sample_exact if spec.exact else sample)(logits, spec.sampling, position)
                 outputs[i] = replace(output, token=token)
             except EfedError as error:

@@ -1,4 +1,4 @@
-"""What the batcher has to know of a job, as the job's wiring says it."""
+"""What the batcher has to know of a job, as the job's plan says it."""
 
 from __future__ import annotations
 

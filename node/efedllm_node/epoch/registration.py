@@ -26,7 +26,7 @@ class Action(Enum):
 
 
 @dataclass(frozen=True)
-class Offer:
+class WantedRegistration:
     """What the node wants to be registered as."""
 
     model_id: bytes
@@ -39,7 +39,7 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Terms:
+class ServingTerms:
     """What is known before the weights are: from the flags, else from the registration."""
 
     model: ModelInfo
@@ -48,7 +48,7 @@ class Terms:
     price: int
 
 
-def plan(current: NodeInfo, offer: Offer) -> tuple[Action, ...]:
+def plan(current: NodeInfo, offer: WantedRegistration) -> tuple[Action, ...]:
     """The transactions that are missing, in order; none when the registration says it all.
 
     Raises ConfigError "other-registration" when only retiring could change it.
@@ -84,7 +84,7 @@ def missing_stake(active: int, wanted: int | None, minimum: int) -> int:
     return target - active
 
 
-async def terms(chain: Chain, config: NodeConfig) -> Terms:
+async def terms(chain: Chain, config: NodeConfig) -> ServingTerms:
     """Model, layers and price. Raises ConfigError "not-registered" when nobody says them."""
     current = await chain.node(chain.account_address)
     known = current if current.status in (ACTIVE, PAUSED) else None
@@ -104,7 +104,7 @@ async def terms(chain: Chain, config: NodeConfig) -> Terms:
             f"Layers {layers[0]}:{layers[1]} are not a range of this model, which has {model.layers} layers.",
             f"Use --layers LO:HI with HI at most {model.layers}.",
         )
-    return Terms(model, layers[0], layers[1], price)
+    return ServingTerms(model, layers[0], layers[1], price)
 
 
 async def ensure_stake(chain: Chain, lo: int, hi: int, wanted: int | None) -> int:
@@ -120,7 +120,7 @@ async def ensure_stake(chain: Chain, lo: int, hi: int, wanted: int | None) -> in
     return missing
 
 
-async def ensure_registered(chain: Chain, offer: Offer) -> tuple[Action, ...]:
+async def ensure_registered(chain: Chain, offer: WantedRegistration) -> tuple[Action, ...]:
     """Send what is missing; the actions taken. No transaction when nothing is."""
     actions = plan(await chain.node(chain.account_address), offer)
     for action in actions:

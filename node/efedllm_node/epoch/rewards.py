@@ -9,7 +9,7 @@ from efedllm.chain import Chain, ChainTime, format_amount
 from efedllm.errors import ChainError
 from efedllm.logs import get_logger
 from efedllm_node.config import Policy
-from efedllm_node.storage.store import Store
+from efedllm_node.storage.store import NodeStore
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ async def claimable_epochs(chain: Chain, time: ChainTime, me: str, lookback: int
     return found
 
 
-class Rewards:
+class RewardCollector:
     """Carries it out. What was claimed is read from the chain and remembered, so nothing is claimed twice."""
 
-    def __init__(self, chain: Chain, store: Store, policy: Policy) -> None:
+    def __init__(self, chain: Chain, store: NodeStore, policy: Policy) -> None:
         self._chain = chain
         self._store = store
         self._policy = policy

@@ -25,23 +25,23 @@ from efedllm.wire.messages import (
 from efedllm_node.jobs import job_events as events
 from efedllm_node.jobs.admission import Load, check_open, check_own, check_route, job_exists
 from efedllm_node.jobs.job import Job
-from efedllm_node.jobs.job_state import Workshop
+from efedllm_node.jobs.job_state import NodeServices
 from efedllm_node.jobs.peers import Link, Neighbours
 from efedllm_node.payments.rules import check_credit
-from efedllm_node.payments.sessions import Entry
-from efedllm_node.storage.records import JobRecord
+from efedllm_node.payments.sessions import ServedSession
+from efedllm_node.storage.records import OpenedJob
 
 TOKEN_BYTES = 4
 
 
-class Desk:
-    """All jobs of the node, and the door through which they come. Implements `links.Handler`."""
+class Dispatcher:
+    """All jobs of the node; receives every message of clients and other nodes. Implements `peers.Handler`."""
 
-    def __init__(self, shop: Workshop, chain: Chain, identity: Identity) -> None:
-        self.shop = shop
+    def __init__(self, services: NodeServices, chain: Chain, identity: Identity) -> None:
+        self.services = services
         self.draining = False
         self._closing = False
-        self.neighbours = Neighbours(identity, self, shop.limits.connect_timeout, shop.metrics.wire)
+        self.neighbours = Neighbours(identity, self, services.limits.connect_timeout, services.metrics.wire)
         self._chain = chain
         self._jobs: dict[bytes, Job] = {}
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
@@ -49,7 +49,7 @@ class Desk:
         self._guests: set[Link] = set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._log = get_logger("desk")
+        self._log = get_logger("dispatcher")
 
     @property
     def running(self) -> int:
@@ -93,7 +93,7 @@ class Desk:
         self.neighbours.forget(link)
         for job in list(self._jobs.values()):
             if job.uses(link):
-                job.post(events.Gone(link))
+                job.post(events.LinkLost(link))
 
     def _from_node(self, link: Link, message: AnyMessage) -> None:
         match message:
@@ -102,24 +102,24 @@ class Desk:
                 job = self._neighbours_job(link, message.job_id, following=False)
                 if job is None:
                     raise ProtocolError("unknown-job", f"There is no job 0x{message.job_id.hex()} of yours here.")
-                job.post(events.Rows(message, link))
+                job.post(events.RowsArrived(message, link))
             case AckMsg():
                 # It may arrive after the end.
                 job = self._neighbours_job(link, message.job_id)
                 if job is not None:
-                    job.post(events.Acknowledged(message, link))
+                    job.post(events.AckArrived(message, link))
             case CommitMsg():
                 job = self._neighbours_job(link, message.commit.job_id, following=False)
                 if job is not None:
-                    job.post(events.Committed(message.signed))
+                    job.post(events.CommitArrived(message.signed))
             case FinishMsg():
                 job = self._neighbours_job(link, message.job_id, following=False)
                 if job is not None:
-                    job.post(events.Finished(message))
+                    job.post(events.FinishArrived(message))
             case CancelMsg():
                 job = self._neighbours_job(link, message.job_id, following=False)
                 if job is not None:
-                    job.post(events.Stop("last" if job.record.hop == 0 else "previous"))
+                    job.post(events.StopAsked("last" if job.record.hop == 0 else "previous"))
             case ErrorMsg():
                 self._error_from_node(link, message)
             case _:
@@ -127,9 +127,9 @@ class Desk:
 
     async def _late_commit(self, link: Link, message: CommitMsg) -> None:
         """The job is over: a commitment can only contradict the one that we know."""
-        kept = await self.shop.store.previous(message.commit.job_id)
+        kept = await self.services.store.previous(message.commit.job_id)
         if kept is not None and kept.node == link.remote.node:
-            await self.shop.witness.compare(kept.node, kept.signed, message.signed)
+            await self.services.equivocation_watch.compare(kept.node, kept.signed, message.signed)
 
     def _error_from_node(self, link: Link, message: ErrorMsg) -> None:
         if message.job_id is None:
@@ -138,7 +138,7 @@ class Desk:
         job = self._neighbours_job(link, message.job_id) or self._neighbours_job(link, message.job_id, following=False)
         if job is not None:
             error = ProtocolError(message.code, f"Node {link.remote.node} gave up: {message.message}", message.hint)
-            job.post(events.Failed(error, link))
+            job.post(events.JobFailed(error, link))
 
     def _neighbours_job(self, link: Link, job_id: bytes, *, following: bool = True) -> Job | None:
         """The job, if the link's node is its next hop (or with following=False its previous one)."""
@@ -155,19 +155,19 @@ class Desk:
                 try:
                     await self._open(link, message)
                 except EfedError as error:
-                    self.shop.metrics.refusals.labels(error.code).inc()
+                    self.services.metrics.refusals.labels(error.code).inc()
                     self._log.info("job refused", code=error.code, reason=error.message)
                     raise
             case StartMsg():
-                self._clients_job(link, message.job_id).post(events.Started())
+                self._clients_job(link, message.job_id).post(events.StartArrived())
             case VoucherMsg():
                 await self._voucher(message)
             case CancelMsg():
                 if message.job_id in self._jobs:
-                    self._clients_job(link, message.job_id).post(events.Stop("client"))
+                    self._clients_job(link, message.job_id).post(events.StopAsked("client"))
             case AckMsg():
                 if message.job_id in self._jobs:
-                    self._clients_job(link, message.job_id).post(events.Acknowledged(message, link))
+                    self._clients_job(link, message.job_id).post(events.AckArrived(message, link))
             case ErrorMsg():
                 self._log.info("client reports", code=message.code, reason=message.message)
             case _:
@@ -183,20 +183,20 @@ class Desk:
 
     async def _voucher(self, message: VoucherMsg) -> None:
         session_id = message.voucher.session_id
-        entry = self.shop.book.get(session_id)
-        if entry is None:
+        session = self.services.sessions.get(session_id)
+        if session is None:
             raise ProtocolError(
                 "wrong-session", "This is a voucher for a session this node does not serve.", "Open a job in it first."
             )
-        await self.shop.book.take(entry, message.voucher, message.signature)
-        for job_id in list(entry.running):
+        await self.services.sessions.take(session, message.voucher, message.signature)
+        for job_id in list(session.running):
             if job_id in self._jobs:
-                self._jobs[job_id].post(events.Paid())
+                self._jobs[job_id].post(events.VoucherTaken())
 
     async def _open(self, link: Link, msg: OpenJobMsg) -> None:
-        shop, spec = self.shop, msg.job_spec
+        services, spec = self.services, msg.job_spec
         session_id = msg.session_key.session_id(*self._chain.escrow_domain)
-        check_open(msg, session_id, shop.facts, shop.domain, shop.clock.time, self._load(session_id))
+        check_open(msg, session_id, services.facts, services.domain, services.clock.time, self._load(session_id))
         job_id = spec.job_id
         if job_id in self._jobs or job_id in self._opening:
             raise job_exists()
@@ -204,7 +204,7 @@ class Desk:
         self._opening[job_id] = session_id
         self._idle.clear()
         try:
-            if await shop.store.has_job(job_id):
+            if await services.store.has_job(job_id):
                 raise job_exists()
             await self._admit(link, msg)
         finally:
@@ -212,39 +212,39 @@ class Desk:
             self._check_idle()
 
     async def _admit(self, link: Link, msg: OpenJobMsg) -> None:
-        shop, spec = self.shop, msg.job_spec
+        services, spec = self.services, msg.job_spec
         # Our own registration, then the session, which costs money: only for that we ask about everybody else.
-        (own,) = await shop.book.route((shop.facts.address,))
-        check_own(own, shop.signer.address, shop.endpoint)
-        entry = await shop.book.enter(msg.session_key, msg.hop, own.price_per_ktok)
-        route = check_route(msg, await shop.book.route(msg.session_key.nodes))
+        (own,) = await services.sessions.route((services.facts.address,))
+        check_own(own, services.signer.address, services.endpoint)
+        session = await services.sessions.enter(msg.session_key, msg.hop, own.price_per_ktok)
+        route = check_route(msg, await services.sessions.route(msg.session_key.nodes))
         if msg.voucher is not None and msg.voucher_signature is not None:
-            await shop.book.take(entry, msg.voucher, msg.voucher_signature)
-        check_credit(entry.account(shop.credit), entry.record.deposit, spec.prompt_tokens)
+            await services.sessions.take(session, msg.voucher, msg.voucher_signature)
+        check_credit(session.account(services.credit), session.record.deposit, spec.prompt_tokens)
         # From here on the job counts, before anything else is waited for: others may be opening beside it.
-        entry.running[spec.job_id] = spec.prompt_tokens
+        session.running[spec.job_id] = spec.prompt_tokens
         try:
-            await self._begin(link, msg, entry, route)
+            await self._begin(link, msg, session, route)
         finally:
             if spec.job_id not in self._jobs:
-                entry.running.pop(spec.job_id, None)
+                session.running.pop(spec.job_id, None)
 
-    async def _begin(self, link: Link, msg: OpenJobMsg, entry: Entry, route: tuple[RouteHop, ...]) -> None:
-        shop, spec = self.shop, msg.job_spec
+    async def _begin(self, link: Link, msg: OpenJobMsg, session: ServedSession, route: tuple[RouteHop, ...]) -> None:
+        services, spec = self.services, msg.job_spec
         following = await self._following(route, msg.hop)
-        record = JobRecord(
+        record = OpenedJob(
             job_id=spec.job_id,
-            session_id=entry.record.session_id,
+            session_id=session.record.session_id,
             hop=msg.hop,
             hops=len(route),
             spec=spec,
             spec_sig=msg.spec_signature,
             route=route,
             prompt=None if msg.prompt is None else ids_bytes(msg.prompt),
-            in_row=TOKEN_BYTES if msg.hop == 0 else shop.facts.hidden * (4 if spec.wire_dtype == 1 else 2),
+            in_row=TOKEN_BYTES if msg.hop == 0 else services.facts.hidden * (4 if spec.wire_dtype == 1 else 2),
         )
-        await shop.store.add_job(record)
-        job = Job(shop, entry, record, link, following)
+        await services.store.add_job(record)
+        job = Job(services, session, record, link, following)
         self._jobs[record.job_id] = job
         task = asyncio.create_task(job.run(), name=f"job {record.job_id.hex()[:16]}")
         self._tasks[record.job_id] = task
@@ -254,7 +254,7 @@ class Desk:
     def _load(self, session_id: bytes) -> Load:
         mine = sum(other == session_id for other in self._opening.values())
         mine += sum(job.record.session_id == session_id for job in self._jobs.values())
-        limits = self.shop.limits
+        limits = self.services.limits
         return Load(self.running, mine, limits.max_jobs, limits.max_jobs_per_session, self.draining)
 
     async def _following(self, route: tuple[RouteHop, ...], hop: int) -> Link | None:
@@ -284,7 +284,9 @@ class Desk:
         except TimeoutError:
             left = list(self._jobs.values())
             for job in left:
-                job.post(events.Failed(ProtocolError("draining", "The node is shutting down.", "Choose another node.")))
+                job.post(
+                    events.JobFailed(ProtocolError("draining", "The node is shutting down.", "Choose another node."))
+                )
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
             return len(left)
         return 0

@@ -20,7 +20,7 @@ from efedllm_node.compute.work_item import Inputs
 from efedllm_node.jobs import job_events as events
 from efedllm_node.jobs.admission import ended
 from efedllm_node.jobs.job_plan import token_chunk, token_row
-from efedllm_node.jobs.job_state import JobCore, Over, Workshop
+from efedllm_node.jobs.job_state import JobCore, JobOver, NodeServices
 from efedllm_node.jobs.peers import Link
 from efedllm_node.payments.rules import payment_due
 
@@ -32,8 +32,8 @@ class Job(JobCore):
 
     async def run(self) -> None:
         """Take events until the job has ended, one way or another."""
-        shop = self._shop
-        shop.batcher.open(self.id, self._wiring.work, lambda result: self.post(events.Computed(result)))
+        services = self._services
+        services.batcher.open(self.id, self._plan.work, lambda result: self.post(events.Computed(result)))
         try:
             while True:
                 try:
@@ -43,15 +43,15 @@ class Job(JobCore):
                 except EfedError as error:
                     self._log.error("job failed", code=error.code, reason=error.message)
                     await self._abort(error)
-        except Over:
+        except JobOver:
             pass
         except Exception:  # noqa: BLE001 - one job's crash must not take the node along
             self._log.exception("job crashed")
-            with contextlib.suppress(Over):
+            with contextlib.suppress(JobOver):
                 await self._abort(ProtocolError("internal", "The node failed.", "Choose another node."))
         finally:
-            shop.batcher.close(self.id)
-            self._entry.running.pop(self.id, None)
+            services.batcher.close(self.id)
+            self._session.running.pop(self.id, None)
 
     async def _turn(self) -> None:
         try:
@@ -70,15 +70,15 @@ class Job(JobCore):
 
     def _blamed(self, event: events.Event, error: ProtocolError) -> ProtocolError:
         """The error with the name of the node whose message caused it."""
-        hop = self._wiring.previous
-        if isinstance(event, events.Acknowledged):
-            hop = self._wiring.following
-        elif not isinstance(event, events.Rows | events.Finished | events.Committed):
+        hop = self._plan.previous
+        if isinstance(event, events.AckArrived):
+            hop = self._plan.following
+        elif not isinstance(event, events.RowsArrived | events.FinishArrived | events.CommitArrived):
             return error
         return error if hop is None else ProtocolError(error.code, f"Node {hop.node}: {error.message}", error.hint)
 
     async def _expired(self) -> None:
-        now, limits = time.monotonic(), self._shop.limits
+        now, limits = time.monotonic(), self._services.limits
         if self._client_gone is not None and now >= self._client_gone + limits.client_grace:
             self._client_gone = None
             await self._client_is_gone()
@@ -95,7 +95,7 @@ class Job(JobCore):
 
     # --- rows in ---
 
-    async def _on_started(self, _event: events.Started) -> None:
+    async def _on_started(self, _event: events.StartArrived) -> None:
         if not self._first or self._progress.started:
             raise ProtocolError("out-of-order", "START goes to hop 0, once.")
         self._progress.started = True
@@ -103,9 +103,9 @@ class Job(JobCore):
             assert self.record.prompt is not None
             await self._offer(np.frombuffer(self.record.prompt, dtype="<i4").astype(np.int32))
 
-    async def _on_rows(self, event: events.Rows) -> None:
-        act, inbound = event.act, self._wiring.inbound
-        hop = self._wiring.previous
+    async def _on_rows(self, event: events.RowsArrived) -> None:
+        act, inbound = event.act, self._plan.inbound
+        hop = self._plan.previous
         if inbound is None or hop is None or not event.link.is_hop(hop):
             raise ProtocolError("out-of-order", "These rows do not come from the hop before.")
         self._previous = event.link
@@ -123,7 +123,7 @@ class Job(JobCore):
 
         def hashed(payload: bytes) -> bytes:
             rows.append(decode(payload, act.dtype, act.dim))
-            return self._wiring.in_tree.append(payload)
+            return self._plan.in_tree.append(payload)
 
         ack = inbound.accept(act, inbound.expected(end, spec.prompt_tokens), hashed)
         self._trace.append(IN, act.payload)
@@ -132,7 +132,7 @@ class Job(JobCore):
 
     async def _token_in(self, act: ActMsg, link: Link) -> None:
         """Hop 0: the last hop sampled a token."""
-        spec, progress, inbound = self.record.spec, self._progress, self._wiring.inbound
+        spec, progress, inbound = self.record.spec, self._progress, self._plan.inbound
         assert inbound is not None
         # Only the token after the last position that we fed can have been sampled.
         end = progress.done + 1 if progress.done >= spec.prompt_tokens else 0
@@ -140,7 +140,7 @@ class Job(JobCore):
             act, inbound.expected(end, spec.prompt_tokens), lambda row: token_chunk(self.id, act.from_pos, row)
         )
         token = int(decode(act.payload, act.dtype, 1)[0, 0])
-        if not 0 <= token < self._shop.facts.vocab:
+        if not 0 <= token < self._services.facts.vocab:
             raise ProtocolError("bad-token", f"Token {token} is not in the vocabulary.")
         await link.send(ack)
         progress.tokens.append(token)
@@ -161,24 +161,24 @@ class Job(JobCore):
 
     async def _feed(self) -> None:
         """Hand to the engine what is paid for; ask for payment otherwise."""
-        progress, entry = self._progress, self._entry
+        progress, session = self._progress, self._session
         while progress.held:
             inputs = progress.held[0]
-            account = entry.account(self._shop.credit, self.id)
+            account = session.account(self._services.credit, self.id)
             due = payment_due(account, self.record.spec.prompt_tokens, progress.given, len(inputs))
             if due is not None and not progress.stopping:
                 if self._paused is None:
                     self._paused = time.monotonic()
-                    self._shop.metrics.pauses.inc()
+                    self._services.metrics.pauses.inc()
                     await self._tell(PayMsg(self.id, due.due, due.paid, due.tokens))
                 return
             progress.held.popleft()
             progress.given += len(inputs)
-            entry.running[self.id] = max(progress.given, self.record.spec.prompt_tokens)
-            self._shop.batcher.submit(self.id, inputs)
+            session.running[self.id] = max(progress.given, self.record.spec.prompt_tokens)
+            self._services.batcher.submit(self.id, inputs)
         self._paused = None
 
-    async def _on_paid(self, _event: events.Paid) -> None:
+    async def _on_paid(self, _event: events.VoucherTaken) -> None:
         await self._feed()
 
     # --- rows out ---
@@ -187,22 +187,22 @@ class Job(JobCore):
         result = event.result
         if not isinstance(result, Output):
             raise result
-        progress, wiring = self._progress, self._wiring
+        progress, plan = self._progress, self._plan
         if self._first:
             row = ids_bytes(result.inputs)
-            wiring.in_tree.append(row)
+            plan.in_tree.append(row)
             self._trace.append(IN, row)
-        chunk = wiring.out_tree.append(result.payload)
+        chunk = plan.out_tree.append(result.payload)
         self._trace.append(OUT, result.payload)
-        if wiring.taps is not None:
-            wiring.taps.append(result.taps)
+        if plan.taps is not None:
+            plan.taps.append(result.taps)
             self._trace.append(TAPS, result.taps)
         progress.done += result.n
-        self._shop.metrics.positions.inc(result.n)
+        self._services.metrics.positions.inc(result.n)
         if not self._last:
-            await self._forward(wiring.outbound.emit(result.payload, result.n, chunk))
+            await self._forward(plan.outbound.emit(result.payload, result.n, chunk))
         elif self.record.spec.embeds:
-            await self._tell(wiring.outbound.emit(result.payload, result.n, chunk))
+            await self._tell(plan.outbound.emit(result.payload, result.n, chunk))
             if not progress.stopping:
                 await self._finish("length")
         elif result.token is not None:
@@ -215,9 +215,9 @@ class Job(JobCore):
         position = spec.prompt_tokens + len(progress.tokens)
         row = token_row(token)
         progress.tokens.append(token)
-        act = self._wiring.outbound.emit(row, 1, token_chunk(self.id, position, row))
+        act = self._plan.outbound.emit(row, 1, token_chunk(self.id, position, row))
         await self._tell(act)
-        self._shop.metrics.tokens.inc()
+        self._services.metrics.tokens.inc()
         if self._following is not None:
             await self._forward(act)
         reason = ended(token, len(progress.tokens), spec.max_new_tokens, spec.eos_token)
@@ -226,16 +226,16 @@ class Job(JobCore):
         elif self._first and not progress.stopping:
             await self._offer(np.array([token], dtype=np.int32))
 
-    async def _on_acknowledged(self, event: events.Acknowledged) -> None:
+    async def _on_acknowledged(self, event: events.AckArrived) -> None:
         if self._last and not event.link.is_node and (not self._first or self.record.spec.embeds):
             return  # The client signs for tokens too; hop 0's signature is the one that closes the ring.
-        self._wiring.outbound.acknowledged(event.ack)
+        self._plan.outbound.acknowledged(event.ack)
         if self._prev_commit is not None or (self._first and self._progress.finished):
             await self._commit()
 
     # --- the end ---
 
-    async def _on_stop(self, event: events.Stop) -> None:
+    async def _on_stop(self, event: events.StopAsked) -> None:
         progress = self._progress
         if event.source == "previous":
             progress.stopping = True
@@ -244,14 +244,14 @@ class Job(JobCore):
                 # A part of a text is none: what an encoder makes of it is nothing that can be committed to.
                 raise ProtocolError("out-of-order", "The text was cancelled in the middle.", "Send it whole.")
             # The hop before has counted these rows: a few that are held are computed, paid for or not.
-            if held > self._shop.credit:
+            if held > self._services.credit:
                 raise ProtocolError("payment-required", "The job was cancelled with unpaid rows.", "Send vouchers.")
             await self._feed()
             await self._stop_if_idle()
         elif self._first and not progress.stopping and not progress.finished:
             progress.stopping = True
             progress.held.clear()
-            progress.given -= self._shop.batcher.withdraw(self.id)
+            progress.given -= self._services.batcher.withdraw(self.id)
             self._paused = None
             await self._stop_if_idle()
 
@@ -282,7 +282,7 @@ class Job(JobCore):
         if self._first:
             await self._commit()
 
-    async def _on_finished(self, event: events.Finished) -> None:
+    async def _on_finished(self, event: events.FinishArrived) -> None:
         """Hop 0: the last hop says so; we know whether it may."""
         progress, spec, message = self._progress, self.record.spec, event.message
         if not self._first or self._last:
@@ -301,10 +301,10 @@ class Job(JobCore):
             await self._end("cancelled", 0)
         await self._commit()
 
-    async def _on_committed(self, event: events.Committed) -> None:
-        before = self._wiring.previous
+    async def _on_committed(self, event: events.CommitArrived) -> None:
+        before = self._plan.previous
         if self._prev_commit is not None and before is not None:
-            await self._shop.witness.compare(before.node, self._prev_commit, event.signed)
+            await self._services.equivocation_watch.compare(before.node, self._prev_commit, event.signed)
         if self._first or self._prev_commit is not None or self._progress.given != self._progress.done:
             raise ProtocolError("out-of-order", "This commitment is not due.")
         if self._last and self._progress.finished is None:
@@ -312,10 +312,10 @@ class Job(JobCore):
         self._prev_commit = event.signed
         await self._commit()
 
-    async def _on_failed(self, event: events.Failed) -> None:
+    async def _on_failed(self, event: events.JobFailed) -> None:
         await self._abort(event.error, event.source)
 
-    async def _on_gone(self, event: events.Gone) -> None:
+    async def _on_gone(self, event: events.LinkLost) -> None:
         if event.link is self.client:
             self._client_gone = time.monotonic()
             return
@@ -328,22 +328,22 @@ class Job(JobCore):
         """After the grace: hop 0 stops the job, the last hop asks it to. Others cannot, and need not."""
         self._log.info("client gone")
         if self._first:
-            await self._on_stop(events.Stop("client"))
+            await self._on_stop(events.StopAsked("client"))
         elif self._last:
             await self._forward(CancelMsg(self.id, "the client is gone"))
 
     _handlers: dict[type[Any], Callable[[Job, Any], Any]] = {  # noqa: RUF012
-        events.Started: _on_started,
-        events.Rows: _on_rows,
-        events.Acknowledged: _on_acknowledged,
+        events.StartArrived: _on_started,
+        events.RowsArrived: _on_rows,
+        events.AckArrived: _on_acknowledged,
         events.Computed: _on_computed,
-        events.Paid: _on_paid,
-        events.Stop: _on_stop,
-        events.Finished: _on_finished,
-        events.Committed: _on_committed,
-        events.Gone: _on_gone,
-        events.Failed: _on_failed,
+        events.VoucherTaken: _on_paid,
+        events.StopAsked: _on_stop,
+        events.FinishArrived: _on_finished,
+        events.CommitArrived: _on_committed,
+        events.LinkLost: _on_gone,
+        events.JobFailed: _on_failed,
     }
 
 
-__all__ = ["Job", "Workshop"]
+__all__ = ["Job", "NodeServices"]

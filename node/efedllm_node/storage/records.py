@@ -26,7 +26,7 @@ class SessionRecord:
 
 
 @dataclass(frozen=True)
-class JobRecord:
+class OpenedJob:
     """A job as it was opened. `in_row`: bytes of one row that it reads."""
 
     job_id: bytes
@@ -41,7 +41,7 @@ class JobRecord:
 
 
 @dataclass(frozen=True)
-class Committed:
+class CommittedJob:
     """How a job ended well: our commitment and what is needed to show it. `salt`: of its leaf. `previous`: what the hop
     before signed to us.
     """
@@ -92,7 +92,7 @@ class LeafRecord:
     signed: SignedCommit
     salt: bytes
     key: SessionKey
-    job: JobRecord
+    job: OpenedJob
     emitted: bytes | None
 
 

@@ -15,7 +15,7 @@ from efedllm.chain import Chain, Deployment
 from efedllm.errors import ProtocolError
 from efedllm.logs import get_logger
 from efedllm_node.storage.records import OriginRecord
-from efedllm_node.storage.store import Store
+from efedllm_node.storage.store import NodeStore
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def network_name(deployment: Deployment) -> str:
     return f"{deployment.chain_id} {deployment.genesis} {deployment.address('CommitmentLog').lower()}"
 
 
-async def establish(chain: Chain, store: Store, path: Path) -> int:
+async def establish(chain: Chain, store: NodeStore, path: Path) -> int:
     """The block after which sessions must have been opened; kept in the store. `path`: of its file."""
     network, status = network_name(chain.deployment), await asyncio.to_thread(path.stat)
     found = Found(
