@@ -26,12 +26,13 @@ from efedllm.errors import ChainError
 from efedllm.logs import get_logger
 from efedllm.models.manifest import Manifest
 from efedllm.wire import Identity
+from efedllm_node.chain_clock import ChainClock
 from efedllm_node.compute.batcher import Batcher
+from efedllm_node.compute.engine_step import EngineStep
 from efedllm_node.compute.scheduler import BatchLimits
 from efedllm_node.compute.trace_files import IN, Traces
 from efedllm_node.compute.weights import check_registered, prepare
 from efedllm_node.config import NodeConfig
-from efedllm_node.epoch.chain_clock import ChainClock
 from efedllm_node.epoch.loop import EpochLoop
 from efedllm_node.epoch.registration import (
     ServingTerms,
@@ -41,12 +42,12 @@ from efedllm_node.epoch.registration import (
     terms,
     wait_for_signer,
 )
+from efedllm_node.facts import NodeFacts
 from efedllm_node.home import HomeLock, listen, load_signer
 from efedllm_node.http.app import make_app
-from efedllm_node.jobs.admission import NodeFacts
 from efedllm_node.jobs.dispatcher import Dispatcher
 from efedllm_node.jobs.equivocation_watch import EquivocationWatch
-from efedllm_node.jobs.job_state import NodeServices
+from efedllm_node.jobs.services import NodeServices
 from efedllm_node.metrics import NodeMetrics
 from efedllm_node.payments.rules import SessionAccount, billed_on_crash
 from efedllm_node.payments.sessions import ServedSessions
@@ -136,7 +137,7 @@ class NodeApp:
         )
         await sessions.load()
         metrics = NodeMetrics()
-        batcher = Batcher(executor, pool, _batch_limits(config))
+        batcher = Batcher(EngineStep(executor, exact=facts.exact), pool, _batch_limits(config))
         services = NodeServices(
             facts=facts,
             domain=chain.efl_domain,

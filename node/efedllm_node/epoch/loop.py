@@ -9,10 +9,10 @@ from typing import Any
 from efedllm.chain import Chain, ChainTime
 from efedllm.errors import ChainError
 from efedllm.logs import get_logger
+from efedllm_node.chain_clock import ChainClock
 from efedllm_node.compute.trace_files import Traces
 from efedllm_node.config import Policy
 from efedllm_node.epoch.batch_poster import BatchPoster
-from efedllm_node.epoch.chain_clock import ChainClock
 from efedllm_node.epoch.rewards import RewardCollector
 from efedllm_node.metrics import NodeMetrics
 from efedllm_node.payments.sessions import ServedSessions

@@ -1,8 +1,10 @@
-"""What clients and neighbours say, and to which job it belongs."""
+"""Opens jobs, and hands every message of clients and other nodes to the job that it belongs to."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from efedllm.chain import Chain
 from efedllm.commitments.messages import RouteHop, ids_bytes
@@ -23,13 +25,15 @@ from efedllm.wire.messages import (
     VoucherMsg,
 )
 from efedllm_node.jobs import job_events as events
-from efedllm_node.jobs.admission import Load, check_open, check_own, check_route, job_exists
-from efedllm_node.jobs.job import Job
-from efedllm_node.jobs.job_state import NodeServices
+from efedllm_node.jobs.admission import Load, check_open, check_own, check_route
+from efedllm_node.jobs.embedding_hop import EmbeddingHop
+from efedllm_node.jobs.generation_hop import GenerationHop
+from efedllm_node.jobs.job_hop import JobHop
 from efedllm_node.jobs.peers import Link, Neighbours
+from efedllm_node.jobs.services import NodeServices
 from efedllm_node.payments.rules import check_credit
 from efedllm_node.payments.sessions import ServedSession
-from efedllm_node.storage.records import OpenedJob
+from efedllm_node.storage.records import OpenedJob, job_exists
 
 TOKEN_BYTES = 4
 
@@ -43,9 +47,9 @@ class Dispatcher:
         self._closing = False
         self.neighbours = Neighbours(identity, self, services.limits.connect_timeout, services.metrics.wire)
         self._chain = chain
-        self._jobs: dict[bytes, Job] = {}
+        self._jobs: dict[bytes, JobHop] = {}
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
-        self._opening: dict[bytes, bytes] = {}  # job -> session, while OPEN_JOB is being looked at
+        self._opening: dict[bytes, bytes] = {}  # job -> session, while a job is being opened
         self._guests: set[Link] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -76,7 +80,7 @@ class Dispatcher:
     async def handle(self, link: Link, message: AnyMessage) -> None:
         """One message of a link. Failures go back over the link; they never end it."""
         if self._closing:
-            # Our jobs are gone: whoever writes to them shall hear that we are, and not that there never were any.
+            # Our jobs are gone. A sender must see that the link ends, not that its job is unknown.
             return
         try:
             if link.is_node and isinstance(message, CommitMsg) and message.commit.job_id not in self._jobs:
@@ -98,7 +102,7 @@ class Dispatcher:
     def _from_node(self, link: Link, message: AnyMessage) -> None:
         match message:
             case ActMsg():
-                # Job ids can be guessed: what strangers send must not reach a job, which would end by it.
+                # Job ids can be guessed: a message of a stranger must not reach a job, because it would end it.
                 job = self._neighbours_job(link, message.job_id, following=False)
                 if job is None:
                     raise ProtocolError("unknown-job", f"There is no job 0x{message.job_id.hex()} of yours here.")
@@ -140,7 +144,7 @@ class Dispatcher:
             error = ProtocolError(message.code, f"Node {link.remote.node} gave up: {message.message}", message.hint)
             job.post(events.JobFailed(error, link))
 
-    def _neighbours_job(self, link: Link, job_id: bytes, *, following: bool = True) -> Job | None:
+    def _neighbours_job(self, link: Link, job_id: bytes, *, following: bool = True) -> JobHop | None:
         """The job, if the link's node is its next hop (or with following=False its previous one)."""
         job = self._jobs.get(job_id)
         if job is None:
@@ -173,7 +177,7 @@ class Dispatcher:
             case _:
                 raise ProtocolError("unexpected", f"A client does not send {message.TYPE.name}.")
 
-    def _clients_job(self, link: Link, job_id: bytes) -> Job:
+    def _clients_job(self, link: Link, job_id: bytes) -> JobHop:
         job = self._jobs.get(job_id)
         if job is None or job.client is not link:
             raise ProtocolError("unknown-job", f"There is no job 0x{job_id.hex()} of yours here.", "Open it first.")
@@ -194,25 +198,38 @@ class Dispatcher:
                 self._jobs[job_id].post(events.VoucherTaken())
 
     async def _open(self, link: Link, msg: OpenJobMsg) -> None:
+        """Open a job, or raise the ProtocolError or ChainError that refuses it; a refused job leaves nothing behind."""
         services, spec = self.services, msg.job_spec
         session_id = msg.session_key.session_id(*self._chain.escrow_domain)
         check_open(msg, session_id, services.facts, services.domain, services.clock.time, self._load(session_id))
-        job_id = spec.job_id
+        with self._opening_job(spec.job_id, session_id):
+            if await services.store.has_job(spec.job_id):
+                raise job_exists()
+            session, route = await self._admit(msg)
+            with session.reserve(spec.job_id, spec.prompt_tokens):
+                job = await self._make_job(link, msg, session, route)
+            self._run(job)
+            await link.send(OpenedMsg(spec.job_id, msg.hop, True))
+
+    @contextmanager
+    def _opening_job(self, job_id: bytes, session_id: bytes) -> Iterator[None]:
+        """Hold a job number while the job is being opened: another connection may ask for it meanwhile."""
         if job_id in self._jobs or job_id in self._opening:
             raise job_exists()
-        # Taken before anything is waited for: the same number may be asked for on another connection meanwhile.
         self._opening[job_id] = session_id
         self._idle.clear()
         try:
-            if await services.store.has_job(job_id):
-                raise job_exists()
-            await self._admit(link, msg)
+            yield
         finally:
             del self._opening[job_id]
             self._check_idle()
 
-    async def _admit(self, link: Link, msg: OpenJobMsg) -> None:
-        services, spec = self.services, msg.job_spec
+    async def _admit(self, msg: OpenJobMsg) -> tuple[ServedSession, tuple[RouteHop, ...]]:
+        """The session that pays for the job, and its route as the chain knows it.
+
+        Nothing is waited for after the credit is checked, so that jobs opened at once get it once.
+        """
+        services = self.services
         # Our own registration, then the session, which costs money: only for that we ask about everybody else.
         (own,) = await services.sessions.route((services.facts.address,))
         check_own(own, services.signer.address, services.endpoint)
@@ -220,16 +237,13 @@ class Dispatcher:
         route = check_route(msg, await services.sessions.route(msg.session_key.nodes))
         if msg.voucher is not None and msg.voucher_signature is not None:
             await services.sessions.take(session, msg.voucher, msg.voucher_signature)
-        check_credit(session.account(services.credit), session.record.deposit, spec.prompt_tokens)
-        # From here on the job counts, before anything else is waited for: others may be opening beside it.
-        session.running[spec.job_id] = spec.prompt_tokens
-        try:
-            await self._begin(link, msg, session, route)
-        finally:
-            if spec.job_id not in self._jobs:
-                session.running.pop(spec.job_id, None)
+        check_credit(session.account(services.credit), session.record.deposit, msg.job_spec.prompt_tokens)
+        return session, route
 
-    async def _begin(self, link: Link, msg: OpenJobMsg, session: ServedSession, route: tuple[RouteHop, ...]) -> None:
+    async def _make_job(
+        self, link: Link, msg: OpenJobMsg, session: ServedSession, route: tuple[RouteHop, ...]
+    ) -> JobHop:
+        """The job, once it is in the store and its next hop can be reached."""
         services, spec = self.services, msg.job_spec
         following = await self._following(route, msg.hop)
         record = OpenedJob(
@@ -244,12 +258,14 @@ class Dispatcher:
             in_row=TOKEN_BYTES if msg.hop == 0 else services.facts.hidden * (4 if spec.wire_dtype == 1 else 2),
         )
         await services.store.add_job(record)
-        job = Job(services, session, record, link, following)
-        self._jobs[record.job_id] = job
-        task = asyncio.create_task(job.run(), name=f"job {record.job_id.hex()[:16]}")
-        self._tasks[record.job_id] = task
-        task.add_done_callback(lambda _done: self._ended(record.job_id))
-        await link.send(OpenedMsg(record.job_id, record.hop, True))
+        kind = EmbeddingHop if spec.embeds else GenerationHop
+        return kind(services, session, record, link, following)
+
+    def _run(self, job: JobHop) -> None:
+        self._jobs[job.id] = job
+        task = asyncio.create_task(job.run(), name=f"job {job.id.hex()[:16]}")
+        self._tasks[job.id] = task
+        task.add_done_callback(lambda _done: self._ended(job.id))
 
     def _load(self, session_id: bytes) -> Load:
         mine = sum(other == session_id for other in self._opening.values())

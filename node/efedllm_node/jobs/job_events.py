@@ -8,7 +8,7 @@ from typing import Literal
 from efedllm.commitments.messages import SignedCommit
 from efedllm.errors import EfedError
 from efedllm.wire.messages import AckMsg, ActMsg, FinishMsg
-from efedllm_node.compute.batcher import Output
+from efedllm_node.compute.engine_step import Output
 from efedllm_node.jobs.peers import Link
 
 

@@ -1,4 +1,4 @@
-"""What a job is made of at one hop: its trees, its streams, its bookkeeping. Built once, from the job's terms."""
+"""The trees and streams of a job at one hop, built once from what the client signed, and the job's progress."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from efedllm.commitments.taps import TapTree
 from efedllm.engine.taps import TAP_BYTES
 from efedllm.sampling.float import SamplingSpec
 from efedllm_node.compute.work_item import Inputs, WorkSpec
-from efedllm_node.jobs.admission import NodeFacts, OwnHop
+from efedllm_node.facts import NodeFacts
 from efedllm_node.jobs.boundary_streams import Inbound, Lane, Outbound
+from efedllm_node.jobs.own_commit import OwnHop
 from efedllm_node.storage.records import OpenedJob
 
 
@@ -65,8 +66,18 @@ class Progress:
     stop_passed: bool = False
     finished: str | None = None
 
+    @property
+    def held_positions(self) -> int:
+        """Positions that wait for payment, or for the rest of their text."""
+        return sum(map(len, self.held))
 
-def wire(record: OpenedJob, client_signer: str, facts: NodeFacts, domain: Domain, signer: Signer) -> JobPlan:
+    @property
+    def busy(self) -> bool:
+        """Whether positions are in the engine or wait for it."""
+        return self.given != self.done or bool(self.held)
+
+
+def plan_job(record: OpenedJob, client_signer: str, facts: NodeFacts, domain: Domain, signer: Signer) -> JobPlan:
     """The trees and streams of one hop of a job."""
     spec, hop, last = record.spec, record.hop, record.hops - 1
     dtype = WireDtype(spec.wire_dtype)
@@ -101,7 +112,6 @@ def wire(record: OpenedJob, client_signer: str, facts: NodeFacts, domain: Domain
             dtype,
             spec.prompt_tokens - 1 if emits else None,
             SamplingSpec.from_job(spec),
-            facts.exact,
         ),
         previous=previous,
         following=following,

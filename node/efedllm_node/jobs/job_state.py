@@ -1,52 +1,25 @@
-"""What a job at one hop consists of, how it talks, and how it ends. `jobs.job` decides what happens when."""
+"""State of one job at one hop: its inbox, its messages to others, and its end."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import time
-from dataclasses import dataclass
+from typing import ClassVar
 
-from efedllm.commitments.eip712 import Domain
 from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.messages import SignedCommit, ids_bytes
-from efedllm.commitments.signing import Signer
 from efedllm.errors import EfedError, ProtocolError
 from efedllm.logs import get_logger
 from efedllm.wire.messages import CommitMsg, ErrorMsg, Message
-from efedllm_node.compute.batcher import Batcher
-from efedllm_node.compute.trace_files import Traces
-from efedllm_node.config import NodeLimits
-from efedllm_node.epoch.chain_clock import ChainClock
 from efedllm_node.jobs import job_events as events
-from efedllm_node.jobs.admission import NodeFacts, check_previous, make_commit
-from efedllm_node.jobs.equivocation_watch import EquivocationWatch
-from efedllm_node.jobs.job_plan import Progress, own_hop, wire
+from efedllm_node.jobs.job_plan import Progress, own_hop, plan_job
+from efedllm_node.jobs.own_commit import check_previous, make_commit
 from efedllm_node.jobs.peers import Link
-from efedllm_node.metrics import NodeMetrics
+from efedllm_node.jobs.services import NodeServices
 from efedllm_node.payments.rules import billed_tokens
-from efedllm_node.payments.sessions import ServedSession, ServedSessions
+from efedllm_node.payments.sessions import ServedSession
 from efedllm_node.storage.records import CommittedJob, OpenedJob
-from efedllm_node.storage.store import NodeStore
-
-
-@dataclass(frozen=True)
-class NodeServices:
-    """What every job of a node shares. `endpoint`: where this process is registered to be reached."""
-
-    facts: NodeFacts
-    domain: Domain
-    signer: Signer
-    store: NodeStore
-    traces: Traces
-    batcher: Batcher
-    sessions: ServedSessions
-    clock: ChainClock
-    limits: NodeLimits
-    credit: int
-    metrics: NodeMetrics
-    endpoint: str
-    equivocation_watch: EquivocationWatch
 
 
 class JobOver(Exception):  # noqa: N818 - no error: it ends the loop of the job
@@ -54,7 +27,9 @@ class JobOver(Exception):  # noqa: N818 - no error: it ends the loop of the job
 
 
 class JobCore:
-    """State of one job at one hop."""
+    """Base of `JobHop`. `emits`: the job generates tokens; False for a text that is embedded."""
+
+    emits: ClassVar[bool]
 
     def __init__(
         self, services: NodeServices, session: ServedSession, record: OpenedJob, client: Link, following: Link | None
@@ -68,7 +43,7 @@ class JobCore:
         self._previous: Link | None = None
         self._first = record.hop == 0
         self._last = record.hop == record.hops - 1
-        self._plan = wire(record, session.record.key.signer, services.facts, services.domain, services.signer)
+        self._plan = plan_job(record, session.record.key.signer, services.facts, services.domain, services.signer)
         self._progress = Progress()
         self._inbox: asyncio.Queue[events.Event] = asyncio.Queue()
         self._overflow = False
@@ -82,7 +57,6 @@ class JobCore:
         self._moved = now
         self._paused: float | None = None
         self._client_gone: float | None = None
-        session.running[self.id] = record.spec.prompt_tokens
 
     def post(self, event: events.Event) -> None:
         """Queue an event. A flood ends the job instead of filling the memory."""
@@ -150,8 +124,7 @@ class JobCore:
         raise JobOver
 
     def _billed(self, positions: int) -> int:
-        spec = self.record.spec
-        return billed_tokens(positions, spec.prompt_tokens, emits=not spec.embeds)
+        return billed_tokens(positions, self.record.spec.prompt_tokens, emits=self.emits)
 
     async def _end(self, status: str, billed: int, fault: str | None = None) -> None:
         """End without a commitment."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from efedllm.commitments.messages import SessionKey, Voucher
 from efedllm.commitments.signing import check
 from efedllm.errors import ChainError, ProtocolError
 from efedllm.logs import get_logger
-from efedllm_node.jobs.admission import NodeFacts
+from efedllm_node.facts import NodeFacts
 from efedllm_node.payments.rules import (
     CLOSED,
     OPEN,
@@ -53,6 +54,16 @@ class ServedSession:
         """As the settler sees it."""
         r, busy = self.record, bool(self.running)
         return Unsettled(r.session_id, r.hop, r.cumulative, r.settled, r.status, r.key.expiry, busy, self.settled_in)
+
+    @contextmanager
+    def reserve(self, job_id: bytes, tokens: int) -> Iterator[None]:
+        """Count `tokens` for a job while the block makes it. They stay counted unless the block raises."""
+        self.running[job_id] = tokens
+        try:
+            yield
+        except BaseException:
+            self.running.pop(job_id, None)
+            raise
 
     def account(self, credit: int, job_id: bytes | None = None) -> SessionAccount:
         """The session's account as seen by one of its jobs."""

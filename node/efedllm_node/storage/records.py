@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from efedllm.commitments.evidence import EnvelopeRecord
 from efedllm.commitments.messages import JobSpec, RouteHop, SessionKey, SignedCommit, Voucher
+from efedllm.errors import ProtocolError
 
 
 @dataclass(frozen=True)
@@ -115,3 +116,8 @@ class OriginRecord:
 
     block: int
     file: str
+
+
+def job_exists() -> ProtocolError:
+    """A job number is used once."""
+    return ProtocolError("job-exists", "This job number of the session was used before.", "Use the next one.")

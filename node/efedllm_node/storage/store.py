@@ -14,7 +14,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from efedllm.commitments.evidence import EnvelopeRecord
 from efedllm.commitments.messages import SignedCommit, Voucher
-from efedllm_node.jobs.admission import job_exists
 from efedllm_node.storage.records import (
     BatchRecord,
     BoundaryPlace,
@@ -25,6 +24,7 @@ from efedllm_node.storage.records import (
     PendingLeaf,
     Predecessor,
     SessionRecord,
+    job_exists,
 )
 from efedllm_node.storage.row_mapping import (
     batch_of,

@@ -1,32 +1,63 @@
-"""One job at one hop: an actor that takes events in order, so that nothing in it needs a lock."""
+"""One job at one hop: an actor that takes events in order, so that nothing in it needs a lock.
+
+What generation and embedding have in common is here; `generation_hop` and `embedding_hop` add what differs.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Literal, assert_never
 
 import numpy as np
 
 from efedllm.commitments.canonical import decode
 from efedllm.commitments.messages import ids_bytes
 from efedllm.errors import EfedError, ProtocolError
-from efedllm.wire.messages import ActMsg, CancelMsg, FinishMsg, PayMsg
-from efedllm_node.compute.batcher import Output
+from efedllm.wire.messages import CancelMsg, FinishMsg, PayMsg
+from efedllm_node.compute.engine_step import Output
 from efedllm_node.compute.trace_files import IN, OUT, TAPS
 from efedllm_node.compute.work_item import Inputs
 from efedllm_node.jobs import job_events as events
-from efedllm_node.jobs.admission import ended
-from efedllm_node.jobs.job_plan import token_chunk, token_row
-from efedllm_node.jobs.job_state import JobCore, JobOver, NodeServices
+from efedllm_node.jobs.boundary_streams import Inbound
+from efedllm_node.jobs.job_state import JobCore, JobOver
 from efedllm_node.jobs.peers import Link
 from efedllm_node.payments.rules import payment_due
 
+Reason = Literal["eos", "length", "cancelled"]
+"""Why a job ended, as FINISH says it."""
 
-class Job(JobCore):
-    """See the module. `post` may be called from anywhere on the event loop; everything else happens in `run`."""
+
+class JobHop(JobCore, ABC):
+    """`post` may be called from anywhere on the event loop; everything else happens in `run`."""
+
+    # --- what the kinds of jobs do differently ---
+
+    @abstractmethod
+    async def _offer(self, inputs: Inputs) -> None:
+        """Take the next positions: hold them, and feed the engine with what may run."""
+
+    @abstractmethod
+    async def _emit(self, result: Output, chunk: bytes) -> None:
+        """Last hop: publish a result. `chunk`: hash of the leaves of its payload."""
+
+    @abstractmethod
+    def _end_position(self) -> int:
+        """The first position that the previous hop must not send yet."""
+
+    @abstractmethod
+    def _takes_ack(self, link: Link) -> bool:
+        """Whether an acknowledgement that came over `link` closes our outbound boundary."""
+
+    @abstractmethod
+    def _check_cancelled(self, held: int) -> None:
+        """ProtocolError when the previous hop must not stop while `held` of its rows wait here."""
+
+    @abstractmethod
+    def _due_reason(self, claimed: str) -> Reason | None:
+        """Hop 0: the reason for which the job is over if it ran to its end; None when it did not."""
 
     # --- events ---
 
@@ -63,10 +94,35 @@ class Job(JobCore):
         if self._overflow:
             raise ProtocolError("flood", "More messages arrived for this job than any job needs.")
         try:
-            await self._handlers[type(event)](self, event)
+            await self._handle(event)
         except ProtocolError as error:
             raise self._blamed(event, error) from error
         self._moved = time.monotonic()
+
+    async def _handle(self, event: events.Event) -> None:
+        match event:
+            case events.StartArrived():
+                await self._on_start()
+            case events.RowsArrived():
+                await self._on_rows(event)
+            case events.AckArrived():
+                await self._on_ack(event)
+            case events.Computed():
+                await self._on_computed(event)
+            case events.VoucherTaken():
+                await self._feed()
+            case events.StopAsked():
+                await self._on_stop(event)
+            case events.FinishArrived():
+                await self._on_finish(event)
+            case events.CommitArrived():
+                await self._on_commit(event)
+            case events.LinkLost():
+                await self._on_link_lost(event)
+            case events.JobFailed():
+                await self._abort(event.error, event.source)
+            case _:
+                assert_never(event)
 
     def _blamed(self, event: events.Event, error: ProtocolError) -> ProtocolError:
         """The error with the name of the node whose message caused it."""
@@ -95,7 +151,7 @@ class Job(JobCore):
 
     # --- rows in ---
 
-    async def _on_started(self, _event: events.StartArrived) -> None:
+    async def _on_start(self) -> None:
         if not self._first or self._progress.started:
             raise ProtocolError("out-of-order", "START goes to hop 0, once.")
         self._progress.started = True
@@ -103,61 +159,25 @@ class Job(JobCore):
             assert self.record.prompt is not None
             await self._offer(np.frombuffer(self.record.prompt, dtype="<i4").astype(np.int32))
 
+    def _inbound_of(self, link: Link) -> Inbound:
+        """The stream of the rows that the previous hop sends over `link`."""
+        inbound, hop = self._plan.inbound, self._plan.previous
+        if inbound is None or hop is None or not link.is_hop(hop):
+            raise ProtocolError("out-of-order", "These rows do not come from the previous hop.")
+        self._previous = link
+        return inbound
+
     async def _on_rows(self, event: events.RowsArrived) -> None:
-        act, inbound = event.act, self._plan.inbound
-        hop = self._plan.previous
-        if inbound is None or hop is None or not event.link.is_hop(hop):
-            raise ProtocolError("out-of-order", "These rows do not come from the hop before.")
-        self._previous = event.link
-        if self._first:
-            await self._token_in(act, event.link)
-            return
-        spec, progress = self.record.spec, self._progress
-        if progress.stopping or progress.finished:
+        """Rows of the previous hop: check and keep them, acknowledge them, compute them."""
+        act, inbound = event.act, self._inbound_of(event.link)
+        if self._progress.stopping or self._progress.finished:
             raise ProtocolError("out-of-order", "Rows after the end of the job.")
-        end = spec.most_positions
-        if self._last:
-            # Nobody can have fed a token that was not sampled yet.
-            end = min(end, spec.prompt_tokens + len(progress.tokens))
-        rows: list[Inputs] = []
-
-        def hashed(payload: bytes) -> bytes:
-            rows.append(decode(payload, act.dtype, act.dim))
-            return self._plan.in_tree.append(payload)
-
-        ack = inbound.accept(act, inbound.expected(end, spec.prompt_tokens), hashed)
+        inbound.check(act, self._end_position(), self.record.spec.prompt_tokens)
+        rows = decode(act.payload, act.dtype, act.dim)
+        ack = inbound.accept(act, self._plan.in_tree.append(act.payload))
         self._trace.append(IN, act.payload)
         await event.link.send(ack)
-        await self._offer(rows[0])
-
-    async def _token_in(self, act: ActMsg, link: Link) -> None:
-        """Hop 0: the last hop sampled a token."""
-        spec, progress, inbound = self.record.spec, self._progress, self._plan.inbound
-        assert inbound is not None
-        # Only the token after the last position that we fed can have been sampled.
-        end = progress.done + 1 if progress.done >= spec.prompt_tokens else 0
-        ack = inbound.accept(
-            act, inbound.expected(end, spec.prompt_tokens), lambda row: token_chunk(self.id, act.from_pos, row)
-        )
-        token = int(decode(act.payload, act.dtype, 1)[0, 0])
-        if not 0 <= token < self._services.facts.vocab:
-            raise ProtocolError("bad-token", f"Token {token} is not in the vocabulary.")
-        await link.send(ack)
-        progress.tokens.append(token)
-        if ended(token, len(progress.tokens), spec.max_new_tokens, spec.eos_token) is None and not progress.stopping:
-            await self._offer(np.array([token], dtype=np.int32))
-
-    async def _offer(self, inputs: Inputs) -> None:
-        held, spec = self._progress.held, self.record.spec
-        held.append(inputs)
-        if spec.embeds:
-            # An encoder takes the text whole, in however many pieces the hop before sends it.
-            if sum(map(len, held)) < spec.prompt_tokens:
-                return
-            whole = np.concatenate(held)
-            held.clear()
-            held.append(whole)
-        await self._feed()
+        await self._offer(rows)
 
     async def _feed(self) -> None:
         """Hand to the engine what is paid for; ask for payment otherwise."""
@@ -178,9 +198,6 @@ class Job(JobCore):
             self._services.batcher.submit(self.id, inputs)
         self._paused = None
 
-    async def _on_paid(self, _event: events.VoucherTaken) -> None:
-        await self._feed()
-
     # --- rows out ---
 
     async def _on_computed(self, event: events.Computed) -> None:
@@ -199,36 +216,16 @@ class Job(JobCore):
             self._trace.append(TAPS, result.taps)
         progress.done += result.n
         self._services.metrics.positions.inc(result.n)
-        if not self._last:
+        if self._last:
+            await self._emit(result, chunk)
+        else:
             await self._forward(plan.outbound.emit(result.payload, result.n, chunk))
-        elif self.record.spec.embeds:
-            await self._tell(plan.outbound.emit(result.payload, result.n, chunk))
-            if not progress.stopping:
-                await self._finish("length")
-        elif result.token is not None:
-            await self._sampled(result.token)
         if progress.stopping:
             await self._stop_if_idle()
 
-    async def _sampled(self, token: int) -> None:
-        progress, spec = self._progress, self.record.spec
-        position = spec.prompt_tokens + len(progress.tokens)
-        row = token_row(token)
-        progress.tokens.append(token)
-        act = self._plan.outbound.emit(row, 1, token_chunk(self.id, position, row))
-        await self._tell(act)
-        self._services.metrics.tokens.inc()
-        if self._following is not None:
-            await self._forward(act)
-        reason = ended(token, len(progress.tokens), spec.max_new_tokens, spec.eos_token)
-        if reason is not None:
-            await self._finish(reason)
-        elif self._first and not progress.stopping:
-            await self._offer(np.array([token], dtype=np.int32))
-
-    async def _on_acknowledged(self, event: events.AckArrived) -> None:
-        if self._last and not event.link.is_node and (not self._first or self.record.spec.embeds):
-            return  # The client signs for tokens too; hop 0's signature is the one that closes the ring.
+    async def _on_ack(self, event: events.AckArrived) -> None:
+        if not self._takes_ack(event.link):
+            return
         self._plan.outbound.acknowledged(event.ack)
         if self._prev_commit is not None or (self._first and self._progress.finished):
             await self._commit()
@@ -239,11 +236,9 @@ class Job(JobCore):
         progress = self._progress
         if event.source == "previous":
             progress.stopping = True
-            held, spec = sum(map(len, progress.held)), self.record.spec
-            if spec.embeds and 0 < held < spec.prompt_tokens:
-                # A part of a text is none: what an encoder makes of it is nothing that can be committed to.
-                raise ProtocolError("out-of-order", "The text was cancelled in the middle.", "Send it whole.")
-            # The hop before has counted these rows: a few that are held are computed, paid for or not.
+            held = progress.held_positions
+            self._check_cancelled(held)
+            # The previous hop has counted these rows: a few that are held are computed, paid for or not.
             if held > self._services.credit:
                 raise ProtocolError("payment-required", "The job was cancelled with unpaid rows.", "Send vouchers.")
             await self._feed()
@@ -258,7 +253,7 @@ class Job(JobCore):
     async def _stop_if_idle(self) -> None:
         """Once nothing is in flight here, pass the stop on; at the last hop it becomes FINISH."""
         progress = self._progress
-        if progress.given != progress.done or progress.held or progress.finished or progress.stop_passed:
+        if progress.busy or progress.finished or progress.stop_passed:
             return
         if self._last:
             await self._finish("cancelled")
@@ -268,12 +263,11 @@ class Job(JobCore):
         if not self._first and progress.done == 0:
             await self._end("cancelled", 0)
 
-    async def _finish(self, reason: str) -> None:
-        """Last hop: generation is over."""
+    async def _finish(self, reason: Reason) -> None:
+        """Last hop: say that the job is over."""
         progress = self._progress
         progress.finished = reason
-        assert reason in ("eos", "length", "cancelled")
-        message = FinishMsg(self.id, reason, len(progress.tokens))  # type: ignore[arg-type]
+        message = FinishMsg(self.id, reason, len(progress.tokens))
         await self._tell(message)
         if self._following is not None:
             await self._forward(message)
@@ -282,18 +276,13 @@ class Job(JobCore):
         if self._first:
             await self._commit()
 
-    async def _on_finished(self, event: events.FinishArrived) -> None:
-        """Hop 0: the last hop says so; we know whether it may."""
-        progress, spec, message = self._progress, self.record.spec, event.message
+    async def _on_finish(self, event: events.FinishArrived) -> None:
+        """Hop 0: the last hop says that the job is over. It may say so only when it is."""
+        progress, message = self._progress, event.message
         if not self._first or self._last:
             raise ProtocolError("out-of-order", "FINISH goes to hop 0.")
-        reason = None
-        if progress.tokens:
-            reason = ended(progress.tokens[-1], len(progress.tokens), spec.max_new_tokens, spec.eos_token)
-        elif spec.embeds and progress.done == spec.prompt_tokens and message.reason == "length":
-            # A stop may have crossed the result.
-            reason = "length"
-        allowed = reason if reason is not None else ("cancelled" if progress.stopping else None)
+        due = self._due_reason(message.reason)
+        allowed = due if due is not None else ("cancelled" if progress.stopping else None)
         if message.reason != allowed or message.tokens != len(progress.tokens) or progress.given != progress.done:
             raise ProtocolError("out-of-order", f"FINISH {message.reason} after {message.tokens} tokens is not due.")
         progress.finished = message.reason
@@ -301,21 +290,18 @@ class Job(JobCore):
             await self._end("cancelled", 0)
         await self._commit()
 
-    async def _on_committed(self, event: events.CommitArrived) -> None:
+    async def _on_commit(self, event: events.CommitArrived) -> None:
         before = self._plan.previous
         if self._prev_commit is not None and before is not None:
             await self._services.equivocation_watch.compare(before.node, self._prev_commit, event.signed)
         if self._first or self._prev_commit is not None or self._progress.given != self._progress.done:
             raise ProtocolError("out-of-order", "This commitment is not due.")
         if self._last and self._progress.finished is None:
-            raise ProtocolError("out-of-order", "The previous hop committed before generation was over.")
+            raise ProtocolError("out-of-order", "The previous hop committed before the job was over.")
         self._prev_commit = event.signed
         await self._commit()
 
-    async def _on_failed(self, event: events.JobFailed) -> None:
-        await self._abort(event.error, event.source)
-
-    async def _on_gone(self, event: events.LinkLost) -> None:
+    async def _on_link_lost(self, event: events.LinkLost) -> None:
         if event.link is self.client:
             self._client_gone = time.monotonic()
             return
@@ -331,19 +317,3 @@ class Job(JobCore):
             await self._on_stop(events.StopAsked("client"))
         elif self._last:
             await self._forward(CancelMsg(self.id, "the client is gone"))
-
-    _handlers: dict[type[Any], Callable[[Job, Any], Any]] = {  # noqa: RUF012
-        events.StartArrived: _on_started,
-        events.RowsArrived: _on_rows,
-        events.AckArrived: _on_acknowledged,
-        events.Computed: _on_computed,
-        events.VoucherTaken: _on_paid,
-        events.StopAsked: _on_stop,
-        events.FinishArrived: _on_finished,
-        events.CommitArrived: _on_committed,
-        events.LinkLost: _on_gone,
-        events.JobFailed: _on_failed,
-    }
-
-
-__all__ = ["Job", "NodeServices"]
