@@ -11,6 +11,7 @@ from typing import Any
 from eth_utils.address import to_checksum_address
 
 from efedllm.chain.amounts import format_amount
+from efedllm.chain.ledger import read_ledger
 from efedllm.chain.types import NodeInfo
 from efedllm_deploy.client_process import generate
 from efedllm_deploy.demo_facts import Transaction, gas_by_operation, node_facts, plain, transactions, verifier_facts
@@ -280,7 +281,7 @@ class Demo:
         names = {member.address: member.name for member in self._network.verifiers}
         result.verifiers = [plain(item) for item in await verifier_facts(chain, names)]
         result.done = await transactions(chain)
-        ledger = await chain.ledger()
+        ledger = await read_ledger(chain)
         wei = ("minted", "burned", "supply", "in_wallets", "vault", "escrow")
         result.ledger = {
             "ok": ledger.ok,

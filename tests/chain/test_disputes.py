@@ -13,6 +13,7 @@ import pytest_asyncio
 from efedllm.chain import Chain
 from efedllm.chain.amounts import WEI
 from efedllm.chain.disputes import prove
+from efedllm.chain.ledger import read_ledger
 from efedllm.chain.reverts import RevertError
 from efedllm.commitments.equivocation import Equivocation
 from efedllm.commitments.hashing import keccak
@@ -110,7 +111,7 @@ async def test_a_proof_is_paid_once_and_excludes(network: tuple[LiveNetwork, Cha
         assert info.jailed_until == event["excludedUntil"]
         assert await accuser.call("DisputeGame", "isProven", me, COMMIT.job_id, 0)
         # Every EFED is accounted for.
-        ledger = await accuser.ledger()
+        ledger = await read_ledger(accuser)
         assert ledger.problems == []
         assert ledger.burned == STAKE // 2 - STAKE * 3 // 20
         with pytest.raises(RevertError) as caught:

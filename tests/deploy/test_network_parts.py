@@ -14,6 +14,7 @@ import pytest
 
 from efedllm.chain import Chain, Deployment, keystore
 from efedllm.chain.amounts import WEI
+from efedllm.chain.ledger import read_ledger
 from efedllm.chain.readers import Readers
 from efedllm.errors import ChainError, ConfigError
 from efedllm.models.manifest import Manifest
@@ -60,7 +61,7 @@ async def test_start_writes_what_clients_need_and_a_second_start_pays_nothing(tm
         assert settings.need_rpc() == network.rpc_url
         client = keystore.load(settings.need_keystore(), keystore.read_password(settings.password_file))
         assert client.address == network.wallet.address
-        ledger = await network.chain.ledger()
+        ledger = await read_ledger(network.chain)
         assert ledger.ok, ledger.problems
         nonce = await network.chain.rpc.integer("eth_getTransactionCount", [network.chain.account_address, "latest"])
         manifest = Manifest.load(network.model_dir)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efedllm.chain import Chain, ChainEvent
-from efedllm.chain import eventfile as module
-from efedllm.chain.eventfile import EventFile, Snapshot
+from efedllm.chain import index as module
+from efedllm.chain.index import EventFile, Snapshot
 from tests.live_network import LiveNetwork
 
 ADDRESS = "0x" + "Ab" * 20
@@ -80,13 +80,13 @@ async def read(deployed: LiveNetwork, folder: Path) -> tuple[list[int], list[int
     """What a new process sees of the transfers, and the first blocks that it asked for."""
     asked: list[int] = []
     async with await deployed.connect(None, histories=folder) as chain:
-        events = chain.events
+        events = chain.transport.events
 
         async def counted(*args: Any, **options: Any) -> list[ChainEvent]:
             asked.append(options["from_block"])
             return await events(*args, **options)
 
-        chain.events = counted  # type: ignore[method-assign]
+        chain.transport.events = counted  # type: ignore[method-assign]
         found = await chain.history("EfedToken", "Transfer")
         again = await chain.history("EfedToken", "Transfer")
         assert again == found

@@ -1,19 +1,15 @@
-"""The ledger to the wei, the event follower, the typed readers. Against a real Ganache."""
+"""The ledger to the wei, the combined reads, the event history. Against a real Ganache."""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-from pathlib import Path
 
 import pytest
 
 from efedllm.chain import Chain, ChainEvent
 from efedllm.chain.amounts import WEI
-from efedllm.chain.events import EventFollower, FileCursor, MemoryCursor
-from efedllm.chain.ledger import replay
+from efedllm.chain.ledger import read_ledger, replay
 from efedllm.errors import ChainError
-from tests.chain.drop_proxy import ProxyMaker
 from tests.live_network import LiveNetwork
 
 MODEL = {
@@ -45,7 +41,7 @@ async def give(chain: Chain, to: Chain, amount: int) -> None:
 
 
 async def test_ledger_accounts_for_every_wei(deployed: LiveNetwork, chain: Chain) -> None:
-    start = await chain.ledger()
+    start = await read_ledger(chain)
     assert start.ok, start.problems
     async with await deployed.connect(1) as node, await deployed.connect(2) as client:
         await give(chain, node, 300 * WEI + 1)
@@ -70,7 +66,7 @@ async def test_ledger_accounts_for_every_wei(deployed: LiveNetwork, chain: Chain
         session = await chain.session(opened.event("SessionOpened").args["sessionId"])
         assert (session.status, session.deposit, session.remaining) == (1, 5 * WEI, 5 * WEI)
         await chain.send("EfedToken", "burn", 11)
-        ledger = await chain.ledger()
+        ledger = await read_ledger(chain)
     assert ledger.ok, ledger.problems
     assert ledger.burned == 11
     assert ledger.supply == ledger.minted - 11
@@ -81,7 +77,7 @@ async def test_ledger_accounts_for_every_wei(deployed: LiveNetwork, chain: Chain
 
 async def test_ledger_reports_tokens_that_no_rule_explains(chain: Chain) -> None:
     await chain.send("EfedToken", "transfer", chain.address("StakeVault"), 1)
-    ledger = await chain.ledger()
+    ledger = await read_ledger(chain)
     assert not ledger.ok
     assert ledger.problems == ["vault and staked + unbonding: 1 != 0 (difference 1 wei)"]
 
@@ -127,59 +123,6 @@ async def test_readers_join_registration_stake_and_trust(deployed: LiveNetwork, 
     with pytest.raises(ChainError) as caught:
         await chain.model(b"\x77" * 32)
     assert caught.value.code == "unknown-model"
-
-
-async def collect(follower: EventFollower, count: int) -> list[int]:
-    values: list[int] = []
-    async with asyncio.timeout(20):
-        async for event in follower:
-            values.append(event.args["value"])
-            if len(values) == count:
-                break
-    return values
-
-
-async def test_follower_resumes_from_its_cursor_without_skipping(chain: Chain, tmp_path: Path) -> None:
-    wanted = {"EfedToken": ("Transfer",)}
-    cursor = FileCursor(tmp_path / "cursor.json")
-    start = await chain.block_number() + 1
-    for value in (1, 2, 3):
-        await chain.send("EfedToken", "transfer", chain.account_address, value)
-    # One block at a time: it stops in the middle of what there is.
-    first = EventFollower(chain, wanted, from_block=start, cursor_store=cursor, chunk=1)
-    assert await collect(first, 2) == [1, 2]
-    # The second event was not followed by another request, so it may come again; the first must not.
-    second = EventFollower(chain, wanted, from_block=start, cursor_store=cursor, chunk=1)
-    assert await collect(second, 2) == [2, 3]
-    assert FileCursor(tmp_path / "cursor.json").load() is not None
-
-
-async def test_follower_waits_for_confirmations(chain: Chain) -> None:
-    follower = EventFollower(
-        chain, {"EfedToken": ("Transfer",)}, from_block=await chain.block_number() + 1, confirmations=2
-    )
-    await chain.send("EfedToken", "transfer", chain.account_address, 5)
-    assert await follower.poll() is None
-    await chain.rpc.request("evm_mine")
-    await chain.rpc.request("evm_mine")
-    assert [event.args["value"] for event in await follower.poll() or []] == [5]
-
-
-async def test_follower_survives_an_outage(deployed: LiveNetwork, chain: Chain, proxies: ProxyMaker) -> None:
-    proxy = await proxies(deployed.rpc_url)
-    async with await Chain.connect(proxy.url, deployed.deployment, budget=0.2) as watcher:
-        follower = EventFollower(
-            watcher,
-            {"EfedToken": ("Transfer",)},
-            from_block=await chain.block_number() + 1,
-            cursor_store=MemoryCursor(),
-        )
-        proxy.refuse()
-        collecting = asyncio.create_task(collect(follower, 1))
-        await chain.send("EfedToken", "transfer", chain.account_address, 77)
-        assert await follower.poll() is None
-        proxy.mode = "pass"
-        assert await collecting == [77]
 
 
 async def test_history_forgets_what_a_rolled_back_chain_no_longer_has(deployed: LiveNetwork, chain: Chain) -> None:
