@@ -308,7 +308,7 @@ class NodeApp:
         complete = await self.epoch_loop.drain(limits.duty_timeout)
         if self.config.retire:
             try:
-                await self.chain.send("NodeRegistry", "retire")
+                await self.chain.contracts.node_registry.retire()
             except ChainError as error:
                 self._log.error("not retired", code=error.code, reason=error.message)
         self._log.info("drained", aborted=aborted, everything_posted_and_settled=complete)

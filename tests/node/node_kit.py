@@ -62,7 +62,7 @@ class Lab:
         path = self.directory / f"key-{index}.json"
         if not path.exists():
             keystore.create(path, PASSWORD, light=True, private_key=bytes(account.key))
-            await self.chain.send("EfedToken", "transfer", account.address, 1000 * WEI)
+            await self.chain.contracts.efed_token.transfer(account.address, 1000 * WEI)
         config = NodeConfig(
             rpc_url=self.live.rpc_url,
             deployment=self.live.path,

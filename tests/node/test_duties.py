@@ -80,7 +80,7 @@ async def test_a_crash_around_the_posting_posts_once(pair: Lab, sent: bool) -> N
     root = batch_root(app.address, epoch, 0, [hop_leaf(leaf.digest, leaf.salt) for leaf in leaves])
     await app.store.plan(0, epoch, root, [leaf.job_id for leaf in leaves])
     if sent:
-        await app.chain.send("CommitmentLog", "post", epoch, 0, root, len(leaves))
+        await app.chain.contracts.commitment_log.post(epoch, 0, root, len(leaves))
     # Here the process dies: what it knew is gone, what it stored is not.
     config = app.config
     await pair.stop(app)
@@ -127,7 +127,7 @@ async def test_one_of_the_nodes_settles_and_both_are_paid(pair: Lab) -> None:
 async def test_a_closing_session_is_settled_at_once(pair: Lab) -> None:
     await pair.begin_epoch()
     client = await run_job(pair)
-    await pair.chain.send("SessionEscrow", "requestClose", client.session.key)
+    await pair.chain.contracts.session_escrow.request_close(client.session.key)
     served = pair.apps[0].dispatcher.services.sessions.get(client.session.session_id)
     assert served is not None
     served.asked = float("-inf")
@@ -235,9 +235,9 @@ async def judge(lab: Lab, epoch: int, node: str, seats: list[int]) -> None:
     verdict, salt, tap, evidence = 200, bytes(32), bytes(32), bytes(32)
     chains = [await lab.live.connect(index) for index in seats]
     await skip(lab, epoch + 1, 0.02)
-    await lab.chain.send("SeatRegistry", "armSeed", epoch)
+    await lab.chain.contracts.seat_registry.arm_seed(epoch)
     await lab.live.clock(lab.chain).mine(3)
-    await lab.chain.send("SeatRegistry", "fixSeed", epoch)
+    await lab.chain.contracts.seat_registry.fix_seed(epoch)
     from eth_abi.abi import encode
 
     for chain in chains:
@@ -254,10 +254,10 @@ async def judge(lab: Lab, epoch: int, node: str, seats: list[int]) -> None:
             "bytes32",
         ]
         values = [chain.chain_id, address, epoch, chain.account_address, [node], [verdict], [tap], [evidence], salt]
-        await chain.send("VerifierCommittee", "commit", epoch, keccak(encode(types, values)))
+        await chain.contracts.verifier_committee.commit(epoch, keccak(encode(types, values)))
     await skip(lab, epoch + 1, 0.36)
     for chain in chains:
-        await chain.send("VerifierCommittee", "reveal", epoch, [node], [verdict], [tap], [evidence], salt)
+        await chain.contracts.verifier_committee.reveal(epoch, [node], [verdict], [tap], [evidence], salt)
         await chain.close()
 
 
@@ -265,11 +265,11 @@ async def test_work_that_passed_its_audit_is_weighed_and_claimed_once(lab: Lab) 
     seats = [5, 6, 7]
     for index in seats:
         account = lab.live.account(index)
-        await lab.chain.send("EfedToken", "transfer", account.address, 100 * WEI)
+        await lab.chain.contracts.efed_token.transfer(account.address, 100 * WEI)
         async with await lab.live.connect(index) as chain:
             await chain.ensure_allowance("StakeVault", 100 * WEI)
-            await chain.send("StakeVault", "stake", 100 * WEI)
-            await chain.send("SeatRegistry", "takeSeat")
+            await chain.contracts.stake_vault.stake(100 * WEI)
+            await chain.contracts.seat_registry.take_seat()
     app = await lab.start(1, (0, 8))
     epoch = await lab.begin_epoch()
     await run_job(lab)
@@ -286,9 +286,9 @@ async def test_work_that_passed_its_audit_is_weighed_and_claimed_once(lab: Lab) 
     (weighed,) = await lab.chain.events("RewardPool", "Weighed")
     assert weighed.args["weight"] > 0
     before = await lab.chain.token_balance(app.address)
-    owed = int(await lab.chain.call("SessionEscrow", "owedOf", app.address))
+    owed = await lab.chain.contracts.session_escrow.owed_of(app.address)
     await skip(lab, epoch + 2, 0.05)
-    reward = int(await lab.chain.call("RewardPool", "claimable", epoch, app.address))
+    reward = await lab.chain.contracts.reward_pool.claimable(epoch, app.address)
     await app.epoch_loop.tick()
     await app.epoch_loop.tick()
     assert reward > 0

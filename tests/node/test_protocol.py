@@ -96,8 +96,8 @@ async def test_a_top_up_makes_larger_vouchers_good(pair: Lab) -> None:
         tokens = 100_000
         assert (await client.expect_error(0, client.voucher(tokens))).code == "voucher-exceeds-deposit"
         await pair.chain.ensure_allowance("SessionEscrow", WEI)
-        await pair.chain.send("SessionEscrow", "deposit", WEI)
-        await pair.chain.send("SessionEscrow", "topUp", session.key, WEI)
+        await pair.chain.contracts.session_escrow.deposit(WEI)
+        await pair.chain.contracts.session_escrow.top_up(session.key, WEI)
         await client.send(0, client.voucher(tokens))
         wanted = client.voucher(tokens).voucher.cumulative
         served = pair.apps[0].dispatcher.services.sessions.get(session.session_id)
@@ -137,7 +137,7 @@ async def test_a_session_that_does_not_exist_or_has_expired(pair: Lab) -> None:
 
 async def test_a_session_that_was_closed(pair: Lab) -> None:
     session = await pair.session()
-    await pair.chain.send("SessionEscrow", "requestClose", session.key)
+    await pair.chain.contracts.session_escrow.request_close(session.key)
     async with await pair.client(session) as client:
         error = await client.expect_error(0, client.open_msg(client.spec(PROMPT, 4), PROMPT, 0, None))
         assert error.code == "session-not-open"

@@ -130,12 +130,11 @@ class BatchPoster:
     async def _view(
         self, time: ChainTime, planned: BatchRecord | None, leaves: Sequence[PendingLeaf], draining: bool
     ) -> BatchView:
-        next_seq = int(await self._chain.call("CommitmentLog", "nextSeq", self._node))
+        next_seq = await self._chain.contracts.commitment_log.next_seq(self._node)
         landed = False
         if planned is not None and next_seq > planned.seq:
-            b = planned
-            landed = bool(
-                await self._chain.call("CommitmentLog", "isCommitted", self._node, b.seq, b.root, b.count, b.epoch)
+            landed = await self._chain.contracts.commitment_log.is_committed(
+                self._node, planned.seq, planned.root, planned.count, planned.epoch
             )
         return BatchView(
             time=time,
@@ -172,7 +171,7 @@ class BatchPoster:
     async def _send(self, batch: BatchRecord) -> None:
         """Post; the next look at the chain tells whether it arrived."""
         try:
-            await self._chain.send("CommitmentLog", "post", batch.epoch, batch.seq, batch.root, batch.count)
+            await self._chain.contracts.commitment_log.post(batch.epoch, batch.seq, batch.root, batch.count)
         except ChainError as error:
             # The number is taken: by this very batch, if an earlier attempt got through. Or the epoch is over.
             if error.code not in ("revert:WrongSequence", "revert:WrongEpoch"):

@@ -112,7 +112,7 @@ class EpochLoop:
     async def _forget(self, time: ChainTime) -> None:
         """Drop evidence nobody can ask for any more."""
         if self._window is None:
-            self._window = int(await self._chain.call("CommitmentLog", "challengeWindow"))
+            self._window = await self._chain.contracts.commitment_log.challenge_window()
         keep = max(self._window, self._policy.keep_epochs * time.epoch_length)
         while old := await self._store.expired(time.timestamp - keep, time.epoch - self._policy.keep_epochs):
             for job_id in old:

@@ -110,12 +110,12 @@ async def terms(chain: Chain, config: NodeConfig) -> ServingTerms:
 async def ensure_stake(chain: Chain, lo: int, hi: int, wanted: int | None) -> int:
     """Stake what is missing; the wei added."""
     active, minimum = await asyncio.gather(
-        chain.call("StakeVault", "stakeOf", chain.account_address), chain.call("NodeRegistry", "minStakePerLayer")
+        chain.contracts.stake_vault.stake_of(chain.account_address), chain.contracts.node_registry.min_stake_per_layer()
     )
-    missing = missing_stake(int(active.active), wanted, int(minimum) * (hi - lo))
+    missing = missing_stake(active.active, wanted, minimum * (hi - lo))
     if missing:
         await chain.ensure_allowance("StakeVault", missing)
-        await chain.send("StakeVault", "stake", missing)
+        await chain.contracts.stake_vault.stake(missing)
         get_logger("registration").info("staked", amount=format_amount(missing))
     return missing
 
@@ -126,9 +126,7 @@ async def ensure_registered(chain: Chain, offer: WantedRegistration) -> tuple[Ac
     for action in actions:
         match action:
             case Action.REGISTER:
-                await chain.send(
-                    "NodeRegistry",
-                    "register",
+                await chain.contracts.node_registry.register(
                     offer.model_id,
                     offer.lo,
                     offer.hi,
@@ -138,11 +136,11 @@ async def ensure_registered(chain: Chain, offer: WantedRegistration) -> tuple[Ac
                     offer.endpoint,
                 )
             case Action.UPDATE:
-                await chain.send("NodeRegistry", "update", offer.price, offer.signer)
+                await chain.contracts.node_registry.update(offer.price, offer.signer)
             case Action.ENDPOINT:
-                await chain.send("NodeRegistry", "setEndpoint", offer.endpoint)
+                await chain.contracts.node_registry.set_endpoint(offer.endpoint)
             case Action.RESUME:
-                await chain.send("NodeRegistry", "resume")
+                await chain.contracts.node_registry.resume()
         get_logger("registration").info("registry", action=action.value, layers=f"{offer.lo}:{offer.hi}")
     return actions
 

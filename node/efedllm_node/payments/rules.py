@@ -107,11 +107,15 @@ def billed_on_crash(positions: int, prompt: int, account: SessionAccount, *, emi
 
 
 def check_share(own_price: int, route_price: int, share_bps: int, hops: int) -> None:
-    """Whether our share of the route price pays our own price. Shares are rounded, by up to one bps for each hop."""
+    """ProtocolError "price-too-low" unless our share of the route price pays our own price; prices are in gwei.
+
+    Clients round shares by up to one bps for each hop, so that much less is accepted.
+    """
     if (share_bps + hops) * route_price < own_price * BPS:
         raise ProtocolError(
             "price-too-low",
-            f"The session pays this node {share_bps} bps of {route_price} gwei, its price is {own_price} gwei.",
+            f"The session pays this node {share_bps * route_price // BPS} gwei for 1000 tokens ({share_bps} bps of "
+            f"{route_price} gwei). Its price is {own_price} gwei.",
             "Open a session with shares in proportion to the nodes' prices.",
         )
 

@@ -149,8 +149,8 @@ class ServedSessions:
                 "session-not-open", f"Session 0x{session_id.hex()} does not exist on chain.", "Open a session first."
             )
         check_signer(info.contract_signer, allowed=self._contract_signers)
-        call = self._chain.call("NodeRegistry", "checkRoute", key.model_id, list(key.nodes))
-        price = int(await self._patiently(call))
+        call = self._chain.contracts.node_registry.check_route(key.model_id, list(key.nodes))
+        price = await self._patiently(call)
         # A price raised after the session was opened does not bind its client.
         price = min(price, key.max_price_per_ktok)
         record = SessionRecord(session_id, key, hop, price, info.deposit, info.settled, info.status)

@@ -54,7 +54,7 @@ class Settler:
         if reason is None or record.voucher is None or record.voucher_sig is None:
             return
         try:
-            await self._chain.send("SessionEscrow", "settle", record.key, record.voucher, record.voucher_sig)
+            await self._chain.contracts.session_escrow.settle(record.key, record.voucher, record.voucher_sig)
         except ChainError as error:
             if error.code != "revert:StaleVoucher":
                 raise

@@ -62,7 +62,7 @@ async def establish(chain: Chain, store: NodeStore, path: Path) -> int:
         known=await store.origin(network),
         file=str(status.st_ino),
         store_seq=await store.next_seq(),
-        chain_seq=int(await chain.call("CommitmentLog", "nextSeq", chain.account_address)),
+        chain_seq=await chain.contracts.commitment_log.next_seq(chain.account_address),
         head=await chain.block_number(),
     )
     chosen = origin(found)
