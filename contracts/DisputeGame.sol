@@ -3,13 +3,12 @@ pragma solidity 0.8.30;
 
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
-import {ICanaryRegistryTypes} from "./interfaces/ICanaryRegistry.sol";
 import {ICommitmentLog} from "./interfaces/ICommitmentLog.sol";
 import {IDisputeGame} from "./interfaces/IDisputeGame.sol";
 import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
 import {IStakeVault} from "./interfaces/IStakeVault.sol";
 import {IVerifierCommittee} from "./interfaces/IVerifierCommittee.sol";
-import {HopLeaf} from "./libraries/HopLeaf.sol";
+import {HopCommitHash} from "./libraries/HopCommitHash.sol";
 
 /// @title DisputeGame
 /// @notice Slashes nodes that two of their own signatures convict.
@@ -56,9 +55,9 @@ contract DisputeGame is IDisputeGame {
     /// @inheritdoc IDisputeGame
     function proveEquivocation(
         address node,
-        ICanaryRegistryTypes.HopCommit calldata a,
+        HopCommit calldata a,
         bytes calldata sigA,
-        ICanaryRegistryTypes.HopCommit calldata b,
+        HopCommit calldata b,
         bytes calldata sigB
     ) external returns (uint256 slashed, uint256 reward) {
         // INVARIANT: both say what this node did in one hop of one job.
@@ -74,8 +73,8 @@ contract DisputeGame is IDisputeGame {
     // ------------------------------------------------------------------------------------------------------ views
 
     /// @inheritdoc IDisputeGame
-    function commitDigest(ICanaryRegistryTypes.HopCommit calldata c) external view returns (bytes32) {
-        return HopLeaf.commitDigest(HopLeaf.domain(address(batches)), c);
+    function commitDigest(HopCommit calldata c) external view returns (bytes32) {
+        return HopCommitHash.commitDigest(HopCommitHash.domain(address(batches)), c);
     }
 
     /// @inheritdoc IDisputeGame
@@ -107,13 +106,9 @@ contract DisputeGame is IDisputeGame {
         emit EquivocationProven(node, jobId, hop, msg.sender, digestA, digestB, slashed, reward, until);
     }
 
-    function _digests(ICanaryRegistryTypes.HopCommit calldata a, ICanaryRegistryTypes.HopCommit calldata b)
-        private
-        view
-        returns (bytes32, bytes32)
-    {
-        bytes32 separator = HopLeaf.domain(address(batches));
-        return (HopLeaf.commitDigest(separator, a), HopLeaf.commitDigest(separator, b));
+    function _digests(HopCommit calldata a, HopCommit calldata b) private view returns (bytes32, bytes32) {
+        bytes32 separator = HopCommitHash.domain(address(batches));
+        return (HopCommitHash.commitDigest(separator, a), HopCommitHash.commitDigest(separator, b));
     }
 
     /// @dev Any key the node ever registered: a change of keys neither hides a fault nor makes room for another one.

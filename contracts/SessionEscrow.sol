@@ -3,6 +3,7 @@ pragma solidity 0.8.30;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
+import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
@@ -17,7 +18,8 @@ import {PermitLib} from "./libraries/PermitLib.sol";
 /// @title SessionEscrow
 /// @notice A client locks tokens for a route once, pays by signing cumulative vouchers off chain, and nodes settle the
 /// newest one. EIP-712 domain: name "EfedSession", version "1".
-/// @dev Tokens move only on deposit and withdrawal. In between, balances, sessions, credits and fees sum to what is held.
+/// @dev Tokens move only on deposit and withdrawal. In between, balances, sessions, credits and fees sum to what is
+/// held.
 contract SessionEscrow is EIP712, EntryPause, EarningsLedger {
     using SafeERC20 for IERC20;
     using SafeCast for uint256;
@@ -113,7 +115,7 @@ contract SessionEscrow is EIP712, EntryPause, EarningsLedger {
         // INVARIANT: an authorisation does not live for ever.
         require(block.timestamp <= deadline, DeadlinePassed(deadline, block.timestamp));
         sessionId = sessionIdOf(key);
-        _checkSignature(key.client, openDigest(sessionId, amount, deadline), sig);
+        _checkSignature(key.client, openDigest(sessionId, amount, deadline), sig, true);
         _open(key, sessionId, amount);
     }
 
@@ -142,7 +144,7 @@ contract SessionEscrow is EIP712, EntryPause, EarningsLedger {
         Session memory s = _liveSession(id);
         // INVARIANT: settled only grows.
         require(voucher.cumulative > s.settled, StaleVoucher(voucher.cumulative, s.settled));
-        _checkSignature(key.signer, voucherDigest(voucher), sig);
+        _checkSignature(key.signer, voucherDigest(voucher), sig, s.contractSigner);
         _pay(key, id, s, voucher);
         _sessions[id] = s;
     }
@@ -166,7 +168,7 @@ contract SessionEscrow is EIP712, EntryPause, EarningsLedger {
         // INVARIANT: states follow open -> closing -> closed.
         require(s.status == OPEN, WrongSessionStatus(id, s.status));
         if (voucher.cumulative > s.settled) {
-            _checkSignature(key.signer, voucherDigest(voucher), sig);
+            _checkSignature(key.signer, voucherDigest(voucher), sig, s.contractSigner);
             _pay(key, id, s, voucher);
         }
         // INVARIANT: no refund without a grace period in which nodes can show a newer voucher.
@@ -188,9 +190,9 @@ contract SessionEscrow is EIP712, EntryPause, EarningsLedger {
         // INVARIANT: every party agreed to the final amount.
         require(nodeSigs.length == key.nodes.length, NodeSignaturesMismatch(key.nodes.length, nodeSigs.length));
         bytes32 digest = cooperativeCloseDigest(voucher);
-        _checkSignature(key.client, digest, clientSig);
+        _checkSignature(key.client, digest, clientSig, true);
         for (uint256 i; i < nodeSigs.length; ++i) {
-            _checkSignature(nodes.nodeOf(key.nodes[i]).signer, digest, nodeSigs[i]);
+            _checkSignature(nodes.nodeOf(key.nodes[i]).signer, digest, nodeSigs[i], true);
         }
         _pay(key, id, s, voucher);
         _close(key.client, id, s);
@@ -279,7 +281,14 @@ contract SessionEscrow is EIP712, EntryPause, EarningsLedger {
         require(price <= key.maxPricePerKTok, RouteTooExpensive(price, key.maxPricePerKTok));
         committee.checkStanding(key.nodes, amount);
         _debit(key.client, amount);
-        _sessions[id] = Session({deposit: amount.toUint96(), settled: 0, closesAt: 0, feeBps: feeBps(), status: OPEN});
+        _sessions[id] = Session({
+            deposit: amount.toUint96(),
+            settled: 0,
+            closesAt: 0,
+            feeBps: feeBps(),
+            status: OPEN,
+            contractSigner: key.signer.code.length != 0
+        });
         emit SessionOpened(id, key.client, key.modelId, amount, key.expiry);
     }
 
@@ -287,7 +296,7 @@ contract SessionEscrow is EIP712, EntryPause, EarningsLedger {
         bytes32 id = sessionIdOf(key);
         Session memory s = _sessions[id];
         if (s.status == 0 || s.status == CLOSED || voucher.cumulative <= s.settled) return;
-        _checkSignature(key.signer, voucherDigest(voucher), sig);
+        _checkSignature(key.signer, voucherDigest(voucher), sig, s.contractSigner);
         _pay(key, id, s, voucher);
         _sessions[id] = s;
     }
@@ -312,7 +321,7 @@ contract SessionEscrow is EIP712, EntryPause, EarningsLedger {
     function _startClosing(bytes32 id, Session memory s) private {
         uint256 closesAt = block.timestamp + grace;
         s.status = CLOSING;
-        s.closesAt = closesAt.toUint40();
+        s.closesAt = closesAt.toUint32();
         _sessions[id] = s;
         emit CloseRequested(id, closesAt);
     }
@@ -343,9 +352,22 @@ contract SessionEscrow is EIP712, EntryPause, EarningsLedger {
         require(s.status == OPEN || s.status == CLOSING, WrongSessionStatus(id, s.status));
     }
 
-    function _checkSignature(address signer, bytes32 digest, bytes calldata sig) private view {
-        // INVARIANT: an account, or a contract by ERC-1271, signed exactly this.
-        require(SignatureChecker.isValidSignatureNow(signer, digest, sig), InvalidSignature(signer));
+    /// @dev Recovers the key first. The holder of a key can set and clear the code of its account at any time
+    /// (EIP-7702). ERC-1271 asks that code, so a client could void vouchers after it was served. A signature of the key
+    /// stays valid whatever the code says.
+    /// @param byContract Whether ERC-1271 counts when recovery fails. A voucher is a promise of the past: ERC-1271
+    /// counts only when the signer had code as the session opened. Opening and closing together are agreements that the
+    /// same call carries out: the code that the account has now may agree.
+    function _checkSignature(address signer, bytes32 digest, bytes calldata sig, bool byContract) private view {
+        (address recovered, ECDSA.RecoverError error_,) = ECDSA.tryRecover(digest, sig);
+        // INVARIANT: what the key of the signer signed is valid. No code that the signer gets or loses changes that.
+        if (error_ == ECDSA.RecoverError.NoError && recovered == signer) return;
+        // INVARIANT: otherwise a contract signed exactly this. A voucher never depends on code that came after the
+        // opening.
+        require(
+            byContract && signer.code.length != 0 && SignatureChecker.isValidERC1271SignatureNow(signer, digest, sig),
+            InvalidSignature(signer)
+        );
     }
 
     function _checkShares(SessionKey calldata key) private pure {

@@ -13,8 +13,8 @@ import {TapWord} from "./libraries/TapWord.sol";
 
 /// @title VerifierCommittee
 /// @notice Collects the verdicts of the drawn verifiers by commit and reveal, keeps the nodes' trust and slashes: nodes
-/// for severe failures, verifiers for missed duties, for verdicts opposite to the final one and for passes that they did
-/// not compute.
+/// for severe failures, verifiers for missed duties, for verdicts opposite to the final one and for passes that they
+/// did not compute.
 /// @dev The work of epoch e is committed on, revealed and tallied in the three phases of epoch e+1, and never later, so
 /// that what epoch e+2 pays out no longer moves.
 contract VerifierCommittee is TrustLedger {
@@ -31,7 +31,6 @@ contract VerifierCommittee is TrustLedger {
     uint256 private constant JUDGED = 64;
     uint256 private constant MISSED = 128;
 
-    bytes32 public constant CANARY_ROLE = keccak256("CANARY_ROLE");
     bytes32 public constant DISPUTE_ROLE = keccak256("DISPUTE_ROLE");
 
     /// @notice Says who is a node.
@@ -42,7 +41,6 @@ contract VerifierCommittee is TrustLedger {
     mapping(uint64 epoch => mapping(address verifier => bytes32)) private _commitments;
     mapping(uint64 epoch => mapping(address node => uint256 tallyWord)) private _tallies;
     mapping(uint64 epoch => mapping(address node => TapWord.Words)) private _taps;
-    mapping(uint64 epoch => mapping(address node => uint32 faultPrint)) private _canaries;
     mapping(uint64 epoch => uint256 seatBitmaps) private _flags;
     mapping(uint64 epoch => mapping(address verifier => uint256)) private _points;
     mapping(uint64 epoch => uint256) private _totalPoints;
@@ -100,11 +98,6 @@ contract VerifierCommittee is TrustLedger {
     }
 
     /// @inheritdoc IVerifierCommittee
-    function admitCanaries(uint64 e, address node, bytes32 digest) external onlyRole(CANARY_ROLE) {
-        _canaries[e][node] = TapWord.fingerprint(digest);
-    }
-
-    /// @inheritdoc IVerifierCommittee
     function convict(address node) external onlyRole(DISPUTE_ROLE) returns (uint32 jailedUntil) {
         return _convict(node);
     }
@@ -127,8 +120,7 @@ contract VerifierCommittee is TrustLedger {
                 emit NoQuorum(e, node, reveals, needed);
                 continue;
             }
-            (uint16 passed, uint16 failed, uint256 severeVotes, uint256 forgiven) = _outcome(e, node, word, sizes[i]);
-            if (forgiven != 0) emit CanaryForgiven(node, e, forgiven);
+            (uint16 passed, uint16 failed, uint256 severeVotes) = word.outcome();
             // needed is two thirds of the drawn members, who also hold the median: severe implies failed != 0.
             _applyVerdict(e, node, passed, failed, severeVotes >= needed, p);
         }
@@ -170,9 +162,7 @@ contract VerifierCommittee is TrustLedger {
         uint256 word = _tallies[e][node];
         uint256 size = seats.drawn(e, node).length;
         uint256 severe;
-        uint256 forgiven;
-        (t.passed, t.failed, severe, forgiven) = _outcome(e, node, word, size);
-        t.forgiven = uint8(forgiven);
+        (t.passed, t.failed, severe) = word.outcome();
         t.reveals = uint8(word.reveals());
         t.drawn = uint8(size);
         t.finalized = word.isClosed();
@@ -180,13 +170,8 @@ contract VerifierCommittee is TrustLedger {
         t.severe = t.quorum && severe >= _quorum(size);
         if (t.quorum) {
             (uint256 low, uint256 high) = _taps[e][node].load(size);
-            t.tap = TapWord.agreed(low, high, word, size, _quorum(size));
+            t.tap = TapWord.agreed(low, high, size, _quorum(size));
         }
-    }
-
-    /// @inheritdoc IVerifierCommittee
-    function canaryOf(uint64 e, address node) external view returns (uint32) {
-        return _canaries[e][node];
     }
 
     /// @inheritdoc IVerifierCommittee
@@ -248,24 +233,10 @@ contract VerifierCommittee is TrustLedger {
         // INVARIANT: at most one verdict for each member and node.
         require(!word.has(position), DuplicateNode(node));
         _tallies[e][node] = word.add(position, verdict);
+        // INVARIANT: a digest counts only beside a pass. A verifier that met a failure did not see every tap.
+        if (TallyWord.failedUnits(verdict) != 0) return;
         uint32 print = TapWord.fingerprint(tap);
         if (print != 0) _taps[e][node].set(position, print);
-    }
-
-    /// @dev Medians and severe votes, without the failures that are opened canaries. Looked up only for a node that would
-    /// fail: leaving failures out changes nothing else.
-    function _outcome(uint64 e, address node, uint256 word, uint256 size)
-        private
-        view
-        returns (uint16 passed, uint16 failed, uint256 severe, uint256 forgiven)
-    {
-        (passed, failed, severe) = word.outcome();
-        if (failed == 0) return (passed, failed, severe, 0);
-        uint32 print = _canaries[e][node];
-        if (print == 0) return (passed, failed, severe, 0);
-        (uint256 low, uint256 high) = _taps[e][node].load(size);
-        (word, forgiven) = TapWord.forgive(low, high, word, size, print);
-        (passed, failed, severe) = word.outcome();
     }
 
     function _judgeVerdicts(
@@ -292,8 +263,8 @@ contract VerifierCommittee is TrustLedger {
         emit VerifierJudged(e, verifier, outcome, slashed, points);
     }
 
-    /// @dev Points are the audited units of the final verdict, so that claiming more units pays nothing. A digest is
-    /// compared only between members who passed the node: who met a failure did not see every tap.
+    /// @dev Points are the audited units of the final verdict, so that claiming more units pays nothing. Digests are
+    /// compared only between members that passed the node.
     function _compare(uint64 e, address node, ISeatRegistryTypes.Place memory place)
         private
         view
@@ -306,23 +277,13 @@ contract VerifierCommittee is TrustLedger {
         if (word.reveals() < needed) return (0, OUTCOME_OK);
         (uint16 passed, uint16 failed,) = word.outcome();
         units = uint256(passed) + failed;
-        bool ownPass = TapWord.passes(word, place.position);
-        if (ownPass && failed == 0) {
-            (uint256 low, uint256 high) = _taps[e][node].load(place.size);
-            uint32 agreed = TapWord.agreed(low, high, word, place.size, needed);
-            if (agreed != 0 && TapWord.printOf(low, high, place.position) != agreed) found = OUTCOME_TAP_DIFFERS;
-        } else if (ownPass || (failed == 0 && !_foundCanaries(e, node, place))) {
-            found = OUTCOME_DEVIATED;
-        }
-    }
-
-    /// @dev Whether a member named exactly the opened canaries: then the node itself says that it computed, however many
-    /// others did not.
-    function _foundCanaries(uint64 e, address node, ISeatRegistryTypes.Place memory place) private view returns (bool) {
-        uint32 print = _canaries[e][node];
-        if (print == 0) return false;
+        bool ownPass = TallyWord.failedUnits(word.verdictOf(place.position)) == 0;
+        if (ownPass != (failed == 0)) return (units, OUTCOME_DEVIATED);
+        // Where the final verdict is a failure, no digest has two thirds of the members: most of them have none.
+        if (!ownPass) return (units, OUTCOME_OK);
         (uint256 low, uint256 high) = _taps[e][node].load(place.size);
-        return TapWord.printOf(low, high, place.position) == print;
+        uint32 agreed = TapWord.agreed(low, high, place.size, needed);
+        if (agreed != 0 && TapWord.printOf(low, high, place.position) != agreed) found = OUTCOME_TAP_DIFFERS;
     }
 
     /// @dev A duty is missed when the others reached a quorum on a node without this drawn member.

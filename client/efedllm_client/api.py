@@ -14,7 +14,6 @@ from efedllm.chain import Chain, Deployment, keystore
 from efedllm.chain.types import ModelInfo
 from efedllm.errors import ConfigError
 from efedllm.settings import Settings
-from efedllm_client.jobs.canary import Planted, plant
 from efedllm_client.jobs.embedding import Embedding, EmbedEvent
 from efedllm_client.jobs.failover import Place, RouteWishes
 from efedllm_client.jobs.generation import Event, Finished, Generation, Piece
@@ -161,22 +160,6 @@ class Client:
         async with aclosing(work.events()) as events:
             async for event in events:
                 yield event
-
-    async def plant(
-        self, node: str, prompts: Sequence[str], options: GenerateOptions | None = None, *, model: str | None = None
-    ) -> AsyncGenerator[Planted]:
-        """Plant a canary at `node` for each prompt: see `efedllm_client.jobs.canary`. Raises EfedError."""
-        account = self._need_account()
-        info = await self.model(model)
-        candidates = await self.nodes(info)
-        text = await self.text(info, candidates)
-        text.check_task(embeds=False)
-        ids = [text.encode(prompt) for prompt in prompts]
-        place, wallet = self._place(account, info), str(account.address)
-        planting = plant(place, text, candidates, wallet, node, ids, options or GenerateOptions())
-        async with aclosing(planting) as planted:
-            async for item in planted:
-                yield item
 
     def _place(self, account: LocalAccount, model: ModelInfo) -> Place:
         sessions = Sessions(self.chain, self.store, account, self._directory)

@@ -1,7 +1,28 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.30;
 
-import {ICanaryRegistryTypes} from "./ICanaryRegistry.sol";
+/// @title IDisputeGameTypes
+interface IDisputeGameTypes {
+    /// @notice What a node signs about a job, member by member as in the EIP-712 message of the same name.
+    struct HopCommit {
+        bytes32 jobId;
+        bytes32 specHash;
+        uint16 hop;
+        uint16 lo;
+        uint16 hi;
+        uint8 profile;
+        uint8 wireDtype;
+        uint32 tokens;
+        bytes32 modelId;
+        bytes32 shardRoot;
+        bytes32 inRoot;
+        bytes32 outRoot;
+        bytes32 tokensHash;
+        bytes32 auxRoot;
+        bytes32 prevCommit;
+        uint64 epoch;
+    }
+}
 
 /// @title IDisputeGameErrors
 interface IDisputeGameErrors {
@@ -36,7 +57,7 @@ interface IDisputeGameEvents {
 
 /// @title IDisputeGame
 /// @notice Faults that signatures prove by themselves. No jury, no bond, no phase: whoever has the proof shows it.
-interface IDisputeGame is IDisputeGameErrors, IDisputeGameEvents {
+interface IDisputeGame is IDisputeGameTypes, IDisputeGameErrors, IDisputeGameEvents {
     /// @notice Shows two different commits of one node for one job and hop: a share of its stake is slashed, the caller
     /// gets a part of that, and the node is excluded. Anyone; also when the node has changed its key, paused or retired.
     /// @param a The commit with the lower EIP-712 digest. @param sigA 65 bytes, s in the lower half.
@@ -44,14 +65,14 @@ interface IDisputeGame is IDisputeGameErrors, IDisputeGameEvents {
     /// @return slashed What was taken, wei. @return reward What the caller got, wei.
     function proveEquivocation(
         address node,
-        ICanaryRegistryTypes.HopCommit calldata a,
+        HopCommit calldata a,
         bytes calldata sigA,
-        ICanaryRegistryTypes.HopCommit calldata b,
+        HopCommit calldata b,
         bytes calldata sigB
     ) external returns (uint256 slashed, uint256 reward);
 
     /// @notice What a node's signer signs for a commit.
-    function commitDigest(ICanaryRegistryTypes.HopCommit calldata c) external view returns (bytes32);
+    function commitDigest(HopCommit calldata c) external view returns (bytes32);
 
     /// @notice Whether the node was slashed for equivocation in this job and hop.
     function isProven(address node, bytes32 jobId, uint16 hop) external view returns (bool);

@@ -4,7 +4,7 @@ pragma solidity 0.8.30;
 /// @title ISessionEscrowTypes
 interface ISessionEscrowTypes {
     /// @notice Terms of a session. Only their hash is stored; callers bring them along.
-    /// @param client Pays. @param signer Hot key that signs vouchers.
+    /// @param client Pays. @param signer Hot key that signs vouchers, or a contract that signs them by ERC-1271.
     /// @param expiry From expiry + grace on anyone may close, unix seconds.
     /// @param maxPricePerKTok Highest route price accepted, gwei of EFED per 1000 tokens.
     /// @param nodes The route, in layer order. @param shares Split of the payments, basis points, sum 10000.
@@ -19,13 +19,20 @@ interface ISessionEscrowTypes {
         uint16[] shares;
     }
 
-    /// @notice State of a session, in one slot; `status`: 0 none, 1 open, 2 closing, 3 closed.
+    /// @notice State of a session, in one slot.
+    /// @param closesAt End of the grace period, unix seconds; 0 unless a close was requested. 32 bits last until the
+    /// year 2106. A session of later years closes only after expiry + grace.
+    /// @param status 0 none, 1 open, 2 closing, 3 closed.
+    /// @param contractSigner Whether the signer had code when the session opened. ERC-1271 counts for vouchers only if
+    /// it is set. A voucher that the signer's key signed counts in every session. A contract can refuse later what it
+    /// accepted before, so nodes do not work for a voucher that only a contract vouches for.
     struct Session {
         uint96 deposit;
         uint96 settled;
-        uint40 closesAt;
+        uint32 closesAt;
         uint16 feeBps;
         uint8 status;
+        bool contractSigner;
     }
 
     /// @notice A promise to pay `cumulative` wei in all. Only the newest matters.
@@ -120,6 +127,8 @@ interface ISessionEscrow is ISessionEscrowTypes, ISessionEscrowErrors, ISessionE
 
     /// @notice `open` by anyone, authorised by the client:
     /// EIP-712 Open(bytes32 sessionId,uint256 amount,uint256 deadline) signed by key.client.
+    /// @dev The signature is one of the client's key, whatever code the account has. If it is not, the code that the
+    /// account has now is asked by ERC-1271.
     function openWithSig(SessionKey calldata key, uint256 amount, uint256 deadline, bytes calldata sig)
         external
         returns (bytes32 sessionId);
@@ -128,19 +137,23 @@ interface ISessionEscrow is ISessionEscrowTypes, ISessionEscrowErrors, ISessionE
     function topUp(SessionKey calldata key, uint256 amount) external;
 
     /// @notice Credits what a newer voucher adds to the nodes of the route. Anyone, until the session is closed.
+    /// @dev The signature is one of the signer's key, whatever code the account has. If it is not, the signer is asked
+    /// by ERC-1271, but only in a session with contractSigner. The same rule holds for settleMany and settleAndClose.
     function settle(SessionKey calldata key, Voucher calldata voucher, bytes calldata sig) external;
 
     /// @notice Settles many; skips vouchers that have nothing to add, so that nobody can spoil the batch.
     function settleMany(SessionKey[] calldata keys, Voucher[] calldata vouchers, bytes[] calldata sigs) external;
 
     /// @notice Settles a voucher (unless it is settled) and ends the session in one call. Client only.
-    /// @dev Closes at once when nothing is left to refund. Otherwise the grace period runs first, because only the nodes
-    /// can tell whether a newer voucher exists.
+    /// @dev Closes at once when nothing is left to refund. Otherwise the grace period runs first, because only the
+    /// nodes can tell whether a newer voucher exists.
     function settleAndClose(SessionKey calldata key, Voucher calldata voucher, bytes calldata sig) external;
 
     /// @notice Closes at once at a final amount that the client and every node signed:
-    /// EIP-712 CooperativeClose(bytes32 sessionId,uint128 cumulative,uint64 tokens,bytes32 receiptsRoot), by key.client and by
-    /// the registered signer of each node, in route order. Anyone may submit it.
+    /// EIP-712 CooperativeClose(bytes32 sessionId,uint128 cumulative,uint64 tokens,bytes32 receiptsRoot), by key.client
+    /// and by the registered signer of each node, in route order. Anyone may submit it.
+    /// @dev Each signature is one of the account's key, whatever code the account has. If it is not, the code that the
+    /// account has now is asked by ERC-1271.
     function closeCooperative(
         SessionKey calldata key,
         Voucher calldata voucher,
@@ -190,8 +203,8 @@ interface ISessionEscrow is ISessionEscrowTypes, ISessionEscrowErrors, ISessionE
     /// @notice Credits a node can withdraw, wei.
     function owedOf(address node) external view returns (uint256);
 
-    /// @notice Credits of a node in epoch `e`, rounded down to gwei, wei. Kept for the last epoch with credits and the one
-    /// before it; 0 for older ones.
+    /// @notice Credits of a node in epoch `e`, rounded down to gwei, wei. Kept for the last epoch with credits and the
+    /// one before it; 0 for older ones.
     function workOf(uint64 e, address node) external view returns (uint256);
 
     /// @notice Everything settled in epoch `e`, wei.

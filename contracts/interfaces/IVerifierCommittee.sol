@@ -54,8 +54,6 @@ interface IVerifierCommitteeTypes {
     /// @param severe Whether two thirds of the drawn members said severe.
     /// @param passed Lower median of the passed units. @param failed Lower median of the failed units.
     /// @param tap Fingerprint that two thirds of the drawn members revealed with a pass; 0 when there is none.
-    /// @param forgiven Severe verdicts that named exactly the node's opened canaries and count as passes in the above; told
-    /// only where the node would have failed with them.
     struct Tally {
         uint8 reveals;
         uint8 drawn;
@@ -65,7 +63,6 @@ interface IVerifierCommitteeTypes {
         uint16 passed;
         uint16 failed;
         uint32 tap;
-        uint8 forgiven;
     }
 }
 
@@ -125,7 +122,6 @@ interface IVerifierCommitteeEvents is IVerifierCommitteeTypes {
     );
     event NodeFailed(address indexed node, uint64 indexed epoch, bool severe, uint256 slashed, uint32 jailedUntil);
     event NodeConvicted(address indexed node, uint64 indexed epoch, uint32 jailedUntil);
-    event CanaryForgiven(address indexed node, uint64 indexed epoch, uint256 verdicts);
     event NoQuorum(uint64 indexed epoch, address indexed node, uint256 reveals, uint256 needed);
     event VerifierJudged(
         uint64 indexed epoch, address indexed verifier, uint8 outcome, uint256 slashed, uint256 points
@@ -134,14 +130,16 @@ interface IVerifierCommitteeEvents is IVerifierCommitteeTypes {
 
 /// @title IVerifierCommittee
 /// @notice Verdicts by commit and reveal, trust, and slashing of nodes and verifiers.
-/// @dev A digest shows that a verifier computed: of taps beside a pass, of the failed leaves beside a failure; 0 claims
-/// nothing. A verdict is severe << 15 | failedUnits (7 bits) << 8 | passedUnits (8 bits); a unit is a tenth of a full audit.
+/// @dev A verdict is severe << 15 | failedUnits (7 bits) << 8 | passedUnits (8 bits). A unit is a tenth of a full
+/// audit. Beside a pass a verifier attests a tap digest: it shows that the verifier computed. A digest of 0 claims
+/// nothing. Beside a failure a verifier attests 0; any other digest there is ignored.
 interface IVerifierCommittee is IVerifierCommitteeErrors, IVerifierCommitteeEvents {
     /// @notice Commits to verdicts on the work of epoch `e`; phase 0 of epoch e+1.
     /// @param h keccak256(abi.encode(block.chainid, address(this), e, verifier, nodes, verdicts, taps, evidence, salt))
     function commit(uint64 e, bytes32 h) external;
 
     /// @notice Opens the commitment; phase 1 of epoch e+1.
+    /// @param taps One tap digest for each node: the lower 32 bits are kept beside a pass, nothing beside a failure.
     function reveal(
         uint64 e,
         address[] calldata nodes,
@@ -151,12 +149,8 @@ interface IVerifierCommittee is IVerifierCommitteeErrors, IVerifierCommitteeEven
         bytes32 salt
     ) external;
 
-    /// @notice Admits the opened canaries of a node: severe verdicts with this fault digest count as passes. CANARY_ROLE
-    /// only.
-    function admitCanaries(uint64 e, address node, bytes32 digest) external;
-
-    /// @notice Excludes a node that was proven to have lied, as a severe failure does, and voids its trust from the next
-    /// epoch on. DISPUTE_ROLE only.
+    /// @notice Excludes a node that was proven to have lied, as a severe failure does, and voids its trust from the
+    /// next epoch on. DISPUTE_ROLE only.
     /// @return jailedUntil Epoch in which the exclusion ends.
     function convict(address node) external returns (uint32 jailedUntil);
 
@@ -165,9 +159,9 @@ interface IVerifierCommittee is IVerifierCommitteeErrors, IVerifierCommitteeEven
 
     /// @notice Rewards or slashes a verifier for epoch `e`; phase 2 of epoch e+1. Anyone.
     /// @dev With exactly the revealed list: points, or a slash when a verdict is opposite to the median of the revealed
-    /// ones (opened canaries not forgiven: who computed found them) and does not name exactly the opened canaries, or when
-    /// two thirds of a committee passed the node with one tap digest and this verifier passed it with another. With a list of
-    /// nodes it was drawn for, that reached a quorum without it: a slash. Committed and not revealed: a slash.
+    /// ones, or when two thirds of a committee passed the node with one tap digest and this verifier passed it with
+    /// another. With a list of nodes it was drawn for, that reached a quorum without it: a slash. Committed and not
+    /// revealed: a slash.
     function judgeVerifier(uint64 e, address verifier, address[] calldata nodes) external;
 
     /// @notice Schedules parameters for the next epoch. DEFAULT_ADMIN_ROLE only.
@@ -181,9 +175,6 @@ interface IVerifierCommittee is IVerifierCommitteeErrors, IVerifierCommitteeEven
 
     /// @notice Whether a verifier has revealed for epoch `e`.
     function hasRevealed(uint64 e, address verifier) external view returns (bool);
-
-    /// @notice Fingerprint of the fault digest of a node's opened canaries; 0 when it opened none.
-    function canaryOf(uint64 e, address node) external view returns (uint32);
 
     /// @notice Tally of a node for epoch `e`.
     function tallyOf(uint64 e, address node) external view returns (Tally memory);

@@ -9,8 +9,6 @@ library TallyWord {
     uint256 internal constant MAX_MEMBERS = 15;
     uint256 private constant MASK = 0x7FFF;
     uint256 private constant CLOSED = 0x8000;
-    /// @dev Of a verdict: severity and failed units.
-    uint256 private constant FAILURE = 0xFF00;
 
     /// @notice Whether member `i` has revealed.
     function has(uint256 word, uint256 i) internal pure returns (bool) {
@@ -25,11 +23,6 @@ library TallyWord {
     /// @notice Verdict of member `i`.
     function verdictOf(uint256 word, uint256 i) internal pure returns (uint16) {
         return uint16(word >> (16 * (i + 1)));
-    }
-
-    /// @notice Takes the failed units and the severity out of the verdict of member `i`.
-    function forgive(uint256 word, uint256 i) internal pure returns (uint256) {
-        return word & ~(FAILURE << (16 * (i + 1)));
     }
 
     /// @notice Closes the tally.

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.30;
 
-import {TallyWord} from "./TallyWord.sol";
-
 /// @title TapWord
-/// @notice Fingerprints of a committee about one node and epoch: eight members share a slot. Beside a pass of the tap
-/// digest, beside a failure of the fault digest.
-/// @dev A fingerprint is the lower 32 bits of a digest: who did not compute hits it with chance 2^-32. 0 claims nothing.
+/// @notice Fingerprints of the tap digests that a committee revealed about one node and epoch. Eight members share a
+/// slot. Only members that passed the node have one.
+/// @dev A fingerprint is the lower 32 bits of a digest. 0 claims nothing. Every digest is committed before the first
+/// one is revealed, so a verifier that did not compute has one blind guess and hits with chance 2^-32. 32 bits would
+/// not stop somebody who searches for two digests with one fingerprint. Nobody gains by that: a fingerprint never
+/// excuses a failure.
 library TapWord {
     /// @dev Lane i % 8 of word i / 8 belongs to member i.
     struct Words {
@@ -37,45 +38,19 @@ library TapWord {
         return uint32((i < LANES ? low : high) >> (LANE_BITS * (i % LANES)));
     }
 
-    /// @notice The fingerprint other than 0 that at least `needed` of `members` revealed with a pass; 0 when there is
-    /// none.
+    /// @notice The fingerprint other than 0 that at least `needed` of `members` revealed; 0 when there is none.
     /// @dev `needed` is more than half of the members, so that there is at most one.
-    function agreed(uint256 low, uint256 high, uint256 word, uint256 members, uint256 needed)
-        internal
-        pure
-        returns (uint32)
-    {
+    function agreed(uint256 low, uint256 high, uint256 members, uint256 needed) internal pure returns (uint32) {
         if (low | high == 0) return 0;
         for (uint256 i; i + needed <= members; ++i) {
             uint32 print = printOf(low, high, i);
             if (print == 0) continue;
             uint256 votes;
             for (uint256 j = i; j < members; ++j) {
-                if (printOf(low, high, j) == print && passes(word, j)) ++votes;
+                if (printOf(low, high, j) == print) ++votes;
             }
             if (votes >= needed) return print;
         }
         return 0;
-    }
-
-    /// @notice The tally without the severe failures that carry the fingerprint `print`, which is not 0, and their number.
-    /// @dev A lesser failure stays: work at the edge of a tolerance, which some verifiers pass and some fail, must cost
-    /// the node, or it could be made on purpose to have verifiers contradict each other.
-    function forgive(uint256 low, uint256 high, uint256 word, uint256 members, uint32 print)
-        internal
-        pure
-        returns (uint256 cleared, uint256 n)
-    {
-        cleared = word;
-        for (uint256 i; i < members; ++i) {
-            if (printOf(low, high, i) != print || !TallyWord.isSevere(TallyWord.verdictOf(word, i))) continue;
-            cleared = TallyWord.forgive(cleared, i);
-            ++n;
-        }
-    }
-
-    /// @notice Whether member `i` revealed, and no failure.
-    function passes(uint256 word, uint256 i) internal pure returns (bool) {
-        return TallyWord.has(word, i) && TallyWord.failedUnits(TallyWord.verdictOf(word, i)) == 0;
     }
 }

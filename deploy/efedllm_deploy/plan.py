@@ -35,7 +35,6 @@ def grants(addresses: Mapping[str, str]) -> list[Grant]:
         Grant("SeatRegistry", keccak(text="COMMITTEE_ROLE"), "COMMITTEE", addresses["VerifierCommittee"]),
         Grant("StakeVault", keccak(text="SLASHER_ROLE"), "SLASHER", addresses["VerifierCommittee"]),
         Grant("StakeVault", keccak(text="SLASHER_ROLE"), "SLASHER for disputes", addresses["DisputeGame"]),
-        Grant("VerifierCommittee", keccak(text="CANARY_ROLE"), "CANARY", addresses["CanaryRegistry"]),
         Grant("VerifierCommittee", keccak(text="DISPUTE_ROLE"), "DISPUTE", addresses["DisputeGame"]),
         Grant("EfedToken", keccak(text="MINTER_ROLE"), "MINTER", addresses["RewardPool"]),
     ]
@@ -84,14 +83,6 @@ def constructor_args(
             ]
         case "CommitmentLog":
             return [addresses["NodeRegistry"], *clock, profile.log.challenge_window]
-        case "CanaryRegistry":
-            return [
-                addresses["SessionEscrow"],
-                addresses["CommitmentLog"],
-                addresses["SeatRegistry"],
-                addresses["VerifierCommittee"],
-                *clock,
-            ]
         case "RewardPool":
             return [
                 addresses["EfedToken"],

@@ -21,7 +21,6 @@ CONTRACTS = (
     "VerifierCommittee",
     "SessionEscrow",
     "CommitmentLog",
-    "CanaryRegistry",
     "RewardPool",
     "DisputeGame",
 )
@@ -58,7 +57,7 @@ def load_artifact(name: str, directory: Path = ARTIFACTS) -> Artifact:
         raise ConfigError(
             "no-artifact",
             f"The compiled contract {name} cannot be read ({type(error).__name__}: {path.name}).",
-            "Run `python -m deploy.compile`, or reinstall the package.",
+            "Run `python -m efedllm_deploy.compile`, or reinstall the package.",
         ) from error
 
 

@@ -179,7 +179,9 @@ class Readers:
     async def session_at(self, session_id: bytes, block: int | str) -> SessionInfo:
         """A session as of a block."""
         view = await self.call("SessionEscrow", "sessionOf", session_id, block=block)
-        return SessionInfo(session_id, view.deposit, view.settled, view.closesAt, view.feeBps, view.status)
+        return SessionInfo(
+            session_id, view.deposit, view.settled, view.closesAt, view.feeBps, view.status, view.contractSigner
+        )
 
     async def opened_after(self, session_id: bytes, block: int) -> bool:
         """Whether a session was opened in a later block than `block`; looked for from the newest one back."""

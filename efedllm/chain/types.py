@@ -111,7 +111,10 @@ class NodeInfo:
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """An escrow session. status 0 none, 1 open, 2 closing, 3 closed."""
+    """An escrow session. status 0 none, 1 open, 2 closing, 3 closed.
+
+    `contract_signer`: whether the signer had code when the session opened, so that ERC-1271 counts for its vouchers.
+    """
 
     session_id: bytes
     deposit: int
@@ -119,6 +122,7 @@ class SessionInfo:
     closes_at: int
     fee_bps: int
     status: int
+    contract_signer: bool = False
 
     @property
     def remaining(self) -> int:

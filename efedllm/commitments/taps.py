@@ -141,3 +141,10 @@ def tap_digest(leaves: Iterable[tuple[bytes, bytes]]) -> bytes:
         return ZERO32
     head = ROOT + TAG_DIGEST + _POSITION.pack(len(ordered))
     return keccak(head + b"".join(as_h32(chosen, "chosen taps") for _, chosen in ordered))
+
+
+def fingerprint(digest: bytes) -> int:
+    """What the contracts keep of a tap digest: its low 32 bits. A verifier that did not compute hits it with chance
+    2^-32: it commits before anybody reveals, so that it guesses blindly and once.
+    """
+    return int.from_bytes(as_h32(digest, "digest")[-4:])

@@ -26,7 +26,7 @@ from efedllm.wire.body import json_body, json_object, signature_bytes
 from efedllm.wire.frames import Frame, FrameType
 
 _OPEN_JOB_KEYS = frozenset(
-    {"session_key", "job_spec", "spec_signature", "voucher", "voucher_signature", "hop", "route", "canary"}
+    {"session_key", "job_spec", "spec_signature", "voucher", "voucher_signature", "hop", "route"}
 )
 
 
@@ -35,7 +35,6 @@ class OpenJobMsg:
     """A client opens a job with one node of the route. `prompt` (int32 ids) goes to hop 0 only.
 
     A voucher is optional: a node may give credit. `route` lists every hop in order; `hop` is the receiver's index.
-    `canary`: the client's signature that asks this hop for a wrong answer (`commitments.canary`).
     """
 
     TYPE: ClassVar[FrameType] = FrameType.OPEN_JOB
@@ -47,12 +46,9 @@ class OpenJobMsg:
     hop: int
     route: tuple[RouteHop, ...]
     prompt: tuple[int, ...] | None = None
-    canary: bytes | None = None
 
     def __post_init__(self) -> None:
         signature_bytes(self.spec_signature, "spec_signature")
-        if self.canary is not None:
-            signature_bytes(self.canary, "canary")
         if (self.voucher is None) != (self.voucher_signature is None):
             raise ProtocolError("bad-message", "A voucher and its signature come together.")
         if self.voucher_signature is not None:
@@ -79,7 +75,6 @@ class OpenJobMsg:
                 "voucher_signature": None if self.voucher_signature is None else to_hex(self.voucher_signature),
                 "hop": self.hop,
                 "route": [hop.to_json() for hop in self.route],
-                "canary": None if self.canary is None else to_hex(self.canary),
             },
             b"" if self.prompt is None else ids_bytes(self.prompt),
         )
@@ -90,7 +85,7 @@ class OpenJobMsg:
         route = data["route"]
         if not isinstance(route, list) or len(route) > MAX_HOPS:
             raise ProtocolError("bad-message", f"A route is a list of at most {MAX_HOPS} hops.")
-        signature, canary = data["voucher_signature"], data["canary"]
+        signature = data["voucher_signature"]
         return cls(
             session_key=SessionKey.from_json(data["session_key"]),
             job_spec=JobSpec.from_json(data["job_spec"]),
@@ -100,7 +95,6 @@ class OpenJobMsg:
             hop=data["hop"],
             route=tuple(RouteHop.from_json(hop) for hop in route),
             prompt=_prompt(frame.payload) if data["hop"] == 0 or frame.payload else None,
-            canary=None if canary is None else parse_hex(canary, "canary", 65),
         )
 
 

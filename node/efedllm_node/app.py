@@ -26,8 +26,6 @@ from efedllm.errors import ChainError
 from efedllm.logs import get_logger
 from efedllm.models.manifest import Manifest
 from efedllm.wire import Identity
-from efedllm_node.canaries.canary_jobs import CanaryDesk
-from efedllm_node.canaries.store import CanaryStore
 from efedllm_node.compute.batcher import Batcher
 from efedllm_node.compute.scheduler import BatchLimits
 from efedllm_node.compute.trace_files import IN, Traces
@@ -121,7 +119,14 @@ class NodeApp:
         stack.callback(traces.close)
         await self._recover(store, traces)
         origin = await establish(chain, store, config.home / DATABASE)
-        book = Book(chain, store, facts, config.limits.rpc_patience, origin)
+        book = Book(
+            chain,
+            store,
+            facts,
+            config.limits.rpc_patience,
+            origin,
+            contract_signers=config.allow_contract_signers,
+        )
         await book.load()
         metrics = Metrics()
         batcher = Batcher(executor, pool, _batch_limits(config))
@@ -141,11 +146,9 @@ class NodeApp:
             witness=Witness(chain.efl_domain, EvidenceFolder(config.home / FOLDER)),
         )
         identity = Identity(chain.efl_domain, self.address, signer)
-        canaries = CanaryStore(store.engine)
-        clients = frozenset(config.canary_clients)
-        self.desk = Desk(shop, chain, identity, CanaryDesk(clients, canaries, slashable=facts.slashable))
+        self.desk = Desk(shop, chain, identity)
         self.price = offer_terms.price
-        self.duties = Duties(chain, clock, store, traces, book, config.policy, metrics, canaries)
+        self.duties = Duties(chain, clock, store, traces, book, config.policy, metrics)
         self._gauges(metrics, executor)
         await self._serve(bound, identity, model_dir, manifest)
         self._spawn(batcher.run(), "batcher")
@@ -196,7 +199,6 @@ class NodeApp:
             max_positions=min(executor.max_positions, self.config.limits.max_context),
             encoder=executor.whole_texts,
             profile=HALF_PROFILE if half else offer.model.profile,
-            slashable=not half and (manifest.tolerance is None or manifest.tolerance.slashable),
         )
 
     async def _recover(self, store: Store, traces: Traces) -> None:

@@ -25,7 +25,7 @@ from efedllm.sizes import parse_size
 from efedllm_node.config import Compute
 from efedllm_node.epoch.status import show_all, status_of
 from efedllm_node.flags import (
-    CanaryClients,
+    ContractSigners,
     Credit,
     DeploymentFile,
     Endpoint,
@@ -163,7 +163,7 @@ def run(
         Device, typer.Option("--device", help="Where a causal model computes; --ram is then the GPU's.")
     ] = "cpu",
     ram: Ram = None,
-    canary_client: CanaryClients = None,
+    contract_signers: ContractSigners = False,
     as_json: Json = False,
 ) -> None:
     """Stake, register, serve. Prints one JSON line when ready; SIGTERM drains, a second one stops at once."""
@@ -175,9 +175,7 @@ def run(
         config = make_config(
             account, model_id, layers, price, model, listen, endpoint, home, stake, credit_tokens, retire, threads
         )
-        return await run_node(
-            replace(config, compute=compute, device=device, canary_clients=tuple(canary_client or ()))
-        )
+        return await run_node(replace(config, compute=compute, device=device, allow_contract_signers=contract_signers))
 
     _run(work, as_json)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from efedllm.commitments.hashing import as_address, as_h32
-from efedllm.errors import ConfigError, ProtocolError
+from efedllm.commitments.hashing import as_h32
+from efedllm.errors import ConfigError
 from efedllm.settings import Device
 
 Compute = Literal["float32", "bfloat16"]
@@ -80,7 +80,7 @@ class NodeConfig:
     ram: int | None = None  # bytes for weights, caches and activations; everything is held in memory when None
     rpc_budget: float = 30.0  # seconds a request waits out an outage of the RPC server
     retire: bool = False  # leave the registry when drained
-    canary_clients: tuple[str, ...] = ()  # addresses whose jobs may be canaries
+    allow_contract_signers: bool = False  # serve sessions whose signer had code when they opened
     light_keys: bool = False  # cheap key encryption for throw-away local keys
     limits: Limits = Limits()
     policy: Policy = Policy()
@@ -94,11 +94,6 @@ class NodeConfig:
             as_h32(self.model_id, "model_id")
         if self.price is not None and not 0 <= self.price < 1 << 48:
             raise ConfigError("bad-price", "The price must be 0 or more gwei, below 2^48.", "Check --price.")
-        try:
-            clients = tuple(as_address(client) for client in self.canary_clients)
-        except ProtocolError as error:
-            raise ConfigError("bad-address", error.message, "Check --canary-client.") from error
-        object.__setattr__(self, "canary_clients", clients)
         if self.credit_tokens < 1:
             raise ConfigError("bad-credit", "A node must give at least one token of credit.", "Check --credit-tokens.")
         if not 0 <= self.listen_port < 1 << 16:

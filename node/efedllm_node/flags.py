@@ -34,8 +34,8 @@ Ram = Annotated[
         help="Memory for weights, caches and activations, such as 2GB; slower when they need more.",
     ),
 ]
-CanaryClients = Annotated[
-    list[str] | None,
-    typer.Option("--canary-client", metavar="ADDRESS", help="Wallet whose jobs may be canaries. Repeatable."),
+ContractSigners = Annotated[
+    bool,
+    typer.Option("--allow-contract-signers", help="Serve sessions whose signer was a contract when they opened."),
 ]
 Retire = Annotated[bool, typer.Option("--retire", help="Leave the registry when stopped.")]

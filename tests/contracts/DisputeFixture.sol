@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.30;
 
-import {ICanaryRegistryTypes} from "../../contracts/interfaces/ICanaryRegistry.sol";
+import {IDisputeGameTypes} from "../../contracts/interfaces/IDisputeGame.sol";
 import {Fixture} from "./Fixture.sol";
 
 /// @notice Commits of the nodes, signed by any key, and the proof that two of them are.
 abstract contract DisputeFixture is Fixture {
     struct Proof {
         address node;
-        ICanaryRegistryTypes.HopCommit a;
+        IDisputeGameTypes.HopCommit a;
         bytes sigA;
-        ICanaryRegistryTypes.HopCommit b;
+        IDisputeGameTypes.HopCommit b;
         bytes sigB;
     }
 
@@ -18,7 +18,7 @@ abstract contract DisputeFixture is Fixture {
     address internal constant ACCUSER = address(0xACC);
     bytes32 internal constant JOB = keccak256("job");
 
-    function _commitOf(bytes32 jobId, bytes32 output) internal view returns (ICanaryRegistryTypes.HopCommit memory c) {
+    function _commitOf(bytes32 jobId, bytes32 output) internal view returns (IDisputeGameTypes.HopCommit memory c) {
         (c.jobId, c.specHash) = (jobId, keccak256("spec"));
         (c.hi, c.wireDtype, c.tokens) = (2, 1, 7);
         (c.modelId, c.shardRoot) = (modelId, keccak256("shard"));
@@ -33,9 +33,9 @@ abstract contract DisputeFixture is Fixture {
 
     function _proof(
         address node,
-        ICanaryRegistryTypes.HopCommit memory a,
+        IDisputeGameTypes.HopCommit memory a,
         uint256 keyA,
-        ICanaryRegistryTypes.HopCommit memory b,
+        IDisputeGameTypes.HopCommit memory b,
         uint256 keyB
     ) internal view returns (Proof memory) {
         (bytes32 x, bytes32 y) = (disputes.commitDigest(a), disputes.commitDigest(b));

@@ -3,7 +3,7 @@ pragma solidity 0.8.30;
 
 import {DisputeGame} from "../../contracts/DisputeGame.sol";
 import {NodeRegistry} from "../../contracts/NodeRegistry.sol";
-import {ICanaryRegistryTypes} from "../../contracts/interfaces/ICanaryRegistry.sol";
+import {IDisputeGameTypes} from "../../contracts/interfaces/IDisputeGame.sol";
 import {Fixture} from "./Fixture.sol";
 import {TestBase} from "./Vm.sol";
 
@@ -11,7 +11,7 @@ import {TestBase} from "./Vm.sol";
 /// of signatures that there is, right or wrong.
 contract DisputeHandler is TestBase {
     struct Signed {
-        ICanaryRegistryTypes.HopCommit commit;
+        IDisputeGameTypes.HopCommit commit;
         bytes signature;
         uint256 by;
     }
@@ -38,7 +38,7 @@ contract DisputeHandler is TestBase {
         bytes32 id = bytes32(uint256(job % 4));
         if (shown.length == 24 || (who == 0 && signed[0][id])) return;
         signed[who][id] = true;
-        ICanaryRegistryTypes.HopCommit memory c;
+        IDisputeGameTypes.HopCommit memory c;
         (c.jobId, c.outRoot, c.hop) = (id, output, uint16(who));
         (uint8 v, bytes32 r, bytes32 s) = vm.sign(keys[who], game.commitDigest(c));
         shown.push();

@@ -5,8 +5,7 @@ import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {IAccessControl} from "@openzeppelin/contracts/access/IAccessControl.sol";
 import {CommitmentLog} from "../../contracts/CommitmentLog.sol";
 import {DisputeGame} from "../../contracts/DisputeGame.sol";
-import {ICanaryRegistryTypes} from "../../contracts/interfaces/ICanaryRegistry.sol";
-import {IDisputeGameErrors, IDisputeGameEvents} from "../../contracts/interfaces/IDisputeGame.sol";
+import {IDisputeGameErrors, IDisputeGameEvents, IDisputeGameTypes} from "../../contracts/interfaces/IDisputeGame.sol";
 import {INodeRegistryErrors} from "../../contracts/interfaces/INodeRegistry.sol";
 import {ISessionEscrowTypes} from "../../contracts/interfaces/ISessionEscrow.sol";
 import {IStakeVaultTypes} from "../../contracts/interfaces/IStakeVault.sol";
@@ -115,8 +114,8 @@ contract EquivocationTest is DisputeFixture {
     }
 
     function test_anyDifference_isTwoCommits() public {
-        ICanaryRegistryTypes.HopCommit memory a = _commitOf(JOB, "one");
-        ICanaryRegistryTypes.HopCommit memory b = _commitOf(JOB, "one");
+        IDisputeGameTypes.HopCommit memory a = _commitOf(JOB, "one");
+        IDisputeGameTypes.HopCommit memory b = _commitOf(JOB, "one");
         // The same work committed to again in the next epoch is another commit.
         b.epoch += 1;
         _prove(_proof(nodes[0], a, _nodeKey(0), b, _nodeKey(0)));
@@ -131,8 +130,8 @@ contract EquivocationTest is DisputeFixture {
         registry.update(1_000, vm.addr(ROTATED_KEY));
         // Known from the moment it is named, and the old one stays known.
         _true(registry.isSigner(nodes[0], vm.addr(ROTATED_KEY)), "named");
-        ICanaryRegistryTypes.HopCommit memory a = _commitOf("second", "one");
-        ICanaryRegistryTypes.HopCommit memory b = _commitOf("second", "other");
+        IDisputeGameTypes.HopCommit memory a = _commitOf("second", "one");
+        IDisputeGameTypes.HopCommit memory b = _commitOf("second", "other");
         _prove(_proof(nodes[0], a, _nodeKey(0), b, ROTATED_KEY));
         _at(5, 0);
         _eqAddress(registry.nodeOf(nodes[0]).signer, vm.addr(ROTATED_KEY));
@@ -192,8 +191,8 @@ contract EquivocationTest is DisputeFixture {
     }
 
     function test_RevertWhen_jobOrHopDiffer() public {
-        ICanaryRegistryTypes.HopCommit memory a = _commitOf(JOB, "one");
-        ICanaryRegistryTypes.HopCommit memory b = _commitOf("another", "one");
+        IDisputeGameTypes.HopCommit memory a = _commitOf(JOB, "one");
+        IDisputeGameTypes.HopCommit memory b = _commitOf("another", "one");
         Proof memory p = _proof(nodes[0], a, _nodeKey(0), b, _nodeKey(0));
         _refused(p, abi.encodeWithSelector(IDisputeGameErrors.NotTheSameWork.selector, p.a.jobId, 0, p.b.jobId, 0));
         b = _commitOf(JOB, "one");
@@ -250,8 +249,8 @@ contract EquivocationTest is DisputeFixture {
     function test_RevertWhen_signedForAnotherDeployment() public {
         CommitmentLog other = new CommitmentLog(registry, GENESIS, EPOCH, WINDOW);
         DisputeGame elsewhere = new DisputeGame(vault, registry, committee, other, SLASH_BPS, REWARD_BPS);
-        ICanaryRegistryTypes.HopCommit memory a = _commitOf(JOB, "one");
-        ICanaryRegistryTypes.HopCommit memory b = _commitOf(JOB, "other");
+        IDisputeGameTypes.HopCommit memory a = _commitOf(JOB, "one");
+        IDisputeGameTypes.HopCommit memory b = _commitOf(JOB, "other");
         Proof memory p = _proof(nodes[0], a, _nodeKey(0), b, _nodeKey(0));
         p.sigA = _sign(_nodeKey(0), elsewhere.commitDigest(p.a));
         p.sigB = _sign(_nodeKey(0), elsewhere.commitDigest(p.b));
@@ -260,8 +259,29 @@ contract EquivocationTest is DisputeFixture {
         _refused(p, abi.encodeWithSelector(IDisputeGameErrors.NotSignedByNode.selector, nodes[0], other_));
     }
 
+    /// forge-config: default.fuzz.runs = 64
+    function testFuzz_commitDigest_isExact(IDisputeGameTypes.HopCommit memory c) public view {
+        bytes32 domain = keccak256(
+            abi.encode(
+                keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"),
+                keccak256("EFL"),
+                keccak256("1"),
+                block.chainid,
+                address(batches)
+            )
+        );
+        bytes32 t = keccak256(
+            "HopCommit(bytes32 jobId,bytes32 specHash,uint16 hop,uint16 lo,uint16 hi,uint8 profile,uint8 wireDtype,uint32 tokens,bytes32 modelId,bytes32 shardRoot,bytes32 inRoot,bytes32 outRoot,bytes32 tokensHash,bytes32 auxRoot,bytes32 prevCommit,uint64 epoch)"
+        );
+        bytes memory head = abi.encode(t, c.jobId, c.specHash, c.hop, c.lo, c.hi, c.profile, c.wireDtype, c.tokens);
+        bytes memory tail =
+            abi.encode(c.modelId, c.shardRoot, c.inRoot, c.outRoot, c.tokensHash, c.auxRoot, c.prevCommit, c.epoch);
+        bytes32 inner = keccak256(bytes.concat(head, tail));
+        _eq32(disputes.commitDigest(c), keccak256(abi.encodePacked("\x19\x01", domain, inner)));
+    }
+
     function test_anotherChain_hasOtherDigests() public {
-        ICanaryRegistryTypes.HopCommit memory c = _commitOf(JOB, "one");
+        IDisputeGameTypes.HopCommit memory c = _commitOf(JOB, "one");
         bytes32 here = disputes.commitDigest(c);
         vm.chainId(block.chainid + 1);
         _true(disputes.commitDigest(c) != here, "bound to the chain");
@@ -328,8 +348,8 @@ contract EquivocationTest is DisputeFixture {
 
     /// @notice One number changed anywhere but in job and hop makes two commits of one, and a proof.
     function testFuzz_anyFieldMakesAnotherCommit(uint8 field, uint256 value) public {
-        ICanaryRegistryTypes.HopCommit memory a = _commitOf(JOB, "one");
-        ICanaryRegistryTypes.HopCommit memory b = _commitOf(JOB, "one");
+        IDisputeGameTypes.HopCommit memory a = _commitOf(JOB, "one");
+        IDisputeGameTypes.HopCommit memory b = _commitOf(JOB, "one");
         field = uint8(_bound(field, 0, 13));
         if (field == 0) b.specHash = bytes32(value);
         else if (field == 1) b.lo = uint16(value);

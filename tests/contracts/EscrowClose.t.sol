@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.30;
 
+import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {ISessionEscrowErrors, ISessionEscrowTypes} from "../../contracts/interfaces/ISessionEscrow.sol";
 import {EscrowFixture} from "./EscrowFixture.sol";
 
@@ -58,18 +59,10 @@ contract EscrowCloseTest is EscrowFixture {
         _wrongStatus(3);
         escrow.topUp(key, 1);
         vm.stopPrank();
-        _settleManyOfOne(v, sig);
+        _settleManyOfOne(key, v, sig);
         _eq(escrow.sessionOf(id).settled, 0);
         _eq(escrow.balanceOf(client), 1e23);
         _solvent();
-    }
-
-    function _settleManyOfOne(ISessionEscrowTypes.Voucher memory v, bytes memory sig) private {
-        ISessionEscrowTypes.SessionKey[] memory keys = new ISessionEscrowTypes.SessionKey[](1);
-        ISessionEscrowTypes.Voucher[] memory vs = new ISessionEscrowTypes.Voucher[](1);
-        bytes[] memory sigs = new bytes[](1);
-        (keys[0], vs[0], sigs[0]) = (key, v, sig);
-        escrow.settleMany(keys, vs, sigs);
     }
 
     function test_requestClose_cannotRestartTheGracePeriod() public {
@@ -78,6 +71,29 @@ contract EscrowCloseTest is EscrowFixture {
         _wrongStatus(2);
         escrow.requestClose(key);
         vm.stopPrank();
+    }
+
+    /// @notice The end of the grace period is kept in 32 bits. The money still comes back when they no longer suffice.
+    function test_closing_after2106() public {
+        ISessionEscrowTypes.SessionKey memory late = _key(2);
+        late.expiry = uint40(1 << 32);
+        bytes32 lateId = _open(late, 1 ether);
+        vm.warp((1 << 32) - 1 - GRACE);
+        vm.startPrank(client);
+        escrow.requestClose(late);
+        _eq(escrow.sessionOf(lateId).closesAt, (1 << 32) - 1);
+        late.nonce = 3;
+        late.expiry = uint40((1 << 32) + 5);
+        escrow.open(late, 1 ether);
+        vm.warp((1 << 32) - GRACE);
+        vm.expectRevert(
+            abi.encodeWithSelector(SafeCast.SafeCastOverflowedUintDowncast.selector, uint8(32), uint256(1 << 32))
+        );
+        escrow.requestClose(late);
+        vm.stopPrank();
+        vm.warp(uint256(late.expiry) + GRACE);
+        escrow.finalizeClose(late);
+        _eq(escrow.balanceOf(client), 1e23 - 11 ether);
     }
 
     function test_settleAndClose_atOnceWhenNothingIsLeft() public {
@@ -119,21 +135,9 @@ contract EscrowCloseTest is EscrowFixture {
         escrow.settleAndClose(key, v, sig);
     }
 
-    function _cooperative(uint256 cumulative)
-        private
-        view
-        returns (ISessionEscrowTypes.Voucher memory v, bytes memory clientSig, bytes[] memory nodeSigs)
-    {
-        v = ISessionEscrowTypes.Voucher(id, uint128(cumulative), 1, "r");
-        bytes32 digest = escrow.cooperativeCloseDigest(v);
-        clientSig = _sign(CLIENT_KEY, digest);
-        nodeSigs = new bytes[](2);
-        (nodeSigs[0], nodeSigs[1]) = (_sign(_nodeKey(0), digest), _sign(_nodeKey(1), digest));
-    }
-
     function test_closeCooperative_refundsAtOnce() public {
         _settle(key, 1 ether);
-        (ISessionEscrowTypes.Voucher memory v, bytes memory c, bytes[] memory n) = _cooperative(3 ether);
+        (ISessionEscrowTypes.Voucher memory v, bytes memory c, bytes[] memory n) = _cooperative(id, 3 ether);
         escrow.closeCooperative(key, v, c, n);
         _eq(_status(), 3);
         _eq(escrow.balanceOf(client), 1e23 - 3 ether);
@@ -142,7 +146,7 @@ contract EscrowCloseTest is EscrowFixture {
 
     function test_closeCooperative_atTheSettledAmount() public {
         _settle(key, 3 ether);
-        (ISessionEscrowTypes.Voucher memory v, bytes memory c, bytes[] memory n) = _cooperative(3 ether);
+        (ISessionEscrowTypes.Voucher memory v, bytes memory c, bytes[] memory n) = _cooperative(id, 3 ether);
         vm.prank(client);
         escrow.requestClose(key);
         escrow.closeCooperative(key, v, c, n);
@@ -151,7 +155,7 @@ contract EscrowCloseTest is EscrowFixture {
 
     function test_RevertWhen_somebodyDidNotAgree() public {
         _settle(key, 1 ether);
-        (ISessionEscrowTypes.Voucher memory v, bytes memory c, bytes[] memory n) = _cooperative(3 ether);
+        (ISessionEscrowTypes.Voucher memory v, bytes memory c, bytes[] memory n) = _cooperative(id, 3 ether);
         bytes memory good = n[1];
         n[1] = n[0];
         vm.expectRevert(abi.encodeWithSelector(ISessionEscrowErrors.InvalidSignature.selector, nodes[1]));
@@ -165,7 +169,7 @@ contract EscrowCloseTest is EscrowFixture {
         (ISessionEscrowTypes.Voucher memory plain, bytes memory plainSig) = _voucher(id, 3 ether);
         vm.expectRevert(abi.encodeWithSelector(ISessionEscrowErrors.InvalidSignature.selector, client));
         escrow.closeCooperative(key, plain, plainSig, n);
-        (v, c, n) = _cooperative(0.5 ether);
+        (v, c, n) = _cooperative(id, 0.5 ether);
         vm.expectRevert(abi.encodeWithSelector(ISessionEscrowErrors.StaleVoucher.selector, 0.5 ether, 1 ether));
         escrow.closeCooperative(key, v, c, n);
     }

@@ -31,4 +31,29 @@ abstract contract EscrowFixture is Fixture {
                 + escrow.protocolFees()
         );
     }
+
+    function _settleManyOfOne(
+        ISessionEscrowTypes.SessionKey memory k,
+        ISessionEscrowTypes.Voucher memory v,
+        bytes memory sig
+    ) internal {
+        ISessionEscrowTypes.SessionKey[] memory keys = new ISessionEscrowTypes.SessionKey[](1);
+        ISessionEscrowTypes.Voucher[] memory vs = new ISessionEscrowTypes.Voucher[](1);
+        bytes[] memory sigs = new bytes[](1);
+        (keys[0], vs[0], sigs[0]) = (k, v, sig);
+        escrow.settleMany(keys, vs, sigs);
+    }
+
+    /// @dev What the client and both nodes sign to close at once.
+    function _cooperative(bytes32 session, uint256 cumulative)
+        internal
+        view
+        returns (ISessionEscrowTypes.Voucher memory v, bytes memory clientSig, bytes[] memory nodeSigs)
+    {
+        v = ISessionEscrowTypes.Voucher(session, uint128(cumulative), 1, "r");
+        bytes32 digest = escrow.cooperativeCloseDigest(v);
+        clientSig = _sign(CLIENT_KEY, digest);
+        nodeSigs = new bytes[](2);
+        (nodeSigs[0], nodeSigs[1]) = (_sign(_nodeKey(0), digest), _sign(_nodeKey(1), digest));
+    }
 }

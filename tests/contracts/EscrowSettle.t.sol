@@ -4,20 +4,7 @@ pragma solidity 0.8.30;
 import {SessionEscrow} from "../../contracts/SessionEscrow.sol";
 import {ISessionEscrowErrors, ISessionEscrowTypes} from "../../contracts/interfaces/ISessionEscrow.sol";
 import {EscrowFixture} from "./EscrowFixture.sol";
-
-/// @notice A wallet that is a contract: whatever its owner signed is its own.
-contract Wallet {
-    address private immutable _owner;
-
-    constructor(address owner) {
-        _owner = owner;
-    }
-
-    function isValidSignature(bytes32 digest, bytes calldata sig) external view returns (bytes4) {
-        (bytes32 r, bytes32 s, uint8 v) = (bytes32(sig[:32]), bytes32(sig[32:64]), uint8(sig[64]));
-        return ecrecover(digest, v, r, s) == _owner ? this.isValidSignature.selector : bytes4(0);
-    }
-}
+import {Wallet} from "./Wallets.sol";
 
 contract EscrowSettleTest is EscrowFixture {
     function setUp() public override {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.30;
 
-import {CanaryRegistry} from "../../contracts/CanaryRegistry.sol";
 import {CommitmentLog} from "../../contracts/CommitmentLog.sol";
 import {DisputeGame} from "../../contracts/DisputeGame.sol";
 import {EfedToken} from "../../contracts/EfedToken.sol";
@@ -54,7 +53,6 @@ abstract contract Fixture is TestBase {
     VerifierCommittee internal committee;
     SessionEscrow internal escrow;
     CommitmentLog internal batches;
-    CanaryRegistry internal canaries;
     RewardPool internal pool;
     DisputeGame internal disputes;
 
@@ -98,12 +96,10 @@ abstract contract Fixture is TestBase {
         committee = new VerifierCommittee(vault, registry, seats, GENESIS, EPOCH, _params(), address(this));
         escrow = new SessionEscrow(token, registry, committee, GENESIS, EPOCH, FEE_BPS, GRACE, address(this));
         batches = new CommitmentLog(registry, GENESIS, EPOCH, WINDOW);
-        canaries = new CanaryRegistry(escrow, batches, seats, committee, GENESIS, EPOCH);
         pool = new RewardPool(token, committee, escrow, vault, GENESIS, EPOCH, _poolParams(), TREASURY);
         disputes = new DisputeGame(vault, registry, committee, batches, SLASH_BPS, REWARD_BPS);
         seats.grantRole(seats.COMMITTEE_ROLE(), address(committee));
         vault.grantRole(vault.SLASHER_ROLE(), address(committee));
-        committee.grantRole(committee.CANARY_ROLE(), address(canaries));
         token.grantRole(token.MINTER_ROLE(), address(pool));
         vault.grantRole(vault.SLASHER_ROLE(), address(disputes));
         committee.grantRole(committee.DISPUTE_ROLE(), address(disputes));
@@ -284,12 +280,6 @@ abstract contract Fixture is TestBase {
 
     /// @dev Commits and reveals, and ends in the tally phase.
     function _submit(uint64 e, Report[] memory r) internal {
-        _attest(e, r);
-        _at(e + 1, 2);
-    }
-
-    /// @dev Commits and reveals, and ends in the reveal phase.
-    function _attest(uint64 e, Report[] memory r) internal {
         _at(e + 1, 0);
         for (uint256 i; i < r.length; ++i) {
             _commit(e, r[i]);
@@ -298,6 +288,7 @@ abstract contract Fixture is TestBase {
         for (uint256 i; i < r.length; ++i) {
             _reveal(e, r[i]);
         }
+        _at(e + 1, 2);
     }
 
     /// @dev Verifiers for a committee of the greatest size, beside the five of the set-up.

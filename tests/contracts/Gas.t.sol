@@ -35,6 +35,17 @@ contract GasTest is Fixture {
         key.modelId = modelId;
     }
 
+    function _closeTogether(ISessionEscrowTypes.SessionKey memory key, uint256 cumulative) internal {
+        ISessionEscrowTypes.Voucher memory v =
+            ISessionEscrowTypes.Voucher(escrow.sessionIdOf(key), uint128(cumulative), 1_000, "receipts");
+        bytes32 digest = escrow.cooperativeCloseDigest(v);
+        bytes[] memory sigs = new bytes[](4);
+        for (uint256 i; i < 4; ++i) {
+            sigs[i] = _sign(_nodeKey(10 + i), digest);
+        }
+        escrow.closeCooperative(key, v, _sign(CLIENT_KEY, digest), sigs);
+    }
+
     function test_gas_staking() public {
         address op = address(0x0901);
         token.transfer(op, 1_000);
@@ -97,12 +108,12 @@ contract GasTest is Fixture {
         _open(key, 5 ether);
         _spent("open, 4 nodes", 164_000);
         _settle(key, 1 ether);
-        _spent("settle, 4 nodes, first ever", 178_000);
+        _spent("settle, 4 nodes, first ever", 175_000);
         _settle(key, 2 ether);
-        _spent("settle, 4 nodes, same epoch", 88_000);
+        _spent("settle, 4 nodes, same epoch", 85_000);
         _at(3, 0);
         _settle(key, 3 ether);
-        _spent("settle, 4 nodes, first in an epoch", 112_000);
+        _spent("settle, 4 nodes, first in an epoch", 109_000);
         vm.prank(client);
         escrow.requestClose(key);
         _spent("request a close, 4 nodes", 39_000);
@@ -112,6 +123,11 @@ contract GasTest is Fixture {
         vm.prank(nodes[0]);
         escrow.withdrawFees(nodes[0]);
         _spent("withdraw fees, new holder", 67_000);
+        key.nonce = 2;
+        key.expiry = uint40(_now() + EPOCH);
+        _open(key, 5 ether);
+        _closeTogether(key, 4 ether);
+        _spent("close together, 4 nodes", 157_000);
     }
 
     function test_gas_epoch() public {
@@ -148,6 +164,18 @@ contract GasTest is Fixture {
         _spent("claim, new holder", 82_000);
     }
 
+    /// @notice What a severe failure adds: the slash and the exclusion.
+    function test_gas_failure() public {
+        _at(2, 0);
+        _fixSeed(2);
+        Report[] memory r = _reports(2, _one(nodes[0]), _verdict(10, 4, true));
+        _submit(2, r);
+        committee.finalize(2, _one(nodes[0]));
+        _spent("finalize a node that failed severely", 174_000);
+        committee.judgeVerifier(2, r[0].verifier, r[0].nodes);
+        _spent("judge a verifier that failed a node, first", 127_000);
+    }
+
     /// @notice What tap digests add: a word for each node and eight members, paid by the first to reveal.
     function test_gas_taps() public {
         _fourNodes();
@@ -165,6 +193,6 @@ contract GasTest is Fixture {
         _at(3, 2);
         committee.finalize(2, nodes);
         committee.judgeVerifier(2, r[0].verifier, r[0].nodes);
-        _spent("judge a verifier with taps, first", 80_000 + 34_000 * r[0].nodes.length);
+        _spent("judge a verifier with taps, first", 79_000 + 32_000 * r[0].nodes.length);
     }
 }

@@ -3,7 +3,6 @@ pragma solidity 0.8.30;
 
 import {IVerifierCommitteeErrors, IVerifierCommitteeTypes} from "../../contracts/interfaces/IVerifierCommittee.sol";
 import {ISeatRegistryTypes} from "../../contracts/interfaces/ISeatRegistry.sol";
-import {TallyWord} from "../../contracts/libraries/TallyWord.sol";
 import {TapWord} from "../../contracts/libraries/TapWord.sol";
 import {Fixture} from "./Fixture.sol";
 import {TestBase} from "./Vm.sol";
@@ -51,6 +50,12 @@ contract TapJudgementTest is Fixture {
     function _expectSlashed(address v) internal view {
         _eq(_active(v), SEAT_STAKE - SEAT_STAKE * 200 / 10_000);
         _eq(committee.pointsOf(2, v), 0);
+    }
+
+    function _expectNode(bool punished, bool excluded) internal view {
+        _eq(_active(nodes[0]), punished ? NODE_STAKE * 8 / 10 : NODE_STAKE);
+        _eq(vault.jailedUntil(nodes[0]) != 0 ? 1 : 0, punished ? 1 : 0);
+        _eq(committee.standingOf(nodes[0]) == 0 ? 1 : 0, excluded ? 1 : 0);
     }
 
     function test_sameDigest_everyoneEarns() public {
@@ -124,6 +129,58 @@ contract TapJudgementTest is Fixture {
         _eq(committee.tallyOf(2, nodes[0]).tap, 0);
     }
 
+    function test_digestBesideAFailure_isIgnored() public {
+        uint16 pass = _verdict(10, 0, false);
+        // With the digest of the second member there would be two of three, which is the quorum.
+        Report[] memory r = _play([pass, _verdict(9, 1, true), pass], [TRUE_TAP, TRUE_TAP, OTHER_TAP]);
+        _eq(committee.tallyOf(2, nodes[0]).tap, 0);
+        _expectEarned(r[0].verifier);
+        _expectSlashed(r[1].verifier);
+        _expectEarned(r[2].verifier);
+    }
+
+    function test_digestBesideAFailure_excusesNobody() public {
+        uint16 severe = _verdict(6, 4, true);
+        Report[] memory r = _play([severe, severe, severe], [TRUE_TAP, TRUE_TAP, TRUE_TAP]);
+        _expectNode(true, true);
+        IVerifierCommitteeTypes.Tally memory t = committee.tallyOf(2, nodes[0]);
+        _true(t.quorum && t.severe, "severe");
+        _eq(t.passed, 6);
+        _eq(t.failed, 4);
+        _eq(t.tap, 0);
+        for (uint256 i; i < 3; ++i) {
+            _expectEarned(r[i].verifier);
+        }
+    }
+
+    function test_lesserFailureOfTwo_costsTheNodeItsStandingAndTheThirdMemberItsPoints() public {
+        // Work at the edge of a tolerance: two verifiers fail it, one passes it.
+        uint16 gray = _verdict(6, 4, false);
+        Report[] memory r = _play([gray, gray, _verdict(10, 0, false)], [bytes32(0), bytes32(0), TRUE_TAP]);
+        _expectNode(false, true);
+        _eq(committee.tallyOf(2, nodes[0]).failed, 4);
+        _expectEarned(r[0].verifier);
+        _expectEarned(r[1].verifier);
+        _expectSlashed(r[2].verifier);
+        _eq(committee.totalPoints(2), 20);
+    }
+
+    function test_failureOfOneNode_leavesTheOtherNodeAlone() public {
+        Report[] memory r = _reports(2, nodes, 0);
+        for (uint256 i; i < r.length; ++i) {
+            for (uint256 k; k < r[i].nodes.length; ++k) {
+                bool first = r[i].nodes[k] == nodes[0];
+                (r[i].verdicts[k], r[i].taps[k]) = (first ? _verdict(6, 4, true) : _verdict(10, 0, false), TRUE_TAP);
+            }
+        }
+        _submit(2, r);
+        committee.finalize(2, nodes);
+        _expectNode(true, true);
+        _eq(_active(nodes[1]), NODE_STAKE);
+        _eq(committee.tallyOf(2, nodes[0]).tap, 0);
+        _eq(committee.tallyOf(2, nodes[1]).tap, uint32(uint256(TRUE_TAP)));
+    }
+
     function test_missingMember_leavesTheQuorumTwoThirdsOfTheDrawn() public {
         Report[] memory r = _reports(2, list, _verdict(10, 0, false));
         (r[0].taps[0], r[1].taps[0]) = (TRUE_TAP, OTHER_TAP);
@@ -187,9 +244,36 @@ contract TapJudgementTest is Fixture {
             _eq(_active(r[i].verifier), guilty ? SEAT_STAKE - SEAT_STAKE * 200 / 10_000 : SEAT_STAKE);
         }
     }
+
+    /// @notice Whatever the three attest beside failures, the medians of the verdicts punish the node, and each
+    /// verifier is judged by its verdict against them.
+    /// forge-config: default.fuzz.runs = 128
+    function testFuzz_digestsBesideFailuresChangeNothing(uint8[3] memory kinds) public {
+        uint16[3] memory verdicts;
+        bytes32[3] memory taps;
+        uint256 failing;
+        uint256 severe;
+        for (uint256 i; i < 3; ++i) {
+            // 0 passes; 1, 2 and 3 fail severely with the digest of the pass, another one and none; 4 fails less.
+            uint256 kind = kinds[i] % 5;
+            verdicts[i] = kind == 0 ? _verdict(10, 0, false) : _verdict(6, 4, kind != 4);
+            taps[i] = kind == 2 ? OTHER_TAP : kind == 3 ? bytes32(0) : TRUE_TAP;
+            if (kind != 0) ++failing;
+            if (kind != 0 && kind != 4) ++severe;
+        }
+        Report[] memory r = _play(verdicts, taps);
+        // Of three, the lower median is the second: two failures fail.
+        _expectNode(severe >= 2, failing >= 2);
+        _eq(committee.tallyOf(2, nodes[0]).tap, failing < 2 ? uint32(uint256(TRUE_TAP)) : 0);
+        for (uint256 i; i < 3; ++i) {
+            if ((kinds[i] % 5 == 0) == (failing < 2)) _expectEarned(r[i].verifier);
+            else _expectSlashed(r[i].verifier);
+        }
+    }
 }
 
-/// @notice Epoch after epoch one of five verifiers lies in any way, so that every committee of three has two honest ones.
+/// @notice Epoch after epoch one of five verifiers lies in any way, so that every committee of three has two honest
+/// ones.
 contract TapEpochsTest is Fixture {
     uint256 internal constant EPOCHS = 6;
 
@@ -235,6 +319,7 @@ contract TapEpochsTest is Fixture {
                 (r[v], caught) = _says(e, verifiers[v], bad, v == 4 ? (step >> 2) % 5 : 0);
             }
             uint256 before = _active(liar);
+            uint256[2] memory stakes = [_active(nodes[0]), _active(nodes[1])];
             _submit(e, r);
             committee.finalize(e, nodes);
             uint256 sum;
@@ -246,6 +331,11 @@ contract TapEpochsTest is Fixture {
                 if (v < 4) _eq(_active(verifiers[v]), SEAT_STAKE);
             }
             _eq(committee.totalPoints(e), sum);
+            for (uint256 i; i < 2; ++i) {
+                // A severe failure costs stake as long as there is some; nothing else does.
+                _eq(_active(nodes[i]) < stakes[i] ? 1 : 0, bad[i] && stakes[i] != 0 ? 1 : 0);
+                _eq(committee.tallyOf(e, nodes[i]).failed, bad[i] ? 10 : 0);
+            }
             // Rounded against the offender.
             _eq(_active(liar), caught ? before - (before * 200 + 9_999) / 10_000 : before);
         }
@@ -276,6 +366,26 @@ contract TapCommitteeOf15Test is Fixture {
             _eq(committee.pointsOf(2, r[i].verifier), i % 3 == 2 ? 0 : 10);
         }
     }
+
+    function test_fifteenMembers_failTheNodeAndFindWhoPassedUnseen() public {
+        _seatFifteen();
+        _at(2, 0);
+        _fixSeed(2);
+        address[] memory list = _one(nodes[0]);
+        Report[] memory r = _reports(2, list, _verdict(6, 4, true));
+        _eq(r.length, 15);
+        for (uint256 i; i < 15; ++i) {
+            // Five of fifteen pass unseen.
+            if (i % 3 == 2) r[i].verdicts[0] = _verdict(10, 0, false);
+        }
+        _submit(2, r);
+        committee.finalize(2, list);
+        _eq(vault.stakeOf(nodes[0]).active, NODE_STAKE * 8 / 10);
+        for (uint256 i; i < 15; ++i) {
+            committee.judgeVerifier(2, r[i].verifier, list);
+            _eq(committee.pointsOf(2, r[i].verifier), i % 3 == 2 ? 0 : 10);
+        }
+    }
 }
 
 contract TapWordTest is TestBase {
@@ -295,22 +405,19 @@ contract TapWordTest is TestBase {
     }
 
     /// forge-config: default.fuzz.runs = 512
-    function testFuzz_agreed_isACount(uint8[15] memory kinds, uint16 passes, uint8 members) public pure {
+    function testFuzz_agreed_isACount(uint8[15] memory kinds, uint8 members) public pure {
         members = uint8(1 + (members % 15));
         uint256 needed = (2 * uint256(members) + 2) / 3;
         uint256[2] memory lanes;
-        uint256 word;
         uint256[3] memory votes;
         for (uint256 i; i < members; ++i) {
-            bool pass = (passes >> i) & 1 != 0;
             uint256 print = kinds[i] % 3;
             lanes[i / 8] |= print << (32 * (i % 8));
-            word = TallyWord.add(word, i, pass ? 10 : 1 << 8);
-            if (pass) ++votes[print];
+            ++votes[print];
         }
         uint32 expected;
         if (votes[1] >= needed) expected = 1;
         if (votes[2] >= needed) expected = 2;
-        _eq(TapWord.agreed(lanes[0], lanes[1], word, members, needed), expected);
+        _eq(TapWord.agreed(lanes[0], lanes[1], members, needed), expected);
     }
 }

@@ -26,6 +26,7 @@ interface Vm {
     function expectEmit(bool, bool, bool, bool, address) external;
     function lastCallGas() external view returns (Gas memory);
     function chainId(uint256) external;
+    function etch(address, bytes calldata) external;
 }
 
 /// @notice Assertions and the hooks by which forge finds invariants' targets.

@@ -11,7 +11,6 @@ from typing import Any
 from efedllm.chain import Chain
 from efedllm.chain.amounts import WEI, cost_of_tokens
 from efedllm.chain.types import NodeInfo
-from efedllm.commitments.canary import Canary
 from efedllm.commitments.canonical import WireDtype, decode
 from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.messages import (
@@ -73,9 +72,10 @@ async def open_session(
     deposit: int = WEI,
     life: int = 3600,
     shares: tuple[int, ...] | None = None,
+    signer: Signer | None = None,
 ) -> Session:
-    """Deposit and open a session over `nodes` with a fresh signer. `life`: seconds until it expires."""
-    signer = Signer(os.urandom(32))
+    """Deposit and open a session over `nodes`. `signer`: a fresh one when None; `life`: seconds until it expires."""
+    signer = signer or Signer(os.urandom(32))
     addresses = tuple(node.address for node in nodes)
     price = int(await chain.call("NodeRegistry", "checkRoute", model_id, list(addresses)))
     if shares is None:
@@ -185,20 +185,11 @@ class RawClient:
         assert isinstance(answer, ErrorMsg), answer
         return answer
 
-    def consent(self, spec: JobSpec, hop: int) -> bytes:
-        """That this hop answers the job wrongly."""
-        return self.session.signer.sign(Canary(spec.job_id, hop).digest(self.domain))
-
-    async def open_job(
-        self, spec: JobSpec, prompt: Sequence[int], paid_tokens: int | None = None, canary: int | None = None
-    ) -> None:
-        """Open the job on every hop, paying for `paid_tokens`; `canary`: the hop asked for one. Raises the node's
-        error.
-        """
+    async def open_job(self, spec: JobSpec, prompt: Sequence[int], paid_tokens: int | None = None) -> None:
+        """Open the job on every hop, paying for `paid_tokens`. Raises the node's error."""
         voucher = None if paid_tokens is None else self.voucher(paid_tokens)
         for hop in range(len(self.route)):
-            consent = self.consent(spec, hop) if hop == canary else None
-            await self.send(hop, self.open_msg(spec, prompt, hop, voucher, canary=consent))
+            await self.send(hop, self.open_msg(spec, prompt, hop, voucher))
         opened: set[int] = set()
         while len(opened) < len(self.route):
             hop, message = await self.receive()
@@ -258,11 +249,11 @@ class RawClient:
         return message.envelope(chunk_hash([leaf]))
 
     async def generate(
-        self, prompt: Sequence[int], max_new: int, paid_tokens: int, canary: int | None = None, **changes: Any
+        self, prompt: Sequence[int], max_new: int, paid_tokens: int, **changes: Any
     ) -> tuple[JobSpec, Outcome]:
         """Open, start and follow a job that is paid for in advance."""
         spec = self.spec(prompt, max_new, **changes)
-        await self.open_job(spec, prompt, paid_tokens, canary)
+        await self.open_job(spec, prompt, paid_tokens)
         await self.start(spec)
         return spec, await self.collect(spec)
 

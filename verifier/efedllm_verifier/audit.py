@@ -13,8 +13,8 @@ from typing import Any
 from efedllm.chain.client import Chain
 from efedllm.chain.types import BatchInfo, ModelInfo
 from efedllm.commitments.boundary import BoundaryTree
-from efedllm.commitments.canary import fault_digest, shown_fault
 from efedllm.commitments.canonical import WireDtype, as_dtype, itemsize
+from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.messages import HopCommit, SignedCommit
 from efedllm.commitments.signing import is_signed_by
 from efedllm.commitments.taps import chosen_taps, tap_digest
@@ -30,7 +30,7 @@ from efedllm_verifier.fetch import NodeReader, UnavailableError, base_url
 from efedllm_verifier.leaf import Fault, Leaf, Registration, check_leaf, committed_leaves
 from efedllm_verifier.lot import FEE_REF_TOKENS, is_sampled, leaf_units, pack_verdict, tally, withheld_units
 from efedllm_verifier.neighbour_checks import Party, check_inputs, check_outputs
-from efedllm_verifier.rerun import RECOMPUTED, HopResult, rerun
+from efedllm_verifier.rerun import HopResult, rerun
 from efedllm_verifier.statistic import BackendError, Limits, Outcome
 
 BATCH_WITHHELD = "batch-withheld"
@@ -79,23 +79,15 @@ class LeafReport:
         return {**self.__dict__, "outcome": self.outcome.name.lower()}
 
 
-def attested_digest(seed: bytes, leaves: Iterable[LeafReport]) -> bytes:
-    """What is attested about a node's audited leaves: the fault digest over those that did not pass; without any, the
-    tap digest, which is zero when none is of an exact model. `seed`: of the epoch.
+def attested_digest(leaves: Iterable[LeafReport]) -> bytes:
+    """The tap digest over a node's audited leaves; zero when one did not pass, or when none is of an exact model.
 
-    Who met no failure has read every sampled leaf of every batch, and found the taps under their committed roots: two
-    such verifiers cannot have different digests. The fault digest says exactly what failed, so that the node can show
-    that all of it was agreed on with its clients (`efedllm.commitments.canary`). Only what was computed can have been:
-    it follows from committed bytes, so that every verifier that computes finds the same.
+    A verifier that met no failure has read every sampled leaf of every batch, and found the taps under their committed
+    roots: two such verifiers have the same digest. A verifier that met one may not have been shown every leaf.
     """
     audited = list(leaves)
-    failed = [
-        item.leaf if item.code in RECOMPUTED or item.code == BATCH_WITHHELD else shown_fault(item.leaf)
-        for item in audited
-        if item.outcome is not Outcome.PASS
-    ]
-    if failed:
-        return fault_digest(seed, failed)
+    if any(item.outcome is not Outcome.PASS for item in audited):
+        return ZERO32
     return tap_digest((item.leaf, item.tap) for item in audited if item.tap)
 
 
@@ -176,7 +168,7 @@ class Auditor:
         verdict = tally(
             (item.units, item.outcome is not Outcome.PASS, item.outcome is Outcome.SEVERE) for item in reports
         )
-        packed, tap = pack_verdict(verdict), attested_digest(task.seed, reports)
+        packed, tap = pack_verdict(verdict), attested_digest(reports)
         report = {
             "epoch": task.epoch,
             "node": task.node,

@@ -151,11 +151,7 @@ async def _status_of(chain: Chain, network: Deployment, address: str, home: Path
             history = await store.history()
         finally:
             await store.close()
-    opened = {(e.args["epoch"], e.args["node"]) for e in await chain.history("CanaryRegistry", "CanaryOpened")}
     for record in history:
-        # Failed nodes that have shown since that a client had agreed to what we found.
-        failed = [node for node, verdict in record["verdicts"].items() if verdict & 0x7F00]
-        record["canaries"] = [node for node in failed if (record["epoch"], node) in opened]
         record["points"] = await chain.call("VerifierCommittee", "pointsOf", record["epoch"], address)
     unclaimed = await Observer(chain, address).unclaimed(time)
     return {
@@ -182,7 +178,7 @@ def _show(report: dict[str, Any]) -> None:
         console.print("no epoch attested yet")
         return
     table = Table()
-    for column in ("epoch", "nodes", "failed", "severe", "canaries", "committed", "revealed", "points"):
+    for column in ("epoch", "nodes", "failed", "severe", "committed", "revealed", "points"):
         table.add_column(column, justify="right")
     for record in report["epochs"]:
         verdicts = record["verdicts"].values()
@@ -191,7 +187,6 @@ def _show(report: dict[str, Any]) -> None:
             str(len(verdicts)),
             str(sum(bool(verdict & 0x7F00) for verdict in verdicts)),
             str(sum(bool(verdict & 0x8000) for verdict in verdicts)),
-            str(len(record["canaries"])),
             "yes" if record["commit_tx"] else "no",
             "yes" if record["reveal_tx"] else "no",
             str(record["points"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from efedllm.commitments.canary import sample_ppm
+from efedllm.commitments.hashing import keccak
 
 FULL_UNITS = 10  # one audit of full weight; the contract's unit is a tenth of it
 FEE_REF_TOKENS = 16  # positions from which a job weighs a full audit, so that tiny wash jobs earn little trust
@@ -24,6 +24,11 @@ class Verdict:
     def __post_init__(self) -> None:
         if not (0 <= self.passed <= PASSED_CAP and 0 <= self.failed <= FAILED_CAP):
             raise ValueError(f"verdict out of range: passed {self.passed}, failed {self.failed}")
+
+
+def sample_ppm(seed: bytes, leaf: bytes) -> int:
+    """floor(uint256(K(seed | leaf)) * 10^6 / 2^256): a leaf is audited iff this is below its node's audit rate."""
+    return int.from_bytes(keccak(seed + leaf)) * 1_000_000 >> 256
 
 
 def is_sampled(seed: bytes, leaf: bytes, rate_ppm: int) -> bool:

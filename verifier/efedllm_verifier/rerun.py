@@ -31,9 +31,6 @@ from efedllm_verifier.statistic import (
     logit_tolerances,
 )
 
-RECOMPUTED = frozenset({"wrong-output", "wrong-taps"})
-"""Codes of faults that follow from committed bytes and published weights alone: whoever computes finds them."""
-
 # Logit rows computed at once: bounds memory for large vocabularies.
 _LOGIT_ROWS = 64
 # What an exact engine reports when its numbers left the range of float32.

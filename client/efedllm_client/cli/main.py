@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 import typer
 
-import efedllm_client.cli.canary
 import efedllm_client.cli.chat
 import efedllm_client.cli.dispute
 import efedllm_client.cli.embed
@@ -42,7 +41,6 @@ def build(argv: Sequence[str]) -> typer.Typer:
     app.command("embed", help=efedllm_client.cli.embed.HELP)(efedllm_client.cli.embed.embed)
     app.command("network", help=efedllm_client.cli.network.HELP)(efedllm_client.cli.network.network)
     app.add_typer(efedllm_client.cli.wallet.app, name="wallet")
-    app.add_typer(efedllm_client.cli.canary.app, name="canary")
     app.add_typer(efedllm_client.cli.dispute.app, name="dispute")
     called = next((word for word in argv if not word.startswith("-")), None)
     for entry in sorted(entry_points(group=GROUP), key=lambda item: item.name):

@@ -6,12 +6,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from efedllm.commitments.messages import EXACT_PROFILE, JobSpec
+from efedllm.commitments.messages import EXACT_PROFILE
 from efedllm.errors import EfedError
 from efedllm_client.jobs.failover import JobOutcome, Place, RoutedWork, RouteWishes, Started, Switched, hops_of
-from efedllm_client.jobs.job import Consent, Job, Patience, RouteFailure
+from efedllm_client.jobs.job import Job, Patience, RouteFailure
 from efedllm_client.jobs.options import GenerateOptions, Sampling, sampling_of
-from efedllm_client.payments.session import PaidSession, SessionRequest, terms_for
+from efedllm_client.payments.session import SessionRequest, terms_for
 from efedllm_client.policy import RetryPolicy
 from efedllm_client.routes.choose import Candidate, Route
 from efedllm_client.text.decoder import IncrementalDecoder
@@ -125,8 +125,7 @@ class Generation(RoutedWork):
             terms = terms_for(session, len(prompt), new)
             spec = self._sampling.spec(session.session_id, await session.take_job(), prompt, new)
             patience = Patience(token=self.retry.stall_seconds)
-            consent = self.consent(session, spec, route)
-            job = Job(session, spec, prompt, hops_of(route), place.chain.efl_domain, terms, patience, consent)
+            job = Job(session, spec, prompt, hops_of(route), place.chain.efl_domain, terms, patience)
             yield Started(route, session.session_id, spec.job_id, self._sampling.seed)
             error: EfedError | None = None
             try:
@@ -152,10 +151,6 @@ class Generation(RoutedWork):
                 raise
             finally:
                 await self.account(session, job.record, route, error)
-
-    def consent(self, session: PaidSession, spec: JobSpec, route: Route) -> Consent | None:  # noqa: ARG002
-        """What a subclass signs so that a node answers this job wrongly."""
-        return None
 
     def _push(self, token: int) -> Piece:
         self._ids.append(token)

@@ -78,14 +78,6 @@ class JobRecord:
     others: list[tuple[int, SignedCommit]] = field(default_factory=list)  # hop and what it sent besides
 
 
-@dataclass(frozen=True)
-class Consent:
-    """The session key's signature that one hop shall answer this job wrongly (`efedllm.commitments.canary`)."""
-
-    hop: int
-    signature: bytes
-
-
 class Job:
     """Runs once. `run` yields token ids; `record` holds everything else."""
 
@@ -98,10 +90,8 @@ class Job:
         domain: Domain,
         terms: Terms,
         patience: Patience,
-        consent: Consent | None = None,
     ) -> None:
         self._session = session
-        self._consent = consent
         self._domain = domain
         self._terms = terms
         self._patience = patience
@@ -190,7 +180,6 @@ class Job:
         opening = next_voucher(self._terms, session.signed, 0) or session.signed
         voucher = await session.sign(opening)
         sent = time.perf_counter()
-        consent = self._consent
         for i in range(len(self._links)):
             message = OpenJobMsg(
                 session_key=session.key,
@@ -201,7 +190,6 @@ class Job:
                 hop=i,
                 route=record.route,
                 prompt=record.prompt if i == 0 else None,
-                canary=consent.signature if consent is not None and consent.hop == i else None,
             )
             await self._send(i, message)
         waiting = set(range(len(self._links)))

@@ -166,8 +166,7 @@ class Batcher:
         for chunk in chunks:
             if chunk.lane.sequence is None:
                 chunk.lane.sequence = self._executor.new_sequence()
-            feed, inputs = chunk.lane.spec.feed, chunk.inputs
-            items.append(StepItem(chunk.lane.sequence, inputs if feed is None else feed(chunk.lane.done, inputs)))
+            items.append(StepItem(chunk.lane.sequence, chunk.inputs))
         # A node serves one shard of one model: its jobs are all exact or none is.
         if any(chunk.lane.spec.exact for chunk in chunks):
             tapped = cast(TapExecutor, self._executor).step_with_taps(items)

@@ -9,8 +9,6 @@ from typing import Any
 from efedllm.chain import Chain, ChainTime
 from efedllm.errors import ChainError
 from efedllm.logs import get_logger
-from efedllm_node.canaries.opener import Opener
-from efedllm_node.canaries.store import CanaryStore
 from efedllm_node.compute.trace_files import Traces
 from efedllm_node.config import Policy
 from efedllm_node.epoch.batch_poster import Committer
@@ -34,7 +32,6 @@ class Duties:
         book: Book,
         policy: Policy,
         metrics: Metrics,
-        canaries: CanaryStore,
     ) -> None:
         self._chain = chain
         self._clock = clock
@@ -45,7 +42,6 @@ class Duties:
         self._metrics = metrics
         self._committer = Committer(chain, store, policy, metrics)
         self._settler = Settler(chain, book, policy, metrics)
-        self._opener = Opener(chain, store, canaries)
         self._rewards = Rewards(chain, store, policy)
         self._pruned = 0
         self._busy = asyncio.Lock()
@@ -72,9 +68,6 @@ class Duties:
             self._book.forget_nodes()
             self._book.sweep(time.timestamp)
         await self._guarded("post", lambda: self._committer.tick(time, False))
-        # Before the others, which may wait long for their transactions: this one is of use in a third of an epoch only.
-        # Under the name of another duty: metrics must not tell a node with canaries from one without.
-        await self._guarded("post", lambda: self._opener.tick(time))
         await self._guarded("settle", lambda: self._settler.tick(time, False))
         await self._guarded("rewards", lambda: self._rewards.tick(time))
         if self._pruned < time.epoch and await self._guarded("forget", lambda: self._forget(time)):

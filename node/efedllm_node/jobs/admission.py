@@ -20,8 +20,7 @@ ACTIVE = 1
 @dataclass(frozen=True)
 class NodeFacts:
     """What this node serves. `max_positions`: the smaller of the model's and the operator's limit. `encoder`: texts go
-    through whole, and no tokens come out. `profile`: as in HopCommit, 0 float, 1 exact, 2 float in bfloat16.
-    `slashable`: whether auditors call wrong rows severe."""
+    through whole, and no tokens come out. `profile`: as in HopCommit, 0 float, 1 exact, 2 float in bfloat16."""
 
     address: str
     model_id: bytes
@@ -34,7 +33,6 @@ class NodeFacts:
     max_positions: int
     encoder: bool = False
     profile: int = 0
-    slashable: bool = True
 
     @property
     def exact(self) -> bool:

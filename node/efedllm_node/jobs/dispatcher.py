@@ -22,7 +22,6 @@ from efedllm.wire.messages import (
     StartMsg,
     VoucherMsg,
 )
-from efedllm_node.canaries.canary_jobs import CanaryDesk
 from efedllm_node.jobs import job_events as events
 from efedllm_node.jobs.admission import Load, check_open, check_own, check_route, job_exists
 from efedllm_node.jobs.job import Job
@@ -30,7 +29,7 @@ from efedllm_node.jobs.job_state import Workshop
 from efedllm_node.jobs.peers import Link, Neighbours
 from efedllm_node.payments.rules import check_credit
 from efedllm_node.payments.sessions import Entry
-from efedllm_node.storage.records import CanaryRecord, JobRecord
+from efedllm_node.storage.records import JobRecord
 
 TOKEN_BYTES = 4
 
@@ -38,9 +37,8 @@ TOKEN_BYTES = 4
 class Desk:
     """All jobs of the node, and the door through which they come. Implements `links.Handler`."""
 
-    def __init__(self, shop: Workshop, chain: Chain, identity: Identity, canaries: CanaryDesk) -> None:
+    def __init__(self, shop: Workshop, chain: Chain, identity: Identity) -> None:
         self.shop = shop
-        self._canaries = canaries
         self.draining = False
         self._closing = False
         self.neighbours = Neighbours(identity, self, shop.limits.connect_timeout, shop.metrics.wire)
@@ -199,7 +197,6 @@ class Desk:
         shop, spec = self.shop, msg.job_spec
         session_id = msg.session_key.session_id(*self._chain.escrow_domain)
         check_open(msg, session_id, shop.facts, shop.domain, shop.clock.time, self._load(session_id))
-        canary = self._canaries.consent(msg, shop.domain)
         job_id = spec.job_id
         if job_id in self._jobs or job_id in self._opening:
             raise job_exists()
@@ -209,12 +206,12 @@ class Desk:
         try:
             if await shop.store.has_job(job_id):
                 raise job_exists()
-            await self._admit(link, msg, canary)
+            await self._admit(link, msg)
         finally:
             del self._opening[job_id]
             self._check_idle()
 
-    async def _admit(self, link: Link, msg: OpenJobMsg, canary: CanaryRecord | None) -> None:
+    async def _admit(self, link: Link, msg: OpenJobMsg) -> None:
         shop, spec = self.shop, msg.job_spec
         # Our own registration, then the session, which costs money: only for that we ask about everybody else.
         (own,) = await shop.book.route((shop.facts.address,))
@@ -227,14 +224,12 @@ class Desk:
         # From here on the job counts, before anything else is waited for: others may be opening beside it.
         entry.running[spec.job_id] = spec.prompt_tokens
         try:
-            await self._begin(link, msg, entry, route, canary)
+            await self._begin(link, msg, entry, route)
         finally:
             if spec.job_id not in self._jobs:
                 entry.running.pop(spec.job_id, None)
 
-    async def _begin(
-        self, link: Link, msg: OpenJobMsg, entry: Entry, route: tuple[RouteHop, ...], canary: CanaryRecord | None
-    ) -> None:
+    async def _begin(self, link: Link, msg: OpenJobMsg, entry: Entry, route: tuple[RouteHop, ...]) -> None:
         shop, spec = self.shop, msg.job_spec
         following = await self._following(route, msg.hop)
         record = JobRecord(
@@ -247,10 +242,8 @@ class Desk:
             route=route,
             prompt=None if msg.prompt is None else ids_bytes(msg.prompt),
             in_row=TOKEN_BYTES if msg.hop == 0 else shop.facts.hidden * (4 if spec.wire_dtype == 1 else 2),
-            canary=canary,
         )
-        async with self._canaries.room(record, shop.clock.time.epoch):
-            await shop.store.add_job(record)
+        await shop.store.add_job(record)
         job = Job(shop, entry, record, link, following)
         self._jobs[record.job_id] = job
         task = asyncio.create_task(job.run(), name=f"job {record.job_id.hex()[:16]}")

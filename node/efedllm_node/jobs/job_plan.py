@@ -18,7 +18,6 @@ from efedllm.commitments.signing import Signer
 from efedllm.commitments.taps import TapTree
 from efedllm.engine.taps import TAP_BYTES
 from efedllm.sampling.float import SamplingSpec
-from efedllm_node.canaries.canary_jobs import canary_feed
 from efedllm_node.compute.work_item import Inputs, WorkSpec
 from efedllm_node.jobs.admission import NodeFacts, OwnHop
 from efedllm_node.jobs.boundary_streams import Inbound, Lane, Outbound
@@ -103,7 +102,6 @@ def wire(record: JobRecord, client_signer: str, facts: NodeFacts, domain: Domain
             spec.prompt_tokens - 1 if emits else None,
             SamplingSpec.from_job(spec),
             facts.exact,
-            canary_feed(record, facts.vocab),
         ),
         previous=previous,
         following=following,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from dataclasses import dataclass
 
@@ -13,7 +14,6 @@ from efedllm.commitments.signing import Signer
 from efedllm.errors import EfedError, ProtocolError
 from efedllm.logs import get_logger
 from efedllm.wire.messages import CommitMsg, ErrorMsg, Message
-from efedllm_node.canaries.canary_jobs import leaf_salt
 from efedllm_node.compute.batcher import Batcher
 from efedllm_node.compute.trace_files import Traces
 from efedllm_node.config import Limits
@@ -130,8 +130,7 @@ class JobCore:
         billed = self._billed(own.tokens)
         emitted = None if own.emitted is None else ids_bytes(list(own.emitted))
         await self._trace.finish()
-        salt = leaf_salt(self.record, own.tokens)
-        done = Committed(signed, digest, salt, emitted, wiring.envelopes, billed, self._prev_commit)
+        done = Committed(signed, digest, os.urandom(32), emitted, wiring.envelopes, billed, self._prev_commit)
         # From here on nothing but this commitment may ever be shown for the job: two of them cost half the stake.
         if not await shop.store.finish_job(self.id, done):
             raise ProtocolError("job-ended", "The job has ended already.")

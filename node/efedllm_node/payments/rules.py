@@ -74,6 +74,20 @@ def check_credit(account: Account, deposit: int, prompt: int) -> None:
         )
 
 
+def check_signer(is_contract: bool, *, allowed: bool) -> None:
+    """ProtocolError "contract-signer" for a session whose signer had code when it opened, unless those are allowed.
+
+    Such a contract may vouch for a payment and refuse it afterwards. A node counts vouchers by the signer's key only,
+    and the escrow takes those from any session.
+    """
+    if is_contract and not allowed:
+        raise ProtocolError(
+            "contract-signer",
+            "The session's signer was a contract when the session opened. This node serves keys only.",
+            "Open a session with a plain key as its signer.",
+        )
+
+
 def billed_tokens(positions: int, prompt: int, *, emits: bool = True) -> int:
     """Prompt and generated tokens of a job that processed `positions`: the last sampled token was never fed.
 

@@ -15,7 +15,16 @@ from efedllm.commitments.signing import check
 from efedllm.errors import ChainError, ProtocolError
 from efedllm.logs import get_logger
 from efedllm_node.jobs.admission import NodeFacts
-from efedllm_node.payments.rules import CLOSED, OPEN, Account, Standing, Unsettled, check_share, check_voucher
+from efedllm_node.payments.rules import (
+    CLOSED,
+    OPEN,
+    Account,
+    Standing,
+    Unsettled,
+    check_share,
+    check_signer,
+    check_voucher,
+)
 from efedllm_node.storage.records import SessionRecord
 from efedllm_node.storage.store import Store
 from efedllm_node.storage.store_origin import session_too_old
@@ -58,8 +67,18 @@ class Book:
     origin: block after which sessions must have been opened (`efedllm_node.storage.store_origin`).
     """
 
-    def __init__(self, chain: Chain, store: Store, facts: NodeFacts, patience: float, origin: int) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        store: Store,
+        facts: NodeFacts,
+        patience: float,
+        origin: int,
+        *,
+        contract_signers: bool = False,
+    ) -> None:
         self._chain = chain
+        self._contract_signers = contract_signers
         self._store = store
         self._facts = facts
         self._patience = patience
@@ -80,8 +99,8 @@ class Book:
         return len(self._entries)
 
     async def enter(self, key: SessionKey, hop: int, own_price: int) -> Entry:
-        """The entry of a session that is open on chain now. ProtocolError "session-not-open", "session-too-old",
-        "price-too-low", or the ChainError that kept us from finding out.
+        """The entry of a session that is open on chain now. ProtocolError "session-not-open", "contract-signer",
+        "session-too-old", "price-too-low", or the ChainError that kept us from finding out.
         """
         session_id = key.session_id(*self._chain.escrow_domain)
         entry = self._entries.get(session_id)
@@ -116,6 +135,7 @@ class Book:
             raise ProtocolError(
                 "session-not-open", f"Session 0x{session_id.hex()} does not exist on chain.", "Open a session first."
             )
+        check_signer(info.contract_signer, allowed=self._contract_signers)
         call = self._chain.call("NodeRegistry", "checkRoute", key.model_id, list(key.nodes))
         price = int(await self._patiently(call))
         # A price raised after the session was opened does not bind its client.

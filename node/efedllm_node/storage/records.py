@@ -26,16 +26,8 @@ class SessionRecord:
 
 
 @dataclass(frozen=True)
-class CanaryRecord:
-    """What makes a job a canary: the client's signed consent, 65 bytes, and our 32 random bytes."""
-
-    consent: bytes
-    nonce: bytes
-
-
-@dataclass(frozen=True)
 class JobRecord:
-    """A job as it was opened. `in_row`: bytes of one row that it reads. `canary`: only while the job runs."""
+    """A job as it was opened. `in_row`: bytes of one row that it reads."""
 
     job_id: bytes
     session_id: bytes
@@ -46,7 +38,6 @@ class JobRecord:
     route: tuple[RouteHop, ...]
     prompt: bytes | None
     in_row: int
-    canary: CanaryRecord | None = None
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,6 @@ from efedllm_node.storage.row_mapping import (
 )
 from efedllm_node.storage.tables import (
     batches,
-    canaries,
     envelopes,
     jobs,
     metadata,
@@ -72,11 +71,6 @@ class Store:
         async with engine.begin() as connection:
             await connection.run_sync(metadata.create_all)
         return cls(engine)
-
-    @property
-    def engine(self) -> AsyncEngine:
-        """The database, for stores of single features."""
-        return self._engine
 
     async def close(self) -> None:
         await self._engine.dispose()
@@ -144,11 +138,8 @@ class Store:
 
     async def add_job(self, record: JobRecord) -> None:
         """Keep a job before any work on it. ProtocolError "job-exists" when its number was used."""
-        statements: list[Any] = [insert(jobs).values(status="open", **job_row(record))]
-        if (canary := record.canary) is not None:
-            statements.append(insert(canaries).values(job_id=record.job_id, consent=canary.consent, nonce=canary.nonce))
         try:
-            await self._write(*statements)
+            await self._write(insert(jobs).values(status="open", **job_row(record)))
         except IntegrityError as error:
             raise job_exists() from error
 
@@ -358,7 +349,6 @@ class Store:
         """Drop the evidence of jobs. Their ids stay taken and their receipts can still be read."""
         await self._write(
             delete(envelopes).where(envelopes.c.job_id.in_(job_ids)),
-            delete(canaries).where(canaries.c.job_id.in_(job_ids)),
             update(jobs)
             .where(jobs.c.job_id.in_(job_ids))
             .values(batch=None, late=2, in_root=None, out_root=None, prompt=None),

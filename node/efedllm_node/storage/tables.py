@@ -84,24 +84,6 @@ batches = Table(
     Index("batches_seq", "seq", "status"),
 )
 
-# Jobs that a client asked to be answered wrongly.
-canaries = Table(
-    "canaries",
-    metadata,
-    Column("job_id", LargeBinary(32), ForeignKey("jobs.job_id"), primary_key=True),
-    Column("consent", LargeBinary(65), nullable=False),
-    Column("nonce", LargeBinary(32), nullable=False),
-)
-
-# How opening an epoch's canaries ended: opened, unsampled, or missed; null while it may go on. failures: of sending.
-openings = Table(
-    "openings",
-    metadata,
-    Column("epoch", BigInteger, primary_key=True),
-    Column("ended", Text),
-    Column("failures", Integer, nullable=False, default=0),
-)
-
 # What was done for an epoch's reward.
 rewards = Table(
     "rewards",
