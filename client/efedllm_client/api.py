@@ -8,9 +8,8 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from eth_account.signers.local import LocalAccount
-
 from efedllm.chain import Chain, Deployment, keystore
+from efedllm.chain.account import LocalAccount
 from efedllm.chain.types import ModelInfo
 from efedllm.errors import ConfigError
 from efedllm.settings import Settings

@@ -10,10 +10,10 @@ from collections.abc import Coroutine
 from typing import Any
 
 import typer
-from eth_account.signers.local import LocalAccount
 from rich.console import Console
 
 from efedllm.chain import keystore
+from efedllm.chain.account import LocalAccount
 from efedllm.chain.connection import LOCAL_CHAIN_IDS
 from efedllm.errors import ConfigError, EfedError
 from efedllm.settings import Settings

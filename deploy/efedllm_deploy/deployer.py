@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 
+from efedllm.chain.account import LocalAccount
 from efedllm.chain.amounts import format_amount
 from efedllm.chain.artifacts import CONTRACTS, artifact, fingerprint
 from efedllm.chain.codec import Codec

@@ -10,9 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
 
-from eth_account.signers.local import LocalAccount
-
 from efedllm.chain import Chain, Deployment, format_amount, keystore
+from efedllm.chain.account import LocalAccount
 from efedllm.chain.connection import LOCAL_CHAIN_IDS, Rpc
 from efedllm.chain.deployment import write_json
 from efedllm.errors import ConfigError

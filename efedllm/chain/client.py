@@ -8,9 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 
+from efedllm.chain.account import LocalAccount
 from efedllm.chain.artifacts import artifact
 from efedllm.chain.codec import Codec
 from efedllm.chain.connection import Rpc, RpcError

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
+from efedllm.chain.account import LocalAccount
 from efedllm.chain.amounts import format_amount
 from efedllm.chain.connection import LOCAL_CHAIN_IDS, Rpc, RpcError
 from efedllm.chain.journal import Journal, Pending

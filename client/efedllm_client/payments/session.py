@@ -9,9 +9,8 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from eth_account.signers.local import LocalAccount
-
 from efedllm.chain import Chain
+from efedllm.chain.account import LocalAccount
 from efedllm.chain.amounts import GWEI, cost_of_tokens, format_amount
 from efedllm.chain.reverts import RevertError
 from efedllm.chain.types import ChainTime, SessionInfo

@@ -7,11 +7,9 @@ import hmac
 import json
 import secrets
 from pathlib import Path
-from typing import Any, cast
 
-from eth_account.signers.local import LocalAccount
-from eth_keyfile.keyfile import create_keyfile_json, decode_keyfile_json
-
+from efedllm.chain import keyfile
+from efedllm.chain.account import LocalAccount
 from efedllm.chain.deployment import write_json
 from efedllm.commitments.signing import Signer
 from efedllm.errors import ConfigError
@@ -25,7 +23,7 @@ def create_signer(directory: Path, wallet: LocalAccount) -> Signer:
     """A fresh key, written (mode 0600) before it is returned."""
     key = secrets.token_bytes(32)
     signer = Signer(key)
-    document = create_keyfile_json(key, _password(wallet), kdf="pbkdf2", iterations=_ITERATIONS)
+    document = keyfile.encrypt(key, _password(wallet), keyfile.pbkdf2(_ITERATIONS))
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_json(_path(directory, signer.address), document, mode=0o600)
     return signer
@@ -35,8 +33,7 @@ def load_signer(directory: Path, wallet: LocalAccount, address: str) -> Signer:
     """The key made earlier. Raises ConfigError "no-signer" when it is missing or belongs to another wallet."""
     path = _path(directory, address)
     try:
-        document = cast(Any, json.loads(path.read_text()))
-        signer = Signer(decode_keyfile_json(document, _password(wallet)))
+        signer = Signer(keyfile.decrypt(json.loads(path.read_text()), _password(wallet)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             "no-signer",
