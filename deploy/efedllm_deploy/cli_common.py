@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Coroutine
+from importlib.util import find_spec
 from typing import Any
 
 import typer
@@ -44,6 +45,16 @@ def open_account(settings: Settings, chain_id: int | None = None) -> LocalAccoun
     raise ConfigError(
         "no-keystore", "An account is needed on this chain.", "Pass --keystore FILE and --password-file FILE."
     )
+
+
+def need_engine() -> None:
+    """Raise ModuleNotFoundError, which `efedllm` explains, when this installation cannot compute a model.
+
+    A local network would notice only after minutes, in a child process.
+    """
+    for module in ("torch", "transformers"):
+        if find_spec(module) is None:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
 
 def entry(app: typer.Typer) -> None:

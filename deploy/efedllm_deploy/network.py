@@ -18,6 +18,7 @@ from efedllm.errors import ConfigError
 from efedllm.settings import NETWORK_FILE
 from efedllm_deploy.accounts import Keys, Purse, fund, replace_slashed
 from efedllm_deploy.bundled import ensure_model
+from efedllm_deploy.chain_programs import Kind, ensure_program
 from efedllm_deploy.deployer import deploy_contracts
 from efedllm_deploy.devclock import DevClock, tick
 from efedllm_deploy.homefiles import last_chain_port, last_node_ports, lock_home, usable
@@ -175,9 +176,11 @@ class LocalNetwork:
     async def _start_chain(self) -> None:
         chain = self.options.chain
         if chain in ("ganache", "anvil"):
+            kind: Kind = "ganache" if chain == "ganache" else "anvil"
+            await ensure_program(kind)
             self._report(f"starting {chain}")
             self._parts.local = await LocalChain.start(
-                "ganache" if chain == "ganache" else "anvil",
+                kind,
                 log=self.home / "logs" / f"{chain}.log",
                 keep=self.home / "chain" / chain,
                 port=usable(last_chain_port(self.home)),
