@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from eth_account.signers.local import LocalAccount
+
 from efedllm.chain import Chain, Deployment
-from efedllm.chain.account import LocalAccount
 from efedllm_deploy.deployer import deploy_contracts
 from efedllm_deploy.devclock import DevClock
 from efedllm_deploy.local import dev_account

@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from efedllm.chain import Chain, Deployment, keystore
-from efedllm.chain.account import LocalAccount
 from efedllm.chain.types import ModelInfo
 from efedllm.errors import ConfigError
 from efedllm.settings import Settings
@@ -27,6 +26,9 @@ from efedllm_client.routes.choose import Candidate
 from efedllm_client.routes.discovery import find_candidates, find_model
 from efedllm_client.routes.quality import find_model_by_quality
 from efedllm_client.text.tokenizer import Text, load_text
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
 
 
 class Client:

@@ -8,17 +8,19 @@ import signal
 import sys
 from collections.abc import Coroutine
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 
 from efedllm.chain import keystore
-from efedllm.chain.account import LocalAccount
 from efedllm.chain.connection import LOCAL_CHAIN_IDS
 from efedllm.errors import ConfigError, EfedError
 from efedllm.settings import Settings
 from efedllm_deploy.local import dev_account
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
 
 # Progress and tables for people go to stderr, so that stdout carries results only.
 console = Console(stderr=True, highlight=False)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import socket
 import time
 from collections.abc import Sequence
@@ -12,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from coincurve import PrivateKey
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
 
-from efedllm.chain.account import LocalAccount
 from efedllm.chain.connection import Rpc
 from efedllm.errors import ChainError
 from efedllm_deploy.chain_programs import Kind, program
@@ -26,23 +24,15 @@ ACCOUNTS = 10
 # The well-known development mnemonic. Its keys are public: the deployer refuses them on any chain that is not local.
 MNEMONIC = "test test test test test test test test test test test junk"
 
-# Numbers from here on name children whose keys cannot be told from a public key.
-_HARDENED = 2**31
-
 _START_SECONDS = 60.0
 _PORT_TRIES = 3
 
 
 def dev_account(index: int = 0) -> LocalAccount:
-    """An account that a local chain funds with ETH at its start: m/44'/60'/0'/0/index of BIP-32."""
-    seed = hashlib.pbkdf2_hmac("sha512", MNEMONIC.encode(), b"mnemonic", 2048)
-    node = hmac.digest(b"Bitcoin seed", seed, "sha512")
-    for step in (44 + _HARDENED, 60 + _HARDENED, _HARDENED, 0, index):
-        key = PrivateKey(node[:32])
-        parent = b"\0" + node[:32] if step >= _HARDENED else key.public_key.format()
-        child = hmac.digest(node[32:], parent + step.to_bytes(4, "big"), "sha512")
-        node = key.add(child[:32]).secret + child[32:]
-    return LocalAccount(node[:32])
+    """An account that a local chain funds with ETH at its start."""
+    Account.enable_unaudited_hdwallet_features()
+    account: LocalAccount = Account.from_mnemonic(MNEMONIC, account_path=f"m/44'/60'/0'/0/{index}")
+    return account
 
 
 def free_port() -> int:

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 from efedllm.chain import Chain, Deployment, format_amount, keystore
-from efedllm.chain.account import LocalAccount
 from efedllm.chain.connection import LOCAL_CHAIN_IDS, Rpc
 from efedllm.chain.deployment import write_json
 from efedllm.errors import ConfigError
@@ -27,6 +26,9 @@ from efedllm_deploy.local import LocalChain, dev_account, free_port
 from efedllm_deploy.profile import Profile
 from efedllm_deploy.publish import Published, publish
 from efedllm_deploy.supervisor import Managed, ProcessSpec, Supervisor
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
 
 Report = Callable[[str], None]
 _T = TypeVar("_T")

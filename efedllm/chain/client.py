@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from eth_utils.address import to_checksum_address
 
-from efedllm.chain.account import LocalAccount
 from efedllm.chain.artifacts import artifact
 from efedllm.chain.codec import Codec
 from efedllm.chain.connection import Rpc, RpcError
@@ -24,6 +23,8 @@ from efedllm.errors import ChainError
 from efedllm.logs import get_logger
 
 if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
+
     from efedllm.commitments.messages import Domain
 
 BlockTag = int | str

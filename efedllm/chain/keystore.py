@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from getpass import getpass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from efedllm.chain import keyfile
-from efedllm.chain.account import LocalAccount
 from efedllm.chain.deployment import write_json
-from efedllm.commitments.hashing import as_address
-from efedllm.errors import ConfigError, ProtocolError
+from efedllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
 
 PASSWORD_VARIABLE = "EFEDLLM_PASSWORD"
 
@@ -32,15 +32,20 @@ def create(path: Path, password: str, light: bool = False, private_key: bytes | 
         )
     if not password:
         raise ConfigError("empty-password", "The password is empty.", "Pass --password-file with a password in it.")
-    account = LocalAccount(private_key if private_key is not None else secrets.token_bytes(32))
-    encrypted = keyfile.encrypt(account.key, password.encode(), keyfile.scrypt(LIGHT_N if light else STANDARD_N))
+    # Imported here: it takes most of a second, which commands without a key do not need.
+    from eth_account import Account
+
+    account = Account.from_key(private_key) if private_key is not None else Account.create()
+    encrypted = Account.encrypt(account.key, password, kdf="scrypt", iterations=LIGHT_N if light else STANDARD_N)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_json(path, encrypted, mode=0o600)
-    return account.address
+    return str(account.address)
 
 
 def load(path: Path, password: str) -> LocalAccount:
     """Decrypt a keystore. Raises ConfigError "no-keystore", "bad-keystore" or "wrong-password"."""
+    from eth_account import Account
+
     try:
         encrypted = json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -52,28 +57,36 @@ def load(path: Path, password: str) -> LocalAccount:
             "bad-keystore", f"{path} cannot be read as a keystore.", "Restore the file from your backup."
         ) from error
     try:
-        return LocalAccount(keyfile.decrypt(encrypted, password.encode()))
-    except keyfile.WrongPasswordError as error:
-        raise ConfigError(
-            "wrong-password",
-            f"The password does not open {path}.",
-            f"Check --password-file, or the environment variable {PASSWORD_VARIABLE}.",
-        ) from error
-    except (KeyError, TypeError, ValueError, ProtocolError) as error:
+        account: LocalAccount = Account.from_key(Account.decrypt(encrypted, password))
+    except ValueError as error:
+        # eth_keyfile reports a wrong password as a MAC mismatch.
+        if "MAC" in str(error):
+            raise ConfigError(
+                "wrong-password",
+                f"The password does not open {path}.",
+                f"Check --password-file, or the environment variable {PASSWORD_VARIABLE}.",
+            ) from error
         raise ConfigError(
             "bad-keystore", f"{path} is not a Web3 keystore.", "Restore the file from your backup."
         ) from error
+    except (KeyError, TypeError, NotImplementedError) as error:
+        raise ConfigError(
+            "bad-keystore", f"{path} is not a Web3 keystore.", "Restore the file from your backup."
+        ) from error
+    return account
 
 
 def address_of(path: Path) -> str:
     """Checksum address written in a keystore, without decrypting it. Raises like `load`."""
+    from eth_utils.address import to_checksum_address
+
     try:
-        return as_address("0x" + str(json.loads(path.read_text())["address"]).removeprefix("0x").lower())
+        return str(to_checksum_address("0x" + str(json.loads(path.read_text())["address"]).removeprefix("0x")))
     except FileNotFoundError as error:
         raise ConfigError(
             "no-keystore", f"There is no keystore {path}.", "Make one with `efedllm wallet new`."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, ProtocolError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             "bad-keystore", f"{path} is not a Web3 keystore.", "Restore the file from your backup."
         ) from error

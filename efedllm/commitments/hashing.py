@@ -10,6 +10,7 @@ import hashlib
 from functools import lru_cache
 
 from Crypto.Hash import keccak as _keccak
+from eth_utils.address import to_checksum_address
 
 from efedllm.errors import ProtocolError
 from efedllm.kernels.keccak import keccak_library
@@ -64,10 +65,7 @@ def _checksummed(value: str) -> str:
             raise ValueError
     except ValueError:
         raise ProtocolError("bad-message", "An address must be 0x and 40 hex digits.") from None
-    lower = digits.lower()
-    # EIP-55: a letter is a capital where the hash of the address has a digit of 8 or more.
-    marks = keccak(lower.encode()).hex()
-    checksum = "0x" + "".join(digit.upper() if mark > "7" else digit for digit, mark in zip(lower, marks, strict=False))
+    checksum = str(to_checksum_address("0x" + digits.lower()))
     if digits not in (digits.lower(), digits.upper()) and value != checksum:
         raise ProtocolError("bad-message", f"Address {value} has a wrong checksum.", "Copy the address again.")
     return checksum

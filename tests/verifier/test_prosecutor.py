@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from eth_account import Account
 
 from efedllm.chain import Chain
-from efedllm.chain.account import LocalAccount
 from efedllm.chain.disputes import EvidenceFolder, prove
 from efedllm.commitments.hashing import keccak
 from efedllm.commitments.messages import Domain
@@ -87,7 +86,7 @@ async def test_without_stake_or_gas_a_case_waits_for_the_next_epoch(
         await node.send("StakeVault", "stake", STAKE)
         await at_work.tick(1)
         assert await cases(accuser) == 0
-        poor = LocalAccount(secrets.token_bytes(32))
+        poor = Account.create()
         async with await Chain.connect(live.rpc_url, live.deployment, poor) as without_gas:
             await prosecutor(without_gas, folder).tick(2)
         assert (await cases(accuser), len(folder.open())) == (0, 1)

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from efedllm.chain import Chain
-from efedllm.chain.account import LocalAccount
 from efedllm.chain.amounts import GWEI, cost_of_tokens, format_amount
 from efedllm.chain.reverts import RevertError
 from efedllm.chain.types import ChainTime, SessionInfo
@@ -27,6 +27,9 @@ from efedllm_client.payments.store import CLOSED, OPEN, OPENING, Store, StoredSe
 from efedllm_client.payments.wallet import abi_key, fund_escrow
 from efedllm_client.policy import JOBS_AHEAD, Amount, Terms, payable, session_deposit
 from efedllm_client.routes.choose import Route
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
 
 LIFETIME = 24 * 3600  # seconds from opening to expiry
 MARGIN = 600  # an open session is used again only when it lives at least this much longer, seconds

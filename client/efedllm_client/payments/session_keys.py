@@ -7,12 +7,14 @@ import hmac
 import json
 import secrets
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from efedllm.chain import keyfile
-from efedllm.chain.account import LocalAccount
 from efedllm.chain.deployment import write_json
 from efedllm.commitments.signing import Signer
 from efedllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
 
 _PURPOSE = b"EFL.session-signers.1"
 # The password below has 256 bits of entropy, so stretching it would only cost time.
@@ -21,9 +23,11 @@ _ITERATIONS = 1
 
 def create_signer(directory: Path, wallet: LocalAccount) -> Signer:
     """A fresh key, written (mode 0600) before it is returned."""
+    from eth_keyfile.keyfile import create_keyfile_json
+
     key = secrets.token_bytes(32)
     signer = Signer(key)
-    document = keyfile.encrypt(key, _password(wallet), keyfile.pbkdf2(_ITERATIONS))
+    document = create_keyfile_json(key, _password(wallet), kdf="pbkdf2", iterations=_ITERATIONS)
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_json(_path(directory, signer.address), document, mode=0o600)
     return signer
@@ -31,9 +35,12 @@ def create_signer(directory: Path, wallet: LocalAccount) -> Signer:
 
 def load_signer(directory: Path, wallet: LocalAccount, address: str) -> Signer:
     """The key made earlier. Raises ConfigError "no-signer" when it is missing or belongs to another wallet."""
+    from eth_keyfile.keyfile import decode_keyfile_json
+
     path = _path(directory, address)
     try:
-        signer = Signer(keyfile.decrypt(json.loads(path.read_text()), _password(wallet)))
+        document = cast(Any, json.loads(path.read_text()))
+        signer = Signer(decode_keyfile_json(document, _password(wallet)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             "no-signer",

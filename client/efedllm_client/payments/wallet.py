@@ -4,39 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from efedllm.chain import Chain, format_amount
-from efedllm.commitments.eip712 import Domain, TypedMessage
 from efedllm.commitments.messages import SessionKey
-from efedllm.commitments.signing import Signer
 from efedllm.errors import ConfigError
 from efedllm_client.payments.store import CLOSED, Store, StoredSession
 
 OPEN_ON_CHAIN, CLOSING_ON_CHAIN, CLOSED_ON_CHAIN = 1, 2, 3
 PERMIT_SECONDS = 3600
-
-
-@dataclass(frozen=True)
-class Permit(TypedMessage):
-    """EIP-2612: the owner lets `spender` take `value` wei of a token until `deadline`, unix seconds of the chain."""
-
-    NAME: ClassVar[str] = "Permit"
-    SOLIDITY: ClassVar[tuple[tuple[str, str], ...]] = (
-        ("address", "owner"),
-        ("address", "spender"),
-        ("uint256", "value"),
-        ("uint256", "nonce"),
-        ("uint256", "deadline"),
-    )
-    owner: str
-    spender: str
-    value: int
-    nonce: int
-    deadline: int
-
-
-Permit.seal()
 
 
 @dataclass(frozen=True)
@@ -137,13 +113,33 @@ async def deposit(chain: Chain, amount: int) -> str:
 
 async def _sign_permit(chain: Chain, spender: str, amount: int, deadline: int) -> tuple[int, bytes, bytes]:
     assert chain.account is not None
-    token = chain.address("EfedToken")
     name = await chain.call("EfedToken", "name")
     nonce = int(await chain.call("EfedToken", "nonces", chain.account_address))
-    permit = Permit(chain.account_address, spender, amount, nonce, deadline)
-    digest = Domain(chain.chain_id, token, name, "1").digest(permit.struct_hash())
-    signature = Signer(bytes(chain.account.key)).sign(digest)
-    return signature[64], signature[:32], signature[32:64]
+    signed = chain.account.sign_typed_data(
+        domain_data={
+            "name": name,
+            "version": "1",
+            "chainId": chain.chain_id,
+            "verifyingContract": chain.address("EfedToken"),
+        },
+        message_types={
+            "Permit": [
+                {"name": "owner", "type": "address"},
+                {"name": "spender", "type": "address"},
+                {"name": "value", "type": "uint256"},
+                {"name": "nonce", "type": "uint256"},
+                {"name": "deadline", "type": "uint256"},
+            ]
+        },
+        message_data={
+            "owner": chain.account_address,
+            "spender": spender,
+            "value": amount,
+            "nonce": nonce,
+            "deadline": deadline,
+        },
+    )
+    return signed.v, signed.r.to_bytes(32, "big"), signed.s.to_bytes(32, "big")
 
 
 async def fund_escrow(chain: Chain, least: int, wanted: int, exact: bool) -> int:
