@@ -6,9 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any
-
-from eth_account.signers.local import LocalAccount
+from typing import TYPE_CHECKING, Any
 
 from efedllm.chain import Chain, Deployment, keystore
 from efedllm.chain.types import ModelInfo
@@ -27,6 +25,9 @@ from efedllm_client.routes.choose import Candidate
 from efedllm_client.routes.discovery import find_candidates, find_model
 from efedllm_client.routes.quality import find_model_by_quality
 from efedllm_client.text.tokenizer import ModelTokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
 
 
 class Client:

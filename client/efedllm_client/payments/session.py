@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-from eth_account.signers.local import LocalAccount
+from typing import TYPE_CHECKING
 
 from efedllm.chain import Chain
 from efedllm.chain.amounts import GWEI, cost_of_tokens, format_amount
@@ -26,6 +25,9 @@ from efedllm_client.payments.rules import Amount, PaymentTerms, payable, session
 from efedllm_client.payments.session_keys import create_signer, load_signer
 from efedllm_client.payments.store import CLOSED, OPEN, OPENING, ClientStore, StoredSession, session_lock
 from efedllm_client.payments.wallet import OPEN_ON_CHAIN, fund_escrow
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
 
 
 @dataclass(frozen=True)
