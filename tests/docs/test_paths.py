@@ -111,6 +111,12 @@ def test_tables_have_few_columns(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", WRITTEN + GENERATED, ids=shown)
+def test_only_rows_of_tables_begin_with_a_bar(path: Path) -> None:
+    begun = [(number, line.strip()) for number, line in prose(path) if line.lstrip().startswith("|")]
+    assert [f"{shown(path)}:{number}" for number, line in begun if not line.endswith("|")] == []
+
+
+@pytest.mark.parametrize("path", WRITTEN + GENERATED, ids=shown)
 def test_nested_lists_are_indented_by_four_spaces(path: Path) -> None:
     """A git host nests a list from two spaces on, the site's Markdown from four."""
     nested = [(number, _NESTED.match(line)) for number, line in prose(path)]
