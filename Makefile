@@ -77,4 +77,4 @@ test-fast: setup
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -m "not network"
 
 clean:
-	rm -rf build out cache cache_hardhat .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build out cache cache_hardhat .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

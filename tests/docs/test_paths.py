@@ -13,7 +13,7 @@ from tests.docs.markdown_files import GENERATED, ROOT, WRITTEN, anchors, prose, 
 
 MAX_LINE = 120
 MAX_COLUMNS = 4
-SKIPPED = {".git", ".venv", "node_modules", "build", "out", "cache", "__pycache__"}
+SKIPPED = {"node_modules", "build", "out", "cache", "__pycache__"}
 # Names of files that programs write or users bring.
 NOT_OURS = {
     "compression.json",
@@ -39,7 +39,7 @@ def tree() -> set[str]:
     pending = [ROOT]
     while pending:
         for item in pending.pop().iterdir():
-            if item.name in SKIPPED or item.name.endswith(".egg-info"):
+            if item.name in SKIPPED or item.name.startswith(".") or item.name.endswith(".egg-info"):
                 continue
             name = item.relative_to(ROOT).as_posix()
             if item.is_dir():
