@@ -85,4 +85,4 @@ dist: setup
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/dist build/dist/*.tar.gz
 
 clean:
-	rm -rf build out cache cache_hardhat .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build out cache cache_hardhat .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
