@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -85,12 +86,12 @@ def _version_of(binary: Path) -> str | None:
     return found.group(1) if found else None
 
 
-def collect_sources() -> dict[str, dict[str, str]]:
-    """Returns every source that the contracts reach, by the name under which it is imported.
+def collect_sources(roots: Iterable[str] | None = None) -> dict[str, dict[str, str]]:
+    """Returns every source that `roots` reach, by default the contracts, by the name under which it is imported.
 
     Handing all contents over keeps the compiler off the file system, whose layout differs between solc builds.
     """
-    pending = [f"contracts/{name}.sol" for name in CONTRACTS]
+    pending = list(roots) if roots is not None else [f"contracts/{name}.sol" for name in CONTRACTS]
     sources: dict[str, dict[str, str]] = {}
     while pending:
         name = pending.pop()

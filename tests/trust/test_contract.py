@@ -15,7 +15,6 @@ from efedllm_bench.trust import dilemma as d
 from efedllm_bench.trust.committee import Said
 from efedllm_bench.trust.evm import COMMIT, REVEAL, TALLY, Network, address_of
 from efedllm_bench.trust.history import LAYERS, Comparison
-from efedllm_bench.trust.planted import Planter, audited, print_of
 from efedllm_bench.trust.simulate import Economy
 from efedllm_deploy.profile import Profile
 from efedllm_verifier.lot import Verdict
@@ -43,7 +42,6 @@ def test_every_epoch_of_random_histories_is_equal(name: str, changes: dict[str, 
     assert min(covered) > 0, seen
     assert min(seen.severe, seen.gray, seen.repeat_slashes, seen.deviated, seen.missed) > 0, seen
     assert min(seen.tap_agreed, seen.tap_differs) > 0, seen
-    assert min(seen.canaries_opened, seen.forgiven, seen.beside_canaries, seen.found_against_majority) > 0, seen
 
 
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -83,10 +81,9 @@ def test_a_tap_rule_that_counts_failures_is_found_out(monkeypatch: pytest.Monkey
     assert caught.value.code == "model-differs"
 
 
-@pytest.mark.parametrize("found", ["nothing", "cheat", "canaries"])
-def test_the_contract_judges_every_strategy_of_the_game_as_the_game_does(found: str) -> None:
+@pytest.mark.parametrize("failing", [False, True])
+def test_the_contract_judges_every_strategy_of_the_game_as_the_game_does(failing: bool) -> None:
     """Each strategy's reports in the compiled contracts: the same outcomes, points and slashes as `settle`."""
-    failing, planting = found != "nothing", found == "canaries"
     edited = profile("testnet", committee_size=15)
     names = [d.HONEST] * 10 + [d.LAZY_PASS, d.COPY, d.ABSENT, d.TAP_GUESS, d.FALSE_ACCUSER]
     names = names if failing else [*names, d.LAZY_FAIL][1:]
@@ -99,22 +96,16 @@ def test_the_contract_judges_every_strategy_of_the_game_as_the_game_does(found: 
         net.register(node, LAYERS)
     for verifier in verifiers:
         net.take_seat(verifier)
-    planter = Planter(net, nodes, LAYERS)
-    net.move_to(2, COMMIT)
-    planted = {node: planter.plant(node, 2, 8) if planting else [] for node in nodes}
     net.move_to(3, COMMIT)
-    seed = net.fix_seed(2)
-    due = {node: audited(items, seed, net.audit_rate(node)) for node, items in planted.items()}
-    prints = [print_of(seed, [item.leaf for item in due[node]]) if planting else 0 for node in nodes]
+    net.fix_seed(2)
     drawn = [[verifiers.index(member) for member in net.drawn(2, node)] for node in nodes]
     truth = Verdict(0, 20, True) if failing else Verdict(20, 0, False)
-    fault = d.FOUND_CANARIES if planting else d.FOUND_CHEAT if failing else 0
     said: list[dict[int, Said]] = [{} for _ in nodes]
     for i, members in enumerate(drawn):
         for m in members:
-            item = d.report(game, names[m], m, d.Found(2, truth, fault), i, rng)
+            item = d.report(game, names[m], m, d.Found(2, truth), i, rng)
             if item is not None:
-                said[i][m] = replace(item, tap=prints[i]) if item.tap == d.FOUND_CANARIES else item
+                said[i][m] = item
     silent = {names.index(d.COPY)}
     attestations = {
         m: net.attestation(2, verifiers[m], {nodes[i]: reports[m] for i, reports in enumerate(said) if m in reports})
@@ -125,14 +116,11 @@ def test_the_contract_judges_every_strategy_of_the_game_as_the_game_does(found: 
     net.move_to(3, REVEAL)
     for m in attestations.keys() - silent:
         net.reveal(verifiers[m], attestations[m])
-    for node, items in due.items():
-        if items:
-            net.open_canaries(node, 2, [item.opening for item in items])
     before = [net.stake_of(node) for node in nodes]
     net.move_to(3, TALLY)
     net.finalize(2, nodes)
-    assert [net.stake_of(node) != old for node, old in zip(nodes, before, strict=True)] == 2 * [found == "cheat"]
-    judgements = d.settle(game.rule, drawn, said, len(names), silent, prints)
+    assert [net.stake_of(node) != old for node, old in zip(nodes, before, strict=True)] == 2 * [failing]
+    judgements = d.settle(game.rule, drawn, said, len(names), silent)
     for m, judgement in enumerate(judgements):
         assert judgement is not None
         listed = attestations[m].nodes if m in attestations else nodes

@@ -20,9 +20,9 @@ OK, NO_REVEAL, DEVIATED, TAP_DIFFERS = 0, 1, 2, 3
 
 @dataclass(frozen=True)
 class Said:
-    """What a member revealed about one node. `tap`: fingerprint of its digest, a uint32; 0 claims nothing.
+    """What a member revealed about one node. `tap`: fingerprint of the digest of its taps, a uint32; 0 = no taps.
 
-    The digest is of taps beside a pass, of the leaves that failed beside a failure.
+    A tap beside a failure counts for nothing.
     """
 
     verdict: Verdict
@@ -31,26 +31,22 @@ class Said:
 
 @dataclass(frozen=True)
 class Final:
-    """What a quorum says about one node and epoch, in units. `tap`: the agreed fingerprint, 0 = none.
-
-    The node is measured by `passed`, `failed` and `severe`, in which `forgiven` verdicts about opened canaries count as
-    passes. Verifiers are measured by the verdicts as they are: `found` is their median of failed units, `units` what an
-    audit is worth, `canary` the fingerprint of what the node opened, 0 = nothing.
-    """
+    """What a quorum says about one node and epoch, in units. `tap`: the agreed fingerprint, 0 = none."""
 
     passed: int
     failed: int
     severe: bool
     tap: int = 0
-    found: int = 0
-    units: int = 0
-    canary: int = 0
-    forgiven: int = 0
+
+    @property
+    def units(self) -> int:
+        """Points of a verifier that agrees."""
+        return self.passed + self.failed
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a verifier's epoch earned it: `outcome` as in VerifierJudged, points, and the share of its stake to burn."""
+    """The result of a verifier's epoch: `outcome` as in VerifierJudged, points, and the share of its stake to burn."""
 
     outcome: int
     points: int
@@ -122,33 +118,20 @@ def agreed(revealed: Sequence[Said], drawn: int) -> int:
     return next((tap for tap, votes in shown.items() if votes >= quorum(drawn)), 0)
 
 
-def forgive(said: Said, canary: int) -> Said:
-    """`TapWord.forgive`: a severe verdict about exactly the opened canaries, whose fingerprint is not 0, as a pass."""
-    if not said.verdict.severe or said.tap != canary:
-        return said
-    return Said(Verdict(said.verdict.passed, 0, False))
-
-
-def final(revealed: Sequence[Said], drawn: int, canary: int = 0) -> Final | None:
-    """The final verdict and fingerprint, or None without a quorum. `canary`: what the node opened, 0 = nothing."""
+def final(revealed: Sequence[Said], drawn: int) -> Final | None:
+    """The final verdict and fingerprint, or None without a quorum."""
     if not revealed or len(revealed) < quorum(drawn):
         return None
     passed, failed, severe = outcome([said.verdict for said in revealed])
-    found, units, forgiven = failed, passed + failed, 0
-    if failed and canary:
-        cleared = [forgive(said, canary) for said in revealed]
-        forgiven = sum(new is not old for new, old in zip(cleared, revealed, strict=True))
-        passed, failed, severe = outcome([said.verdict for said in cleared])
-    tap = agreed(revealed, drawn)
-    return Final(passed, failed, severe >= quorum(drawn), tap, found, units, canary, forgiven)
+    return Final(passed, failed, severe >= quorum(drawn), agreed(revealed, drawn))
 
 
 def judge(own: Mapping[str, Said], finals: Mapping[str, Final | None], deviation_bps: int) -> Judgement:
-    """`judgeVerifier` of one that revealed `own`: however often it deviates, all points of the epoch and stake once.
+    """`judgeVerifier` of a verifier that revealed `own`.
 
-    A verdict opposite to the median of the revealed ones deviates, unless it fails exactly what the node opened as
-    canaries; a pass without the agreed fingerprint, where the median passes, loses as much. The first is what the event
-    names when there are both.
+    A verdict opposite to the median of the revealed verdicts deviates. A pass without the agreed fingerprint, where the
+    median passes, costs as much. Either one costs all points of the epoch, and stake once, however many there are. The
+    outcome is DEVIATED where both occur.
     """
     points, found = 0, OK
     for node, said in own.items():
@@ -156,10 +139,9 @@ def judge(own: Mapping[str, Said], finals: Mapping[str, Final | None], deviation
         if decided is None:
             continue
         failed = said.verdict.failed != 0
-        if failed != (decided.found != 0):
-            if not failed or decided.canary == 0 or said.tap != decided.canary:
-                return Judgement(DEVIATED, 0, deviation_bps)
-        elif not failed and decided.tap not in (0, said.tap):
+        if failed != (decided.failed != 0):
+            return Judgement(DEVIATED, 0, deviation_bps)
+        if not failed and decided.tap not in (0, said.tap):
             found = TAP_DIFFERS
         points += decided.units
     return Judgement(OK, points, 0) if found == OK else Judgement(found, 0, deviation_bps)

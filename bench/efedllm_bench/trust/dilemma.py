@@ -1,6 +1,6 @@
 """The verifier's dilemma: what strategies of verifiers earn in the attestation game.
 
-Verdicts, quorums, digests, canaries, points and slashes are those of the contract (committee.py, compared with it on
+Verdicts, quorums, digests, points and slashes are those of the contract (committee.py, compared with it on
 random histories; `settle` is compared on the very reports of this game). Money is in fees of one hop-job. numpy's PCG64
 with a fixed seed draws everything.
 """
@@ -29,7 +29,7 @@ SILENT = "lazy, silent if caught"  # passes unseen; reveals last, and nothing if
 COLLUDE = "collude"  # all of them pass everything with one agreed digest
 ACCUSED = 10
 # Fingerprints; MADE_UP_TAP + i is verifier i's own.
-TRUE_TAP, AGREED_TAP, FOUND_CANARIES, FOUND_CHEAT, MADE_UP_TAP = 1, 2, 3, 4, 5
+TRUE_TAP, AGREED_TAP, MADE_UP_TAP = 1, 2, 3
 STRATEGIES = (HONEST, LAZY_PASS, SILENT, LAZY_FAIL, COPY, ABSENT, TAP_GUESS, HALF, FALSE_ACCUSER)
 
 
@@ -47,7 +47,6 @@ class Game:
     failing: float = 0.0  # probability that a node cheats in an epoch, and is seen by whoever computes
     taps: bool = True  # nodes serve an exact model; float models have no taps
     tap_guess: float = 2.0**-32  # chance of a made-up fingerprint: the contract keeps 32 bits
-    canaries: float = 0.0  # share of the jobs that are planted; nodes open those that were audited
     seed: int = 1
 
     @property
@@ -75,16 +74,10 @@ class Payoff:
 
 @dataclass(frozen=True)
 class Found:
-    """What an audit of a node finds in one epoch; `fault`: fingerprint of what failed."""
+    """What the audits of a node find in one epoch."""
 
     audits: int
     truth: Verdict
-    fault: int = 0
-
-    @property
-    def opened(self) -> int:
-        """Fingerprint of the canaries that the node opens: those that nothing failed beside."""
-        return FOUND_CANARIES if self.fault == FOUND_CANARIES else 0
 
 
 @dataclass
@@ -155,15 +148,12 @@ def settle(
     said: Sequence[Mapping[int, com.Said]],
     verifiers: int,
     silent: Collection[int] = (),
-    opened: Sequence[int] = (),
 ) -> list[com.Judgement | None]:
     """What the contract finds about every verifier, None where it has nothing to judge.
 
     drawn[i], said[i]: the committee of node i and what its members revealed. `silent`: committed, revealed nothing.
-    `opened`: fingerprint of the canaries of every node, 0 = none; empty = none at all.
     """
-    canaries = opened or [0] * len(drawn)
-    finals = {str(i): com.final(list(said[i].values()), len(members), canaries[i]) for i, members in enumerate(drawn)}
+    finals = {str(i): com.final(list(said[i].values()), len(members)) for i, members in enumerate(drawn)}
     judgements: list[com.Judgement | None] = []
     for member in range(verifiers):
         own = {str(i): reports[member] for i, reports in enumerate(said) if member in reports}
@@ -189,8 +179,8 @@ def report(
         return com.Said(passing, tap if game.taps else 0)
     if strategy == FALSE_ACCUSER and index % ACCUSED == 0:
         return com.Said(failing)
-    # Who met a failure names what failed; who met none, the taps, if there are any.
-    honest = com.Said(node.truth, node.fault if node.truth.failed else TRUE_TAP if game.taps else 0)
+    # Taps are claimed beside a pass only.
+    honest = com.Said(node.truth, TRUE_TAP if game.taps and not node.truth.failed else 0)
     reports = {
         HONEST: honest,
         FALSE_ACCUSER: honest,
@@ -221,11 +211,10 @@ def _epoch(game: Game, strategies: Sequence[str], accounts: Sequence[_Account], 
                 said[i][member] = revealed
             elif strategies[member] == COPY:
                 silent.add(member)
-    opened = [node.opened for node in nodes]
     for member, strategy in enumerate(strategies):
         if strategy == SILENT:
-            _withdraw(rule, member, drawn, said, silent, opened, v)
-    judgements = settle(rule, drawn, said, v, silent, opened)
+            _withdraw(rule, member, drawn, said, silent, v)
+    judgements = settle(rule, drawn, said, v, silent)
     pool = game.nodes * game.jobs * game.phi_bps / BPS * game.verifiers_bps / BPS
     whole = sum(judgement.points for judgement in judgements if judgement is not None)
     for account, judgement in zip(accounts, judgements, strict=True):
@@ -238,11 +227,8 @@ def _epoch(game: Game, strategies: Sequence[str], accounts: Sequence[_Account], 
 def _node(game: Game, rng: np.random.Generator) -> Found:
     audits = int(rng.binomial(game.jobs, game.audit_rate))
     bad = audits > 0 and bool(rng.random() < game.failing)
-    canaries = int(rng.binomial(audits, game.canaries))
-    failed = FULL_UNITS * (audits if bad else canaries)
-    passed = FULL_UNITS * audits - failed
-    fault = FOUND_CHEAT if bad else FOUND_CANARIES if canaries else 0
-    return Found(audits, Verdict(min(passed, PASSED_CAP), min(failed, FAILED_CAP), failed > 0), fault)
+    units = FULL_UNITS * audits
+    return Found(audits, Verdict(0, min(units, FAILED_CAP), True) if bad else Verdict(min(units, PASSED_CAP), 0, False))
 
 
 def _withdraw(
@@ -251,11 +237,10 @@ def _withdraw(
     drawn: Sequence[Collection[int]],
     said: Sequence[dict[int, com.Said]],
     silent: set[int],
-    opened: Sequence[int],
     verifiers: int,
 ) -> None:
     """The last to reveal sees what the others did: silence costs less than a deviation, and both cost the epoch."""
-    judgement = settle(rule, drawn, said, verifiers, silent, opened)[member]
+    judgement = settle(rule, drawn, said, verifiers, silent)[member]
     if judgement is not None and judgement.slash_bps > rule.no_reveal_bps:
         for reports in said:
             reports.pop(member, None)

@@ -15,7 +15,7 @@ from eth_utils.address import to_checksum_address
 from efedllm.chain.artifacts import CONTRACTS, artifact
 from efedllm.chain.codec import Codec
 from efedllm.commitments.hashing import keccak
-from efedllm.commitments.messages import Domain, SessionKey
+from efedllm.commitments.messages import Domain
 from efedllm.errors import ChainError
 from efedllm_bench.trust.committee import Said
 from efedllm_bench.trust.rule import Rule
@@ -112,42 +112,10 @@ class Network:
     def take_seat(self, verifier: str) -> None:
         self.send(verifier, self.home_of("takeSeat"), "takeSeat")
 
-    # ------------------------------------------------------------------------------------------ sessions and canaries
-
     @property
     def efl_domain(self) -> Domain:
-        """EIP-712 domain of commits and consents."""
+        """EIP-712 domain of hop commitments."""
         return Domain(CHAIN_ID, self.addresses["CommitmentLog"])
-
-    @property
-    def escrow_domain(self) -> tuple[int, str]:
-        """What session ids are bound to."""
-        return CHAIN_ID, self.addresses["SessionEscrow"]
-
-    def deposit(self, client: str, amount: int) -> None:
-        """Give `client` tokens and a balance in the escrow, wei."""
-        self.send(self._admin, "EfedToken", "transfer", client, amount)
-        self.send(client, "EfedToken", "approve", self.addresses["SessionEscrow"], amount)
-        self.send(client, "SessionEscrow", "deposit", amount)
-
-    def open_session(self, client: str, key: SessionKey, amount: int) -> bytes:
-        return bytes(self.send(client, "SessionEscrow", "open", key, amount))
-
-    def post(self, node: str, epoch: int, seq: int, root: bytes, count: int) -> None:
-        """Post a batch in `epoch`, which must be running."""
-        self.send(node, "CommitmentLog", "post", epoch, seq, root, count)
-
-    def open_canaries(self, node: str, epoch: int, openings: Sequence[Mapping[str, Any]]) -> None:
-        """In the reveal phase of `epoch` + 1."""
-        self.send(node, "CanaryRegistry", "open", epoch, [dict(opening) for opening in openings])
-
-    def canary(self, epoch: int, node: str) -> int:
-        """Fingerprint of what a node opened, 0 = nothing."""
-        return int(self.call("VerifierCommittee", "canaryOf", epoch, node))
-
-    def forgiven(self, epoch: int, node: str) -> int:
-        """Verdicts about a node that count as passes because of its canaries."""
-        return int(self.call("VerifierCommittee", "tallyOf", epoch, node).forgiven)
 
     # -------------------------------------------------------------------------------------------------------- epochs
 

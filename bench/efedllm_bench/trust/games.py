@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
-from efedllm_bench.trust import canaries
 from efedllm_bench.trust import dilemma as d
 from efedllm_bench.trust.experiments import Row, Say
 from efedllm_bench.trust.simulate import Economy
@@ -14,9 +12,6 @@ from efedllm_deploy.profile import Profile
 PROFILES = ("local", "testnet", "production")
 MARGIN = 1.2
 SEATS = 56
-CANARIES = 1 / 500  # recommended: docs/trust.md
-SHARES = (1 / 25_000, 1 / 5_000, 1 / 2_500, 1 / 1_000, CANARIES, 1 / 100, 1 / 20)
-ROUTE_HOPS = 4  # of the jobs that a planter buys
 HOP_LAYERS = 4  # of the node whose stake and fee set the scale
 
 TAPS = "taps"  # the contract's rule where a model is exact
@@ -25,9 +20,6 @@ RULES: dict[str, Row] = {
     "taps, 0.1 % of nodes fail": {"failing": 0.001},
     "no taps (float models)": {"taps": False},
     "no taps, 0.1 % of nodes fail": {"taps": False, "failing": 0.001},
-    "no taps, 1 % canaries": {"taps": False, "canaries": 0.01},
-    "no taps, 5 % canaries": {"taps": False, "canaries": 0.05},
-    "taps, 5 % canaries": {"canaries": 0.05},
 }
 
 
@@ -119,92 +111,25 @@ def edited_profile(name: str, sections: Mapping[str, Mapping[str, int]]) -> Prof
     return profile.model_copy(update=parts)
 
 
-def planted(economy: Economy, epochs: int, say: Say) -> list[Row]:
-    """Float models, no taps, nobody cheats: what canaries make of lazy verifiers, and what they cost the planter.
-
-    Of every share the formulas for one lazy verifier; of the recommended one also the game: four that pass and reveal,
-    four that pass and keep silent when the others found a canary, among honest ones.
-    """
-    rows = []
-    for name in PROFILES:
-        profile = Profile.load(name)
-        for jobs in (24, 100):
-            for share in SHARES:
-                played = game(profile, economy, jobs=jobs, taps=False, canaries=share)
-                say(f"canaries: {name}, {jobs} jobs, one in {1 / share:,.0f}")
-                cost = canaries.planting(played, ROUTE_HOPS, economy.cost, profile.escrow.fee_bps)
-                shown = _lazy_and_honest(played, epochs) if share == CANARIES else {}
-                rows.append(
-                    {
-                        "profile": name,
-                        "jobs": jobs,
-                        "share": round(share, 6),
-                        "lazy": round(canaries.lazy_utility(played, SEATS, played.rule.deviation_bps), 4),
-                        "lazy_silent": round(canaries.lazy_utility(played, SEATS, played.rule.no_reveal_bps), 4),
-                        "honest": round(played.reward - played.audit_cost, 4),
-                        "played": shown,
-                        "planting": {key: float(f"{value:.4g}") for key, value in asdict(cost).items()},
-                    }
-                )
-    return rows
-
-
-def _lazy_and_honest(played: d.Game, epochs: int) -> Row:
-    out = d.play(played, [d.HONEST] * (SEATS - 8) + [d.LAZY_PASS] * 4 + [d.SILENT] * 4, epochs)
-    return {
-        **{key: round(value.per_audit, 4) for key, value in out.items()},
-        "honest_slashes_per_epoch": round(out[d.HONEST].slash_events_per_epoch, 6),
-    }
-
-
-def deterring(economy: Economy) -> list[Row]:
-    """Canaries that one lazy verifier takes to earn less than honest work, and to earn nothing: one in so many jobs."""
-    rows = []
-    for name in PROFILES:
-        for jobs in (24, 100, 400):
-            played = game(Profile.load(name), economy, jobs=jobs, taps=False)
-            for kind, bps in ((d.LAZY_PASS, played.rule.deviation_bps), (d.SILENT, played.rule.no_reveal_bps)):
-                rows.append(
-                    {
-                        "profile": name,
-                        "jobs": jobs,
-                        "kind": kind,
-                        "slash_bps": bps,
-                        "below_honest_one_in": round(1 / canaries.deterring(played, SEATS, bps)),
-                        "loses_one_in": round(1 / canaries.ruinous(played, SEATS, bps)),
-                    }
-                )
-    return rows
-
-
 def crowds(economy: Economy, profile: Profile, epochs: int, say: Say) -> list[Row]:
-    """Utility of honest and of lazy or colluding verifiers by their share.
-
-    One node in a hundred cheats, or none does and one job in a hundred is a canary.
-    """
-    cheats: Row = {"failing": 0.01}
-    planted_only: Row = {"canaries": 0.01}
+    """Utility of honest and of lazy or colluding verifiers by their share; one node in a hundred cheats."""
     cases: Sequence[tuple[str, Row]] = (
-        (d.LAZY_PASS, {"taps": False, **cheats}),
-        (d.LAZY_PASS, cheats),
-        (d.LAZY_PASS, {"taps": False, **planted_only}),
-        (d.COLLUDE, {"taps": False, **cheats}),
-        (d.COLLUDE, cheats),
-        (d.COLLUDE, {"taps": False, **planted_only}),
-        (d.COLLUDE, planted_only),
+        (d.LAZY_PASS, {"taps": False}),
+        (d.LAZY_PASS, {}),
+        (d.COLLUDE, {"taps": False}),
+        (d.COLLUDE, {}),
     )
     rows = []
     for kind, changes in cases:
         for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
             say(f"crowd: {share:.0%} {kind}, {changes}")
             count = round(share * SEATS)
-            played = game(profile, economy, **changes)
+            played = game(profile, economy, failing=0.01, **changes)
             out = d.play(played, [d.HONEST] * (SEATS - count) + [kind] * count, epochs)
             rows.append(
                 {
                     "kind": kind,
                     "taps": played.taps,
-                    "canaries": played.canaries,
                     "share": share,
                     "honest": round(out[d.HONEST].per_audit, 4),
                     "deviant": round(out[kind].per_audit, 4),

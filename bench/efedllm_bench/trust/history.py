@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from efedllm.commitments.hashing import sha256
@@ -11,14 +11,12 @@ from efedllm_bench.trust import committee as com
 from efedllm_bench.trust import rule as r
 from efedllm_bench.trust.evm import COMMIT, GENESIS, REVEAL, TALLY, Network, address_of
 from efedllm_bench.trust.model import Epoch, World, close, finals_of, judge, missed_duties
-from efedllm_bench.trust.planted import ORDINARY, Planted, Planter, audited, print_of
 from efedllm_deploy.profile import Profile
 from efedllm_verifier.lot import FAILED_CAP, PASSED_CAP, Verdict
 
 ETHER = 10**18
 FIRST_EPOCH = 2  # seats taken in epoch 1 judge from here
 LAYERS = 4
-CANARIES = 4  # planted at once
 
 
 class Counter:
@@ -38,11 +36,10 @@ class Counter:
 
 @dataclass(frozen=True)
 class Work:
-    """What an audit of a node finds: the verdict, and the fingerprints of its taps and of what failed."""
+    """What an audit of a node finds: the verdict, and the fingerprint of its taps."""
 
     verdict: Verdict
     tap: int
-    fault: int
 
 
 @dataclass
@@ -62,10 +59,6 @@ class Seen:
     deviated: int = 0
     tap_agreed: int = 0
     tap_differs: int = 0
-    canaries_opened: int = 0
-    forgiven: int = 0  # nodes
-    beside_canaries: int = 0  # failed in spite of an opening
-    found_against_majority: int = 0  # verifiers that no majority could hurt
     missed: int = 0
     values_compared: int = 0
 
@@ -91,7 +84,6 @@ class Comparison:
             self._net.register(node, LAYERS)
         for verifier in self._verifiers:
             self._net.take_seat(verifier)
-        self._planter = Planter(self._net, self._nodes, LAYERS)
         self._epoch = FIRST_EPOCH - 1
         self.world = World(r.fresh(nodes), stakes, {})
 
@@ -108,7 +100,6 @@ class Comparison:
         self._epoch += gap
         e = self._epoch
         self._net.move_to(e, COMMIT)
-        planted = {node: self._planter.plant(node, e, CANARIES) for node in self._nodes if random.one_in(3)}
         self._net.move_to(e + 1, COMMIT)
         self._maybe_unbond()
         # A long silence shows in the views before any verdict does.
@@ -117,26 +108,20 @@ class Comparison:
         drawn = {node: com.draw(seed, node, self._verifiers, rule.committee_size) for node in self._nodes}
         for node in self._nodes:
             self._same(f"committee of {node}", self._net.drawn(e, node), drawn[node])
-        found = {node: audited(items, seed, self._net.audit_rate(node)) for node, items in planted.items()}
-        epoch, openings = self._events(e, drawn, seed, found)
-        outcomes = self._in_contract(epoch, openings)
+        epoch = self._events(e, drawn)
+        outcomes = self._in_contract(epoch)
         before = self.world
         self.world = close(before, rule, epoch, self._nodes, self._clock)
         self._compare(e + 1)
         self._compare_judgements(epoch, outcomes)
         self._count(epoch, before)
 
-    def _events(
-        self, e: int, drawn: Mapping[str, tuple[str, ...]], seed: bytes, planted: Mapping[str, Sequence[Planted]]
-    ) -> tuple[Epoch, dict[str, Sequence[Planted]]]:
-        """Verdicts of everybody: each node has a truth that most members report, and some members do not.
-
-        Where canaries were audited (`planted`) it is mostly theirs, and they are mostly opened: the second result.
-        """
+    def _events(self, e: int, drawn: Mapping[str, tuple[str, ...]]) -> Epoch:
+        """Verdicts of all verifiers: each node has a truth that most members report, and some members do not."""
         random = self._random
-        works = {node: self._work(seed, planted.get(node, ())) for node in self._nodes}
-        opened = {node: items for node, items in planted.items() if items and not random.one_in(6)}
-        lazy = {node: node in opened and random.one_in(3) for node in self._nodes}
+        works = {node: self._work() for node in self._nodes}
+        # Members pass these nodes without a look, two in three of them.
+        unseen = {node: random.one_in(12) for node in self._nodes}
         revealed: dict[str, dict[str, com.Said]] = {}
         silent = set()
         quiet = random.one_in(8)
@@ -150,30 +135,19 @@ class Comparison:
                 work = works[node]
                 if work is None or random.one_in(25):
                     continue
-                own[node] = self._said(work, lazy[node] and not random.one_in(3))
+                own[node] = self._said(work, unseen[node] and not random.one_in(3))
             if not own:
                 continue
             if action == 1:
                 silent.add(verifier)
             else:
                 revealed[verifier] = own
-        prints = {node: print_of(seed, [item.leaf for item in items]) for node, items in opened.items()}
-        return Epoch(e, drawn, revealed, frozenset(silent), prints), opened
+        return Epoch(e, drawn, revealed, frozenset(silent))
 
-    def _work(self, seed: bytes, planted: Sequence[Planted]) -> Work | None:
-        """None where there is nothing to audit. Canaries are found as such, or beside a real cheat, or as a lesser
-        failure, or computed right after all.
-        """
-        random = self._random
-        leaves = [item.leaf for item in planted]
-        if not leaves:
-            truth = self._truth()
-            return None if truth is None else Work(truth, self._tap(), random.below(2**32))
-        kind, passed, failed = random.below(8), random.below(PASSED_CAP), 1 + random.below(9)
-        if kind == 0:
-            return Work(Verdict(passed, 0, False), self._tap(), 0)
-        fault = print_of(seed, [*leaves, ORDINARY] if kind == 1 else leaves)
-        return Work(Verdict(passed, failed, kind != 2), self._tap(), fault)
+    def _work(self) -> Work | None:
+        """None where there is nothing to audit."""
+        truth = self._truth()
+        return None if truth is None else Work(truth, self._tap())
 
     def _truth(self) -> Verdict | None:
         """Mostly passes, as in life; now and then a failure, gray or severe; now and then nothing to audit."""
@@ -198,17 +172,18 @@ class Comparison:
         return 0 if random.one_in(6) else 1 + random.below(2**32 - 1)
 
     def _said(self, work: Work, lazy: bool) -> com.Said:
-        """Mostly the truth: its taps beside a pass, what failed beside a failure. `lazy`: passes unseen."""
+        """Mostly the truth, with its taps beside a pass. `lazy`: passes without computing."""
         random = self._random
         if lazy:
             return com.Said(Verdict(work.verdict.passed, 0, False))
         verdict = self._noisy(work.verdict)
-        honest = work.fault if verdict.failed else work.tap
         odd = random.below(40)
         if odd == 0:
             return com.Said(verdict, random.below(2**32))
-        # Nothing claimed, and a tap beside a failure, which must not count.
-        return com.Said(verdict, 0 if odd == 1 else work.tap if odd == 2 else honest)
+        if odd == 1:
+            return com.Said(verdict, 0)
+        # A tap beside a failure must not count, so half of the failures name one.
+        return com.Said(verdict, work.tap if not verdict.failed or random.one_in(2) else 0)
 
     def _maybe_unbond(self) -> None:
         random = self._random
@@ -222,7 +197,7 @@ class Comparison:
             moved = com.Stake(stake.active - amount, stake.unbonding + amount)
             self.world = replace(self.world, stakes={**self.world.stakes, who: moved})
 
-    def _in_contract(self, epoch: Epoch, openings: Mapping[str, Sequence[Planted]]) -> dict[str, int]:
+    def _in_contract(self, epoch: Epoch) -> dict[str, int]:
         """The epoch on chain; the outcome that the contract gave every verifier it judged."""
         net, e = self._net, epoch.number
         outcomes = {}
@@ -234,8 +209,6 @@ class Comparison:
         net.move_to(e + 1, REVEAL)
         for verifier, attestation in attestations.items():
             net.reveal(verifier, attestation)
-        for node, planted in openings.items():
-            net.open_canaries(node, e, [item.opening for item in planted])
         net.move_to(e + 1, TALLY)
         net.finalize(e, self._nodes)
         finals = finals_of(epoch, self._nodes)
@@ -255,14 +228,6 @@ class Comparison:
             tap = self._net.agreed_tap(epoch.number, node)
             self._same(f"tap of {node}", tap, decided.tap if decided is not None else 0)
             self.seen.tap_agreed += tap != 0
-            opened = self._net.canary(epoch.number, node)
-            self._same(f"canaries of {node}", opened, epoch.canaries.get(node, 0))
-            self.seen.canaries_opened += opened != 0
-            forgiven = self._net.forgiven(epoch.number, node)
-            if decided is not None:
-                self._same(f"forgiven verdicts of {node}", forgiven, decided.forgiven)
-                self.seen.forgiven += decided.found != 0 and decided.failed == 0
-                self.seen.beside_canaries += opened != 0 and decided.failed != 0
         for verifier, outcome in outcomes.items():
             judgement = judge(epoch, verifier, finals, self._rule)
             self._same(f"outcome of {verifier}", outcome, None if judgement is None else judgement.outcome)
@@ -316,8 +281,3 @@ class Comparison:
                 seen.deviated += judgement.outcome == com.DEVIATED
                 seen.tap_differs += judgement.outcome == com.TAP_DIFFERS
                 seen.missed += judgement.outcome == com.NO_REVEAL
-                own = epoch.revealed.get(verifier, {})
-                seen.found_against_majority += judgement.outcome == com.OK and any(
-                    said.verdict.failed != 0 and decided is not None and decided.found == 0
-                    for decided, said in ((finals[node], said) for node, said in own.items())
-                )

@@ -30,7 +30,6 @@ class Epoch:
     drawn: Mapping[str, tuple[str, ...]]  # node -> committee
     revealed: Mapping[str, Mapping[str, com.Said]]  # verifier -> node -> verdict and tap
     silent: frozenset[str]
-    canaries: Mapping[str, int] = field(default_factory=dict)  # node -> fingerprint of what it opened
 
 
 def finals_of(epoch: Epoch, nodes: Sequence[str]) -> dict[str, com.Final | None]:
@@ -39,7 +38,6 @@ def finals_of(epoch: Epoch, nodes: Sequence[str]) -> dict[str, com.Final | None]
         node: com.final(
             [epoch.revealed[v][node] for v in epoch.drawn[node] if node in epoch.revealed.get(v, {})],
             len(epoch.drawn[node]),
-            epoch.canaries.get(node, 0),
         )
         for node in nodes
     }

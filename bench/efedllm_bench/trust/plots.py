@@ -94,14 +94,11 @@ def _routing(axes: Axes, result: dict[str, Any]) -> None:
 
 def _crowds(axes: Axes, result: dict[str, Any]) -> None:
     for kind in ("lazy pass", "collude"):
-        for taps, canaries in ((False, False), (True, False), (False, True), (True, True)):
-            wanted = (kind, taps, canaries)
-            rows = [r for r in result["crowds"] if (r["kind"], r["taps"], r["canaries"] > 0) == wanted]
-            if not rows:
-                continue
-            extra = f"{'taps' if taps else 'no taps'}, {'1 % canaries' if canaries else '1 % of nodes cheat'}"
+        for taps in (False, True):
+            rows = [r for r in result["crowds"] if (r["kind"], r["taps"]) == (kind, taps)]
             advantage = [r["deviant"] - r["honest"] for r in rows]
-            axes.plot([100 * r["share"] for r in rows], advantage, marker="o", label=f"{kind}, {extra}")
+            label = f"{kind}, {'taps' if taps else 'no taps'}, 1 % of nodes cheat"
+            axes.plot([100 * r["share"] for r in rows], advantage, marker="o", label=label)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_yscale("symlog", linthresh=0.1)
     axes.set_xlabel("share of the seats, %")

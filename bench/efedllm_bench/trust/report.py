@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.table import Table
 
-from efedllm_bench.trust.dilemma import LAZY_PASS, SILENT
 from efedllm_bench.trust.experiments import Row
 
 
@@ -32,8 +31,6 @@ def tables(result: dict[str, Any]) -> list[Table]:
         _strategies(result["strategies"]),
         _break_even(result["break_even"]),
         _payoffs(result["payoffs"]),
-        _canaries(result["canaries"]),
-        _deterring(result["deterring_canaries"]),
         _captures(result["capture"]),
     ]
 
@@ -108,35 +105,6 @@ def _payoffs(rows: list[Row]) -> Table:
         by_rule = {row["rule"]: row["utility_per_audit"] for row in shown if row["profile"] == profile}
         for strategy in by_rule[rules[0]]:
             table.add_row(f"{profile}, {strategy}", *(f"{by_rule[rule][strategy]:.2f}" for rule in rules))
-    return table
-
-
-def _canaries(rows: list[Row]) -> Table:
-    columns = ("one job in", "honest", "lazy", "silent if caught", "lazy, played", "silent, played", "fees", "gas")
-    table = _table(
-        "Canaries, float models: utility of verifiers per audit; a planter's cost of its income, and gas an epoch",
-        "profile, jobs",
-        *columns,
-    )
-    for row in rows:
-        played, cost = row["played"], row["planting"]
-        table.add_row(
-            f"{row['profile']}, {row['jobs']}",
-            f"{1 / row['share']:,.0f}",
-            *(f"{row[key]:+.3f}" for key in ("honest", "lazy", "lazy_silent")),
-            *(f"{played[key]:+.3f}" if played else "" for key in (LAZY_PASS, SILENT)),
-            f"{cost['of_income']:.2%}",
-            f"{cost['gas']:,.0f}",
-        )
-    return table
-
-
-def _deterring(rows: list[Row]) -> Table:
-    columns = ("jobs", "lazy", "below honest from one in", "loses from one in")
-    table = _table("Canaries that one lazy verifier takes, of all jobs; float models", "profile", *columns)
-    for row in rows:
-        counts = (f"{row[key]:,}" for key in ("below_honest_one_in", "loses_one_in"))
-        table.add_row(row["profile"], str(row["jobs"]), row["kind"], *counts)
     return table
 
 

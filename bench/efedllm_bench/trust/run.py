@@ -77,8 +77,6 @@ def run(quick: bool, say: Say) -> dict[str, Any]:
         "reward_shares": experiments.reward_shares((1, 2, 6), sweep),
         "break_even": games.break_even(economy, FORMER, max(size.game_epochs // 4, 2), say),
         "payoffs": games.payoffs(economy, size.game_epochs, say),
-        "canaries": games.planted(economy, 5 * size.game_epochs, say),
-        "deterring_canaries": games.deterring(economy),
         "crowds": games.crowds(economy, production, max(size.game_epochs // 2, 4), say),
         "capture": captures(size.draws, say),
     }
