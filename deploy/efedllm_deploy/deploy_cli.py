@@ -13,7 +13,7 @@ from efedllm.chain.connection import Rpc
 from efedllm.errors import ConfigError
 from efedllm.settings import Settings
 from efedllm_deploy.cli_common import console, entry, open_account, print_json, run
-from efedllm_deploy.deployer import Deployed, Step, deploy_contracts
+from efedllm_deploy.deployer import Deployed, DeployStep, deploy_contracts
 from efedllm_deploy.profile import Profile
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
@@ -64,7 +64,7 @@ async def _deploy(
     finally:
         await rpc.close()
 
-    def tell(step: Step) -> None:
+    def tell(step: DeployStep) -> None:
         if not quiet:
             console.print(f"  {'found' if step.skipped else 'done '}  {step.name:32} {step.detail}")
 

@@ -16,7 +16,7 @@ from efedllm.chain import Chain, Deployment
 from efedllm.models.manifest import Method
 from efedllm.settings import Settings
 from efedllm_deploy.cli_common import console, entry, open_account, print_json, run
-from efedllm_deploy.publish import Published, publish
+from efedllm_deploy.publish import PublishedModel, publish
 from efedllm_deploy.serve import model_app, parse_listen, start_server
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -156,7 +156,7 @@ def publish_command(
         home=home, rpc_url=rpc, deployment=deployment, keystore=keystore, password_file=password_file
     )
     logs.setup(settings.log_level, settings.log_format)
-    published: Published | None = run(_publish(settings, directory, uri))
+    published: PublishedModel | None = run(_publish(settings, directory, uri))
     if published is None:
         raise typer.Exit(130)
     _advise(directory)
@@ -179,7 +179,7 @@ def _advise(directory: Path) -> None:
         console.print("note: no limits of its own, audited by wide ones: `efedllm model calibrate`, then publish")
 
 
-async def _publish(settings: Settings, directory: Path, uri: str) -> Published:
+async def _publish(settings: Settings, directory: Path, uri: str) -> PublishedModel:
     deployment = Deployment.load(settings.need_deployment())
     account = open_account(settings, deployment.chain_id)
     async with await Chain.connect(settings.need_rpc(), deployment, account, budget=settings.rpc_budget) as chain:

@@ -21,10 +21,10 @@ from efedllm_deploy.chain_programs import Kind, ensure_program
 from efedllm_deploy.deployer import deploy_contracts
 from efedllm_deploy.devclock import DevClock, tick
 from efedllm_deploy.homefiles import last_chain_port, last_node_ports, lock_home, usable
-from efedllm_deploy.layout import NetworkOptions, Place, places
+from efedllm_deploy.layout import NetworkOptions, NodePlacement, placements
 from efedllm_deploy.local import LocalChain, dev_account, free_port
 from efedllm_deploy.profile import Profile
-from efedllm_deploy.publish import Published, publish
+from efedllm_deploy.publish import PublishedModel, publish
 from efedllm_deploy.supervisor import Managed, ProcessSpec, Supervisor
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Member:
 
     purse: Purse
     home: Path
-    place: Place | None
+    place: NodePlacement | None
     port: int
     managed: Managed | None = None
 
@@ -90,7 +90,7 @@ class LocalNetwork:
         self._report = report or (lambda _text: None)
         self._parts = _Parts()
         self._wallet: Purse | None = None
-        self._published: Published | None = None
+        self._published: PublishedModel | None = None
         self._clock: DevClock | None = None
 
     @property
@@ -109,7 +109,7 @@ class LocalNetwork:
         return _started(self._wallet)
 
     @property
-    def published(self) -> Published:
+    def published(self) -> PublishedModel:
         """The model on chain."""
         return _started(self._published)
 
@@ -222,7 +222,7 @@ class LocalNetwork:
         options = self.options
         self._wallet = keys.purse("wallet", options.wallet_tokens)
         ports = last_node_ports(self.home)
-        for index, place in enumerate(options.layout or places(layers, options.nodes)):
+        for index, place in enumerate(options.layout or placements(layers, options.nodes)):
             name = f"node-{index}"
             purse = keys.purse(name, options.node_stake)
             port = usable(ports.get(name)) or free_port()
