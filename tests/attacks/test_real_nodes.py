@@ -9,9 +9,9 @@ import numpy as np
 import pytest_asyncio
 
 from efedllm.commitments.leaves import batch_root, hop_leaf
-from efedllm_bench.attacks.cheats.catalog import ATTACKS, Expected, applies
-from efedllm_bench.attacks.cheats.http import Door, Lie
 from efedllm_bench.attacks.lab import Lab
+from efedllm_bench.cheats.catalog import ATTACKS, ExpectedVerdict, applies
+from efedllm_bench.cheats.http import Door, Lie
 from efedllm_verifier.statistic import Outcome
 from tests.attacks.node_network import NodeNetwork, armed, node_network
 from tests.attacks.test_strategies import agrees
@@ -47,7 +47,7 @@ async def test_every_strategy_of_a_node_is_judged_as_expected(network: NodeNetwo
     assert len(reports[1]) == len(jobs)
     for name, (hop, job_id) in jobs.items():
         outcome = reports[hop][job_id].outcome
-        assert agrees(outcome, expected.get(name, Expected.BELOW)), (name, reports[hop][job_id])
+        assert agrees(outcome, expected.get(name, ExpectedVerdict.BELOW)), (name, reports[hop][job_id])
         # The other node computed what it was sent, and is not accused for it.
         assert reports[1 - hop][job_id].outcome is Outcome.PASS, (name, reports[1 - hop][job_id])
 

@@ -13,9 +13,9 @@ import pytest_asyncio
 from efedllm.commitments.eip712 import to_hex
 from efedllm.commitments.hashing import ZERO32, keccak
 from efedllm.commitments.messages import NO_EOS
-from efedllm_bench.attacks.cheats.http import Door, Lie
 from efedllm_bench.attacks.lab import RANGES, Lab
 from efedllm_bench.attacks.lies.specs import shown
+from efedllm_bench.cheats.http import Door, Lie
 from efedllm_verifier.audit import attested_digest
 from efedllm_verifier.statistic import Outcome
 from tests.attacks.node_network import LIMITS, NodeNetwork, node_network
