@@ -9,14 +9,15 @@ export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format contracts clean
+.PHONY: help setup demo test test-fast lint format contracts docs clean
 
 help:
 	@echo "make demo     set up, then run the network once: buy an inference, audit it, catch a cheat"
 	@echo "make test     set up, then lint and run every test"
 	@echo "make lint     ruff, mypy --strict, forge fmt"
 	@echo "make format   rewrite the sources in the house format"
-	@echo "make contracts  recompile the contracts into efedllm/chain/artifacts"
+	@echo "make contracts  recompile the contracts into efedllm/chain (artifacts, contracts.py)"
+	@echo "make docs     write the reference pages, build the documents as a site in build/site"
 
 setup: $(VENV)/.ready node_modules/.ready
 
@@ -43,6 +44,16 @@ build/contracts.ready: $(wildcard contracts/*.sol contracts/*/*.sol) efedllm/cha
 
 contracts: setup
 	$(BIN)/python -m efedllm_deploy.compile
+
+# Installed on demand: neither the set-up nor the tests need the site's tool.
+$(VENV)/.docs: pyproject.toml | setup
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
+# `--strict`: a link to a missing page or anchor fails.
+docs: $(VENV)/.docs
+	@$(BIN)/python -m tools.docs
+	@$(BIN)/zensical build --strict
 
 demo: setup build/contracts.ready
 	@$(BIN)/efedllm demo

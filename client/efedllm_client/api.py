@@ -14,33 +14,41 @@ from efedllm.chain import Chain, Deployment, keystore
 from efedllm.chain.types import ModelInfo
 from efedllm.errors import ConfigError
 from efedllm.settings import Settings
+from efedllm_client.config import ClientConfig
 from efedllm_client.jobs.embedding import Embedding, EmbedEvent
-from efedllm_client.jobs.failover import Place, RouteWishes
-from efedllm_client.jobs.generation import Event, Finished, Generation, Piece
-from efedllm_client.jobs.options import GenerateOptions
-from efedllm_client.jobs.report import Report, report_of
+from efedllm_client.jobs.generation import Generation, GenerationEvent, GenerationFinished, Piece
+from efedllm_client.jobs.options import GenerateOptions, RouteOptions
+from efedllm_client.jobs.outcome import JobContext
+from efedllm_client.jobs.report import GenerationReport, report_of
 from efedllm_client.payments import closing, wallet
 from efedllm_client.payments.session import Sessions
-from efedllm_client.payments.store import Store
-from efedllm_client.policy import RetryPolicy
+from efedllm_client.payments.store import ClientStore
 from efedllm_client.routes.choose import Candidate
 from efedllm_client.routes.discovery import find_candidates, find_model
 from efedllm_client.routes.quality import find_model_by_quality
-from efedllm_client.text.tokenizer import Text, load_text
+from efedllm_client.text.tokenizer import ModelTokenizer, load_tokenizer
 
 
 class Client:
-    """A wallet on one network. Make one with `Client.connect`; without a wallet it can only look."""
+    """A wallet on one network. Make one with `Client.connect`; without a wallet it can only read."""
 
-    def __init__(self, chain: Chain, store: Store, settings: Settings, account: LocalAccount | None) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        store: ClientStore,
+        settings: Settings,
+        account: LocalAccount | None,
+        config: ClientConfig | None = None,
+    ) -> None:
         self.chain = chain
         self.store = store
         self.settings = settings
+        self.config = config or ClientConfig()
         self._directory = settings.home / "client"
         self._account = account
-        self._texts: dict[bytes, Text] = {}
-        self.report: Report | None = None
-        """Of the last generation that ran to its end."""
+        self._tokenizers: dict[bytes, ModelTokenizer] = {}
+        self.report: GenerationReport | None = None
+        """The report of the last generation that was completed."""
 
     @classmethod
     @asynccontextmanager
@@ -49,13 +57,14 @@ class Client:
         settings: Settings | None = None,
         *,
         account: LocalAccount | None = None,
+        config: ClientConfig | None = None,
         read_only: bool = False,
         **flags: Any,
     ) -> AsyncIterator[Client]:
-        """Connect to the network that `settings` (or `flags`, the environment, efedllm.toml, `efedllm up`) name.
+        """Connect to the network that `settings` name, else `flags`, the environment, efedllm.toml or `efedllm up`.
 
         The wallet is `account`, else the keystore of the settings, opened with the password file, EFEDLLM_PASSWORD or a
-        prompt. Raises ConfigError and ChainError.
+        prompt. `config`: waits and other figures of the client. Raises ConfigError and ChainError.
         """
         settings = settings or Settings.load(**flags)
         deployment = Deployment.load(settings.need_deployment())
@@ -75,28 +84,30 @@ class Client:
                     histories=directory / "events",
                 )
             )
-            store = await Store.at(directory / "client.db")
+            store = await ClientStore.at(directory / "client.db")
             stack.push_async_callback(store.close)
-            yield cls(chain, store, settings, account)
+            yield cls(chain, store, settings, account, config)
 
     async def model(self, model_id: str | None = None, min_quality: float | None = None) -> ModelInfo:
-        """The model called `model_id` (id or start of one), the settings' one, or the only one; with `min_quality` the
-        cheapest one whose certificate says at least that."""
+        """The model called `model_id` (an id or the start of one), else that of the settings, else the only one.
+
+        With `min_quality`: the cheapest one with a certificate of at least that quality. Raises ConfigError.
+        """
         wanted = model_id or self.settings.model_id
         if min_quality is not None:
-            return await find_model_by_quality(self.chain, wanted, min_quality)
+            return await find_model_by_quality(self.chain, wanted, min_quality, self.config.probe_seconds)
         return await find_model(self.chain, wanted)
 
     async def nodes(self, model: ModelInfo) -> list[Candidate]:
         """Every node of a model with its latency."""
-        return await find_candidates(self.chain, model)
+        return await find_candidates(self.chain, model, self.config.probe_seconds)
 
-    async def text(self, model: ModelInfo, candidates: Sequence[Candidate]) -> Text:
-        """The model's tokenizer, fetched once and checked against the chain."""
-        if model.model_id not in self._texts:
+    async def tokenizer(self, model: ModelInfo, candidates: Sequence[Candidate]) -> ModelTokenizer:
+        """The model's tokenizer, fetched once and checked against the chain. Raises ModelError."""
+        if model.model_id not in self._tokenizers:
             endpoints = [c.endpoint for c in candidates if c.usable]
-            self._texts[model.model_id] = await load_text(model, endpoints, self.settings.home / "models")
-        return self._texts[model.model_id]
+            self._tokenizers[model.model_id] = await load_tokenizer(model, endpoints, self.settings.home / "models")
+        return self._tokenizers[model.model_id]
 
     async def events(
         self,
@@ -104,30 +115,30 @@ class Client:
         options: GenerateOptions | None = None,
         *,
         model: str | None = None,
-        retry: RetryPolicy | None = None,
-    ) -> AsyncGenerator[Event]:
-        """Everything that happens while `prompt` (text, or token ids) is continued. Raises EfedError."""
+    ) -> AsyncGenerator[GenerationEvent]:
+        """The events of continuing `prompt`, a text or token ids, see `Generation.events`. Raises EfedError."""
         account = self._need_account()
         info = await self.model(model, options.min_quality if options is not None else None)
         candidates = await self.nodes(info)
-        text = await self.text(info, candidates)
-        text.check_task(embeds=False)
-        ids = text.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        tokenizer = await self.tokenizer(info, candidates)
+        tokenizer.check_task(embeds=False)
+        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise ConfigError("empty-prompt", "The prompt is empty.", "Give some text.")
-        generation = Generation(self._place(account, info), text, ids, options or GenerateOptions(), retry, candidates)
+        context = self._context(account, info)
+        generation = Generation(context, tokenizer, ids, options or GenerateOptions(), candidates)
         self.report = None
         async with aclosing(generation.events()) as events:
             async for event in events:
-                if isinstance(event, Finished):
-                    shown = prompt if isinstance(prompt, str) else text.decode(ids)
+                if isinstance(event, GenerationFinished):
+                    shown = prompt if isinstance(prompt, str) else tokenizer.decode(ids)
                     self.report = report_of(event, shown, info.model_id)
                 yield event
 
     async def generate(
         self, prompt: str | Sequence[int], *, model: str | None = None, **options: Any
     ) -> AsyncGenerator[str]:
-        """Pieces of text as they arrive; `options` are the fields of GenerateOptions. Afterwards see `report`."""
+        """Pieces of text as they arrive. `options`: the fields of GenerateOptions. `report` is set afterwards."""
         async with aclosing(self.events(prompt, GenerateOptions(**options), model=model)) as events:
             async for event in events:
                 if isinstance(event, Piece) and event.text:
@@ -136,38 +147,36 @@ class Client:
     async def embeddings(
         self,
         texts: Sequence[str | Sequence[int]],
-        wishes: RouteWishes | None = None,
+        options: RouteOptions | None = None,
         *,
         normalize: bool = True,
         model: str | None = None,
-        retry: RetryPolicy | None = None,
     ) -> AsyncGenerator[EmbedEvent]:
-        """Embed texts (or token ids) with an encoder: Embedded for each in order, Switched where a route failed.
+        """Embed texts (or token ids) with an encoder: Embedded for each in order, RouteSwitched where a route failed.
 
         Raises EfedError; ConfigError "too-long" when a text exceeds the model's context.
         """
         account = self._need_account()
         info = await self.model(model)
         candidates = await self.nodes(info)
-        tokenizer = await self.text(info, candidates)
+        tokenizer = await self.tokenizer(info, candidates)
         tokenizer.check_task(embeds=True)
         ids = [tokenizer.encode(text) if isinstance(text, str) else list(text) for text in texts]
         for text in ids:
             tokenizer.check_length(len(text), 0)
-        work = Embedding(
-            self._place(account, info), ids, wishes, normalize=normalize, retry=retry, candidates=candidates
-        )
+        context = self._context(account, info)
+        work = Embedding(context, ids, options, normalize=normalize, candidates=candidates)
         async with aclosing(work.events()) as events:
             async for event in events:
                 yield event
 
-    def _place(self, account: LocalAccount, model: ModelInfo) -> Place:
-        sessions = Sessions(self.chain, self.store, account, self._directory)
-        return Place(self.chain, sessions, self.settings.home, model)
+    def _context(self, account: LocalAccount, model: ModelInfo) -> JobContext:
+        sessions = Sessions(self.chain, self.store, account, self._directory, self.config)
+        return JobContext(self.chain, sessions, self.settings.home, model, self.config)
 
     # --- money ---
 
-    async def balances(self) -> wallet.Balances:
+    async def balances(self) -> wallet.WalletBalances:
         return await wallet.balances(self.chain, self.store)
 
     async def deposit(self, amount: int) -> str:

@@ -8,6 +8,8 @@ import {IERC20Permit} from "@openzeppelin/contracts/token/ERC20/extensions/IERC2
 /// @notice The token of the network: staked, paid with, minted as rewards, burned by slashing and protocol fees.
 interface IEfedToken is IERC20, IERC20Permit {
     /// @notice Minting `attempted` would lift the supply above `cap`.
+    /// @param cap Most tokens that may exist, wei.
+    /// @param attempted Supply after the call, wei.
     error CapExceeded(uint256 cap, uint256 attempted);
 
     /// @notice Most tokens that may exist at a time, wei.

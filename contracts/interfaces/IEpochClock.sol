@@ -6,8 +6,13 @@ pragma solidity 0.8.30;
 /// @dev Epoch 1 starts at `genesis`. The work of epoch e is judged in epoch e+1 and claimed from epoch e+2 on.
 interface IEpochClock {
     /// @notice The clock was read before its first epoch began.
+    /// @param genesis Start of epoch 1, unix seconds.
+    /// @param timestamp Time that was asked for, unix seconds.
     error ClockNotStarted(uint256 genesis, uint256 timestamp);
     /// @notice An epoch cannot have this length.
+    /// @param length Value given, seconds.
+    /// @param min Least value allowed, seconds.
+    /// @param max Greatest value allowed, seconds.
     error EpochLengthOutOfBounds(uint256 length, uint256 min, uint256 max);
 
     /// @notice Start of epoch 1, unix seconds.

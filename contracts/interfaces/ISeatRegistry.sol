@@ -4,13 +4,17 @@ pragma solidity 0.8.30;
 /// @title ISeatRegistryTypes
 interface ISeatRegistryTypes {
     /// @notice What a seat costs and how many are drawn.
-    /// @param committeeSize Verifiers drawn for a node and epoch. @param seatStake Active stake a seat needs, wei.
+    /// @param committeeSize Verifiers drawn for a node and epoch.
+    /// @param seatStake Active stake a seat needs, wei.
     struct Terms {
         uint8 committeeSize;
         uint96 seatStake;
     }
 
-    /// @notice A verifier's place, held in the epochs [activeFrom, exitAt); exitAt 0 is no end.
+    /// @notice A verifier's place among those from which committees are drawn.
+    /// @param verifier Account of the verifier.
+    /// @param activeFrom First epoch for which it can be drawn.
+    /// @param exitAt First epoch for which it cannot be drawn any more; 0 while it has not left.
     struct Seat {
         address verifier;
         uint32 activeFrom;
@@ -18,7 +22,8 @@ interface ISeatRegistryTypes {
     }
 
     /// @notice Where a verifier stands in the committee of a node.
-    /// @param size Members drawn. @param position Of the verifier; `size` when it was not drawn.
+    /// @param size Members drawn.
+    /// @param position Place of the verifier, counted from 0; `size` when it was not drawn.
     struct Place {
         uint128 size;
         uint128 position;
@@ -28,43 +33,83 @@ interface ISeatRegistryTypes {
 /// @title ISeatRegistryErrors
 interface ISeatRegistryErrors {
     /// @notice A parameter is outside its bounds.
+    /// @param name Name of the parameter.
+    /// @param value Value given.
+    /// @param min Least value allowed.
+    /// @param max Greatest value allowed.
     error ParamOutOfBounds(bytes32 name, uint256 value, uint256 min, uint256 max);
     /// @notice A seat needs more active stake.
+    /// @param needed Active stake that a seat needs, wei.
+    /// @param available Active stake of the caller, wei.
     error SeatStakeTooLow(uint256 needed, uint256 available);
     /// @notice The verifier has a seat.
+    /// @param verifier Account of the verifier.
     error SeatTakenAlready(address verifier);
     /// @notice The verifier has no seat that can be left.
+    /// @param verifier Account of the verifier.
     error NoSeat(address verifier);
     /// @notice A seat that was left can be taken again from this epoch on.
+    /// @param fromEpoch First epoch in which the seat can be taken.
     error SeatCooling(uint256 fromEpoch);
     /// @notice Every seat is taken.
+    /// @param max Number of seats.
     error SeatsFull(uint256 max);
     /// @notice The verifier's stake still supports its seat.
+    /// @param verifier Account of the verifier.
+    /// @param needed Active stake below which the seat can be ended, wei.
+    /// @param available Active stake of the verifier, wei.
     error SeatSupported(address verifier, uint256 needed, uint256 available);
     /// @notice The epoch has not ended.
+    /// @param epoch Epoch in the call.
+    /// @param currentEpoch Epoch of the block.
     error EpochNotOver(uint256 epoch, uint256 currentEpoch);
     /// @notice The seed waits for a block that is not final yet or was not read in time.
+    /// @param targetBlock Block whose hash fixes the seed.
     error SeedAlreadyArmed(uint256 targetBlock);
     /// @notice armSeed was not called.
+    /// @param epoch Epoch in the call.
     error SeedNotArmed(uint256 epoch);
     /// @notice The target block is not in the past yet.
+    /// @param targetBlock Block whose hash fixes the seed.
+    /// @param blockNumber Number of the current block.
     error SeedNotReady(uint256 targetBlock, uint256 blockNumber);
     /// @notice The target block is more than 256 blocks old; arm again.
+    /// @param targetBlock Block whose hash was to fix the seed.
+    /// @param blockNumber Number of the current block.
     error SeedExpired(uint256 targetBlock, uint256 blockNumber);
     /// @notice The seed of the epoch is fixed for ever.
+    /// @param epoch Epoch in the call.
     error SeedAlreadyFixed(uint256 epoch);
     /// @notice There is no seed, hence no committee, for the epoch.
+    /// @param epoch Epoch in the call.
     error SeedNotFixed(uint256 epoch);
     /// @notice The verifier had no seat in the epoch.
+    /// @param epoch Epoch in the call.
+    /// @param verifier Account of the verifier.
     error NotSeated(uint256 epoch, address verifier);
 }
 
 /// @title ISeatRegistryEvents
 interface ISeatRegistryEvents is ISeatRegistryTypes {
+    /// @notice Other terms were scheduled.
+    /// @param terms The new terms.
+    /// @param fromEpoch First epoch in which they count.
     event TermsScheduled(Terms terms, uint64 fromEpoch);
+    /// @notice A verifier took a seat.
+    /// @param verifier Account of the verifier.
+    /// @param activeFrom First epoch for which it can be drawn.
     event SeatTaken(address indexed verifier, uint64 activeFrom);
+    /// @notice A verifier left its seat or lost it for lack of stake.
+    /// @param verifier Account of the verifier.
+    /// @param exitAt First epoch for which it cannot be drawn.
     event SeatLeft(address indexed verifier, uint64 exitAt);
+    /// @notice The seed of an epoch was bound to a future block.
+    /// @param epoch Epoch whose work the seed selects from.
+    /// @param targetBlock Number of the block whose hash fixes the seed.
     event SeedArmed(uint64 indexed epoch, uint256 targetBlock);
+    /// @notice The seed of an epoch was fixed.
+    /// @param epoch Epoch whose work the seed selects from.
+    /// @param seed Seed of the draws of committees and leaves.
     event SeedFixed(uint64 indexed epoch, bytes32 seed);
 }
 

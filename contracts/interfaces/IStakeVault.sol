@@ -23,28 +23,66 @@ interface IStakeVaultErrors {
     /// @notice Nothing to move.
     error ZeroAmount();
     /// @notice More was asked for than is staked.
+    /// @param needed Amount asked for, wei.
+    /// @param available Active stake of the operator, wei.
     error InsufficientStake(uint256 needed, uint256 available);
     /// @notice The unbonding period is not over.
+    /// @param readyAt End of the unbonding period, unix seconds.
     error NotReady(uint256 readyAt);
     /// @notice Open cases hold the stake.
+    /// @param locks Number of open cases.
     error StakeLocked(uint256 locks);
     /// @notice There is no case to release.
+    /// @param operator Account of the node or verifier.
     error NotLocked(address operator);
     /// @notice An accuser may not take more than half of a slash.
+    /// @param bps Value given, basis points.
+    /// @param max Greatest value allowed, basis points.
     error RewardCutTooHigh(uint256 bps, uint256 max);
     /// @notice The operator has not allowed this sponsor.
+    /// @param operator Account whose stake would grow.
+    /// @param sponsor Account that sent the transaction.
     error SponsorNotAllowed(address operator, address sponsor);
     /// @notice The unbonding period is outside its bounds, seconds.
+    /// @param period Value given.
+    /// @param min Least value allowed, seconds.
+    /// @param max Greatest value allowed, seconds.
     error UnbondingPeriodOutOfBounds(uint256 period, uint256 min, uint256 max);
 }
 
 /// @title IStakeVaultEvents
 interface IStakeVaultEvents {
+    /// @notice Tokens were added to the active stake of an operator.
+    /// @param operator Account of the node or verifier.
+    /// @param from Account that paid.
+    /// @param amount Tokens added, wei.
+    /// @param active Active stake now, wei.
     event Staked(address indexed operator, address indexed from, uint256 amount, uint256 active);
+    /// @notice An operator allowed or forbade a sponsor to add to its stake.
+    /// @param operator Account of the node or verifier.
+    /// @param sponsor Account that may pay.
+    /// @param allowed Whether it may pay from now on.
     event SponsorSet(address indexed operator, address indexed sponsor, bool allowed);
+    /// @notice An operator began to take out stake.
+    /// @param operator Account of the node or verifier.
+    /// @param amount Tokens that were moved from active to unbonding stake, wei.
+    /// @param readyAt When all unbonding stake may leave, unix seconds.
     event UnbondStarted(address indexed operator, uint256 amount, uint256 readyAt);
+    /// @notice All unbonding stake became active again.
+    /// @param operator Account of the node or verifier.
+    /// @param amount Tokens moved, wei.
     event UnbondCancelled(address indexed operator, uint256 amount);
+    /// @notice Unbonded stake was paid out.
+    /// @param operator Account of the node or verifier.
+    /// @param amount Tokens paid out, wei.
     event Withdrawn(address indexed operator, uint256 amount);
+    /// @notice Stake was taken from an operator.
+    /// @param operator Account of the node or verifier.
+    /// @param caseId What it was taken for.
+    /// @param fromActive Part taken from the active stake, wei.
+    /// @param fromUnbonding Part taken from the unbonding stake, wei.
+    /// @param reward Part paid to the beneficiary, wei.
+    /// @param burned Part burned, wei.
     event Slashed(
         address indexed operator,
         bytes32 indexed caseId,
@@ -53,8 +91,17 @@ interface IStakeVaultEvents {
         uint256 reward,
         uint256 burned
     );
+    /// @notice A case against an operator was opened.
+    /// @param operator Account of the node or verifier.
+    /// @param locks Number of open cases now.
     event Locked(address indexed operator, uint256 locks);
+    /// @notice A case against an operator was released.
+    /// @param operator Account of the node or verifier.
+    /// @param locks Number of open cases now.
     event Unlocked(address indexed operator, uint256 locks);
+    /// @notice An operator was barred from routes.
+    /// @param operator Account of the node or verifier.
+    /// @param until End of the sentence, unix seconds.
     event Jailed(address indexed operator, uint256 until);
 }
 
@@ -86,7 +133,8 @@ interface IStakeVault is IStakeVaultTypes, IStakeVaultErrors, IStakeVaultEvents 
     /// @param beneficiary Receives the reward; address 0 for none.
     /// @param rewardBps Share of the slashed amount for the beneficiary, at most half; the rest is burned.
     /// @param caseId What the slash is for, for the event.
-    /// @return slashed What was taken, wei. @return reward What the beneficiary got, wei.
+    /// @return slashed What was taken, wei.
+    /// @return reward What the beneficiary got, wei.
     function slash(address op, uint256 amount, address beneficiary, uint256 rewardBps, bytes32 caseId)
         external
         returns (uint256 slashed, uint256 reward);

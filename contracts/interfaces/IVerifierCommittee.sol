@@ -9,7 +9,8 @@ interface IVerifierCommitteeTypes {
     /// @param theta Trust at which a node is active, ppm.
     /// @param reentry Trust at which a node is active again after an exclusion, ppm.
     /// @param priorMass Weight of the prior in the trust score; 1e6 is the weight of one full audit.
-    /// @param pMin Audit rate at full trust, ppm. @param pMax Audit rate at no trust, ppm.
+    /// @param pMin Audit rate at full trust, ppm.
+    /// @param pMax Audit rate at no trust, ppm.
     /// @param slashFirstBps Share of the stake slashed for a first severe failure.
     /// @param slashRepeatBps The same for every later one.
     /// @param noRevealBps Share of a verifier's stake slashed for not doing its duty.
@@ -52,7 +53,8 @@ interface IVerifierCommitteeTypes {
     /// @param finalized Whether the tally is closed.
     /// @param quorum Whether there were enough reveals.
     /// @param severe Whether two thirds of the drawn members said severe.
-    /// @param passed Lower median of the passed units. @param failed Lower median of the failed units.
+    /// @param passed Lower median of the passed units.
+    /// @param failed Lower median of the failed units.
     /// @param tap Fingerprint that two thirds of the drawn members revealed with a pass; 0 when there is none.
     struct Tally {
         uint8 reveals;
@@ -69,41 +71,86 @@ interface IVerifierCommitteeTypes {
 /// @title IVerifierCommitteeErrors
 interface IVerifierCommitteeErrors is ISeatRegistryErrors {
     /// @notice Work of `epoch` goes through phase `wanted` in epoch + 1; now it is `phase` of `currentEpoch`.
+    /// @param epoch Epoch of the work.
+    /// @param wanted Phase that the call needs: 0 commit, 1 reveal, 2 tally.
+    /// @param currentEpoch Epoch of the block.
+    /// @param phase Phase of that epoch.
     error WrongPhase(uint256 epoch, uint256 wanted, uint256 currentEpoch, uint256 phase);
     /// @notice A commitment cannot be 0.
     error EmptyCommitment();
     /// @notice The verifier has committed for the epoch.
+    /// @param epoch Epoch of the work.
+    /// @param verifier Account of the verifier.
     error AlreadyCommitted(uint256 epoch, address verifier);
     /// @notice There is no open commitment to reveal.
+    /// @param epoch Epoch of the work.
+    /// @param verifier Account of the verifier.
     error NothingToReveal(uint256 epoch, address verifier);
     /// @notice The revealed values do not hash to the commitment.
+    /// @param committed Hash that was committed.
+    /// @param revealed Hash of the revealed values.
     error CommitmentMismatch(bytes32 committed, bytes32 revealed);
     /// @notice nodes, verdicts, taps and evidence need the same length.
+    /// @param nodes Length of nodes.
+    /// @param verdicts Length of verdicts.
+    /// @param taps Length of taps.
+    /// @param evidence Length of evidence.
     error LengthMismatch(uint256 nodes, uint256 verdicts, uint256 taps, uint256 evidence);
     /// @notice The address never registered as a node.
+    /// @param node Address in the call.
     error UnknownNode(address node);
     /// @notice The verifier was not drawn for the node.
+    /// @param epoch Epoch of the work.
+    /// @param node Account of the node.
+    /// @param verifier Account of the verifier.
     error NotDrawn(uint256 epoch, address node, address verifier);
     /// @notice A node stands twice in a list.
+    /// @param node Account of the node.
     error DuplicateNode(address node);
     /// @notice A severe verdict needs failed units.
+    /// @param node Account of the node.
+    /// @param verdict Packed verdict.
     error InvalidVerdict(address node, uint256 verdict);
     /// @notice finalize has not run for the node.
+    /// @param epoch Epoch of the work.
+    /// @param node Account of the node.
     error NotFinalized(uint256 epoch, address node);
     /// @notice The verifier was judged for this.
+    /// @param epoch Epoch of the work.
+    /// @param verifier Account of the verifier.
     error AlreadyJudged(uint256 epoch, address verifier);
     /// @notice The list holds no duty that the verifier missed.
+    /// @param epoch Epoch of the work.
+    /// @param verifier Account of the verifier.
     error NothingToJudge(uint256 epoch, address verifier);
     /// @notice The node failed an audit and takes no sessions before epoch `until`.
+    /// @param node Account of the node.
+    /// @param until Epoch in which the exclusion ends.
     error NodeExcluded(address node, uint256 until);
     /// @notice A node without trust may back sessions up to `cap` only.
+    /// @param node Account of the node.
+    /// @param cap Most that a session with the node may hold, wei.
+    /// @param value Deposit of the session, wei.
     error ProbationCapExceeded(address node, uint256 cap, uint256 value);
 }
 
 /// @title IVerifierCommitteeEvents
 interface IVerifierCommitteeEvents is IVerifierCommitteeTypes {
+    /// @notice Other parameters were scheduled.
+    /// @param params The new parameters.
+    /// @param fromEpoch First epoch in which they count.
     event ParamsScheduled(Params params, uint64 fromEpoch);
+    /// @notice A verifier committed to its verdicts.
+    /// @param epoch Epoch of the work.
+    /// @param verifier Account of the verifier.
     event Committed(uint64 indexed epoch, address indexed verifier);
+    /// @notice A verifier revealed its verdicts; the lists have one entry for each node.
+    /// @param epoch Epoch of the work.
+    /// @param verifier Account of the verifier.
+    /// @param nodes Nodes judged.
+    /// @param verdicts Packed verdicts: severe << 15, failed units << 8, passed units.
+    /// @param taps Tap digests; 0 claims nothing.
+    /// @param evidence Hashes of the verifier's reports.
     event Revealed(
         uint64 indexed epoch,
         address indexed verifier,
@@ -112,6 +159,13 @@ interface IVerifierCommitteeEvents is IVerifierCommitteeTypes {
         bytes32[] taps,
         bytes32[] evidence
     );
+    /// @notice A final verdict moved the trust of a node.
+    /// @param node Account of the node.
+    /// @param epoch Epoch of the work.
+    /// @param passed Median of the passed units, tenths of a full audit.
+    /// @param failed Median of the failed units, tenths of a full audit.
+    /// @param trustBefore Trust before the verdict, decayed up to `epoch`, ppm.
+    /// @param trustAfter Trust after the verdict, ppm.
     event TrustUpdated(
         address indexed node,
         uint64 indexed epoch,
@@ -120,9 +174,30 @@ interface IVerifierCommitteeEvents is IVerifierCommitteeTypes {
         uint256 trustBefore,
         uint256 trustAfter
     );
+    /// @notice The final verdict on a node has failed units.
+    /// @param node Account of the node.
+    /// @param epoch Epoch of the work.
+    /// @param severe Whether two thirds of the drawn members said severe.
+    /// @param slashed Stake taken from the node, wei; 0 unless severe.
+    /// @param jailedUntil Epoch in which the exclusion ends; 0 when there is none to recover from.
     event NodeFailed(address indexed node, uint64 indexed epoch, bool severe, uint256 slashed, uint32 jailedUntil);
+    /// @notice A node was excluded because signatures prove that it lied.
+    /// @param node Account of the node.
+    /// @param epoch Epoch of the conviction.
+    /// @param jailedUntil Epoch in which the exclusion ends.
     event NodeConvicted(address indexed node, uint64 indexed epoch, uint32 jailedUntil);
+    /// @notice Too few members revealed a verdict on a node; its trust does not move.
+    /// @param epoch Epoch of the work.
+    /// @param node Account of the node.
+    /// @param reveals Members that revealed.
+    /// @param needed Members that a quorum needs.
     event NoQuorum(uint64 indexed epoch, address indexed node, uint256 reveals, uint256 needed);
+    /// @notice A verifier was rewarded or slashed for an epoch.
+    /// @param epoch Epoch of the work.
+    /// @param verifier Account of the verifier.
+    /// @param outcome 0 in order, 1 missed a duty, 2 verdict against the final one, 3 tap digest against the final one.
+    /// @param slashed Stake taken from the verifier, wei.
+    /// @param points Audited units credited; 0 unless the outcome is 0.
     event VerifierJudged(
         uint64 indexed epoch, address indexed verifier, uint8 outcome, uint256 slashed, uint256 points
     );

@@ -18,7 +18,7 @@ from torch.nn.functional import embedding
 
 from efedllm.compression.hidden_states import LARGE, States
 from efedllm.errors import ConfigError, ModelError
-from efedllm.models.families import Skeleton, is_matrix, linear_shape
+from efedllm.models.skeleton import Skeleton, is_matrix, linear_shape
 from efedllm.models.tokenizer import open_tokenizer
 
 WINDOW = 512

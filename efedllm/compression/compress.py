@@ -26,8 +26,9 @@ from efedllm.compression.runner import Runner, open_runner
 from efedllm.compression.sensitivity import Backward, Curvature
 from efedllm.errors import ConfigError
 from efedllm.models.checkpoint import resolve
-from efedllm.models.families import build_skeleton, is_matrix, read_config
+from efedllm.models.families import read_config
 from efedllm.models.manifest import EMBED_FILE, HEAD_FILE, MANIFEST_NAME, Manifest, TensorInfo, layer_file
+from efedllm.models.skeleton import build_skeleton, is_matrix
 
 CompressProgress = Callable[[int, int, float], None]
 """Called with (steps done, steps in total, estimated seconds left) after each layer, and once for embeddings and

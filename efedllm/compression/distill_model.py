@@ -15,9 +15,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from efedllm.compression.encode import Encoded, encode_factors, encode_packed
 from efedllm.compression.lowbit import LowBit, int8_factors
-from efedllm.models.families import Skeleton, is_matrix
 from efedllm.models.manifest import Manifest, TensorInfo
 from efedllm.models.packing import PACKED_BITS, unpack
+from efedllm.models.skeleton import Skeleton, is_matrix
 from efedllm.models.tensorfile import Part, TensorFile, check_hash, check_layout
 
 _DTYPES = {

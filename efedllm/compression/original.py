@@ -14,7 +14,7 @@ from efedllm.compression.allocation import Shape
 from efedllm.compression.calibrate import Calibration, read_tokens, window_for
 from efedllm.compression.encode import storage_dtype
 from efedllm.models.checkpoint import Checkpoint
-from efedllm.models.families import Skeleton, is_matrix, linear_shape
+from efedllm.models.skeleton import Skeleton, is_matrix, linear_shape
 
 
 class Original:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from efedllm.compression.calibrate import Calibration, has_bias
 from efedllm.compression.counter_random import signs, uniforms
 from efedllm.compression.hidden_states import States
-from efedllm.models.families import is_matrix
+from efedllm.models.skeleton import is_matrix
 
 _BATCH_TOKENS = 2048
 _HEAD_ENTRIES = 1 << 24

@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from efedllm.engine.protocol import Int32, Sequence, StepItem
 from efedllm.errors import ModelError
+from efedllm.models.families import head_dim, is_tied
 from efedllm.models.manifest import Manifest
 
 if TYPE_CHECKING:
-    from efedllm.models.families import Skeleton
+    from efedllm.engine.memory.layer_streaming import TierReport
 
 Array = npt.NDArray[Any]
 _SequenceKind = TypeVar("_SequenceKind", bound=Sequence)
@@ -34,24 +35,22 @@ class EngineShape:
     head_dim: int
 
 
-def engine_shape(model_dir: Path, manifest: Manifest, skeleton: Skeleton, lo: int, hi: int) -> EngineShape:
+def engine_shape(model_dir: Path, manifest: Manifest, config: Any, lo: int, hi: int) -> EngineShape:
     """The shape of layers [lo, hi). Raises ModelError "bad-manifest" when manifest and config.json disagree."""
-    config = skeleton.config
     said = (manifest.layers, manifest.hidden, manifest.vocab, manifest.tied)
-    found = (skeleton.layers, skeleton.hidden, skeleton.vocab, skeleton.tied)
-    if said != found:
+    if said != (config.num_hidden_layers, config.hidden_size, config.vocab_size, is_tied(config)):
         raise other_model(model_dir)
     heads = int(config.num_attention_heads)
     return EngineShape(
         lo=lo,
         hi=hi,
-        layers=skeleton.layers,
-        hidden=skeleton.hidden,
-        vocab=skeleton.vocab,
+        layers=manifest.layers,
+        hidden=manifest.hidden,
+        vocab=manifest.vocab,
         max_positions=int(config.max_position_embeddings),
         heads=heads,
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(config, "head_dim", None) or skeleton.hidden // heads),
+        head_dim=head_dim(config),
     )
 
 
@@ -112,6 +111,11 @@ class RangeEngine:
     @property
     def whole_texts(self) -> bool:
         return False
+
+    @property
+    def tiers(self) -> TierReport | None:
+        """How the layers lie in memory; None without a budget."""
+        return None
 
     def _check(self, batch: SequenceOf[StepItem], kind: type[_SequenceKind]) -> tuple[_SequenceKind, ...]:
         """The sequences of a batch. Raises ModelError "bad-input" or "context-exceeded"."""

@@ -18,7 +18,8 @@ from efedllm.engine.base import EngineShape, RangeEngine, bad_input, engine_shap
 from efedllm.engine.load import ShardModules, load_modules
 from efedllm.engine.protocol import Float32, Int32, StepItem
 from efedllm.errors import ModelError
-from efedllm.models.families import build_skeleton, read_config
+from efedllm.models.families import read_config
+from efedllm.models.skeleton import build_skeleton
 from efedllm.models.source import open_published
 
 ATTENTION_NAME = "efedllm_encoder"
@@ -64,7 +65,7 @@ class EncoderEngine(RangeEngine):
             raise ModelError(
                 "unsupported-model", f"{model_dir.name} is not an encoder.", "Use an engine for causal models."
             )
-        shape = engine_shape(model_dir, manifest, skeleton, lo, hi)
+        shape = engine_shape(model_dir, manifest, skeleton.config, lo, hi)
         with torch.inference_mode():
             modules = load_modules(model_dir, manifest, skeleton, lo, hi)
         return cls(shape, modules)

@@ -14,7 +14,8 @@ from efedllm.engine.cache import KVCache
 from efedllm.engine.load import load_modules
 from efedllm.engine.protocol import Float32
 from efedllm.engine.shard import BLOCK_TOKENS, ShardEngine
-from efedllm.models.families import build_skeleton, read_config
+from efedllm.models.families import read_config
+from efedllm.models.skeleton import build_skeleton
 from efedllm.models.source import open_published
 
 
@@ -33,7 +34,7 @@ class HalfShardEngine(ShardEngine):
         manifest = open_published(model_dir, None, lo, hi)
         torch.set_num_threads(threads)
         skeleton = build_skeleton(read_config(model_dir), ATTENTION_NAME)
-        shape = engine_shape(model_dir, manifest, skeleton, lo, hi)
+        shape = engine_shape(model_dir, manifest, skeleton.config, lo, hi)
         with torch.inference_mode():
             modules = load_modules(model_dir, manifest, skeleton, lo, hi, native=False)
             for module in (*modules.layers, modules.norm, modules.head):

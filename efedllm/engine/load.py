@@ -7,27 +7,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from efedllm.engine.linear import DenseLinear, LowRankLinear, NativeLinear, NativeTable, PackedLinear, Table
 from efedllm.engine.norm import RmsNorm
-from efedllm.errors import ModelError
+from efedllm.engine.tensors import TensorReader, misfit, part
 from efedllm.kernels.matrix import Scratch, TiledLinear, TiledMatrix
 from efedllm.kernels.native import Library, library
-from efedllm.models.families import Skeleton, is_matrix
 from efedllm.models.manifest import EMBED_FILE, HEAD_FILE, Manifest, TensorInfo, layer_file
 from efedllm.models.packing import PACKED_BITS, unpack
+from efedllm.models.skeleton import Skeleton, is_matrix
 from efedllm.models.tensorfile import TensorFile, check_layout
-
-_TORCH_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "int8": torch.int8,
-    "uint8": torch.uint8,
-}
 
 
 @dataclass(frozen=True)
@@ -165,39 +156,6 @@ class ShardFiles:
         )
 
 
-class TensorReader:
-    """The published tensors of a layer range, each of which must find its place in the architecture."""
-
-    def __init__(self, tensors: Iterable[TensorInfo]) -> None:
-        self._tensors = {t.name: t for t in tensors}
-        self._used: set[str] = set()
-
-    def entry(self, name: str, shape: tuple[int, int] | None = None) -> TensorInfo:
-        """Raises ModelError "corrupt-weights" when there is no such tensor, or one of another [rows, cols]."""
-        tensor = self._tensors.get(name)
-        if tensor is None:
-            raise _misfit(f"the manifest has no {name}")
-        if shape is not None and (tensor.rows, tensor.cols) != shape:
-            raise _misfit(f"{name} is {tensor.rows}x{tensor.cols}, not {shape[0]}x{shape[1]}")
-        self._used.add(name)
-        return tensor
-
-    def parts(self, file: TensorFile, tensor: TensorInfo) -> list[Tensor]:
-        """The parts of `tensor` as published, in hashing order; no copy."""
-        return [_part(file, name) for name in tensor.parts]
-
-    def vector(self, file: TensorFile, name: str, size: int) -> Tensor:
-        """float32 [size]."""
-        tensor = self.entry(name, (size, 1))
-        return _part(file, tensor.parts[0]).float()
-
-    def check_all_used(self) -> None:
-        """Raises ModelError "corrupt-weights" when a tensor was never asked for."""
-        unused = sorted(set(self._tensors) - self._used)
-        if unused:
-            raise _misfit(f"{unused[0]} has no place in this architecture")
-
-
 class _FloatReader(TensorReader):
     def __init__(self, tensors: Iterable[TensorInfo], *, native: bool) -> None:
         super().__init__(tensors)
@@ -226,7 +184,7 @@ class _FloatReader(TensorReader):
     def _dense(self, name: str) -> TensorInfo:
         tensor = self.entry(name)
         if tensor.form != "dense":
-            raise _misfit(f"{name} must be dense")
+            raise misfit(f"{name} must be dense")
         return tensor
 
     def linear(self, file: TensorFile, path: str, module: nn.Module) -> nn.Module:
@@ -294,16 +252,16 @@ def _fill(root: nn.Module, prefix: str, reader: _FloatReader, file: TensorFile) 
                 setattr(block, name, fused)
     for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
         if tensor.is_meta:
-            raise _misfit(f"{prefix}{name} is not published")
+            raise misfit(f"{prefix}{name} is not published")
 
 
 def _expanded(file: TensorFile, tensor: TensorInfo) -> list[Tensor]:
     """The matrices of `tensor` ([weight] or [u, v]) in float32, int8 rows multiplied by their scales."""
     matrices = 2 if tensor.form == "lowrank" else 1
-    values = [_part(file, name) for name in tensor.parts[:matrices]]
+    values = [part(file, name) for name in tensor.parts[:matrices]]
     if tensor.dtype != "int8":
         return [value.float() for value in values]
-    scales = [_part(file, name) for name in tensor.parts[matrices:]]
+    scales = [part(file, name) for name in tensor.parts[matrices:]]
     return [value.float().mul_(scale.unsqueeze(1)) for value, scale in zip(values, scales, strict=True)]
 
 
@@ -329,23 +287,10 @@ def _tiled(library: Library, parts: list[Tensor], tensor: TensorInfo, bias: Tens
 def _packed(file: TensorFile, tensor: TensorInfo, bias: Tensor | None) -> nn.Module:
     """Integers times multipliers are exact in float32, below 2^13; the row scale then rounds once."""
     check_layout(file, tensor)
-    q = unpack(_part(file, tensor.parts[0]).numpy(), tensor.cols, PACKED_BITS[tensor.dtype])
-    multiplier = _part(file, tensor.parts[1]).float().repeat_interleave(tensor.group, dim=1)[:, : tensor.cols]
-    base = torch.from_numpy(q).float().mul_(multiplier).mul_(_part(file, tensor.parts[2]).unsqueeze(1))
+    q = unpack(part(file, tensor.parts[0]).numpy(), tensor.cols, PACKED_BITS[tensor.dtype])
+    multiplier = part(file, tensor.parts[1]).float().repeat_interleave(tensor.group, dim=1)[:, : tensor.cols]
+    base = torch.from_numpy(q).float().mul_(multiplier).mul_(part(file, tensor.parts[2]).unsqueeze(1))
     if tensor.rank == 0:
         return DenseLinear(base, bias)
-    u, v, s = (_part(file, name).float() for name in tensor.parts[3:])
+    u, v, s = (part(file, name).float() for name in tensor.parts[3:])
     return PackedLinear(base, u, v.mul_(s.unsqueeze(1)), bias)
-
-
-def _part(file: TensorFile, name: str) -> Tensor:
-    """A tensor over the mapped file; no copy."""
-    slot = file.slot(name)
-    # Through numpy, which holds on to the buffer: torch.frombuffer lets go of it, and the file could be unmapped
-    # below it.
-    data = torch.from_numpy(np.frombuffer(file.view(name), dtype=np.uint8))
-    return data.view(_TORCH_DTYPES[slot.dtype]).view(slot.shape)
-
-
-def _misfit(what: str) -> ModelError:
-    return ModelError("corrupt-weights", f"The published model is inconsistent: {what}.", "Fetch the model again.")

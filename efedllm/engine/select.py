@@ -1,22 +1,28 @@
-"""The engine a published model wants. Importing this loads torch."""
+"""Choosing and loading the engine of a published model.
+
+Importing this loads torch. Only a float model or an encoder loads the model code of transformers, which takes seconds
+and some 100 MB: a node of an exact model does without it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from efedllm.engine.base import other_model
+from efedllm.engine.base import RangeEngine, other_model
 from efedllm.engine.compare import largest_deviation, same_bits
-from efedllm.engine.encoder import EncoderEngine
 from efedllm.engine.exact.products import inexact
 from efedllm.engine.exact.shard import ExactShardEngine
-from efedllm.engine.half import HalfShardEngine
 from efedllm.engine.memory.layer_streaming import TierReport
 from efedllm.engine.protocol import Executor
-from efedllm.engine.shard import ShardEngine
 from efedllm.errors import ModelError
+from efedllm.models.exact_config import read_exact_config
 from efedllm.models.families import FAMILIES, read_config
 from efedllm.models.manifest import Manifest
 from efedllm.models.tolerance import LEAST_TAU
+
+if TYPE_CHECKING:
+    from efedllm.engine.shard import ShardEngine
 
 
 def load_executor(
@@ -49,6 +55,8 @@ def load_executor(
         _compare(ExactShardEngine, directory, hi, device)
         return ExactShardEngine.load(directory, lo, hi, threads=threads, ram=ram, device=device)
     if encodes:
+        from efedllm.engine.encoder import EncoderEngine
+
         encoder = EncoderEngine.load(directory, lo, hi, threads=threads)
         if ram is not None and encoder.weight_bytes > ram:
             raise ModelError(
@@ -57,6 +65,8 @@ def load_executor(
                 "Give more with --ram, or serve fewer layers.",
             )
         return encoder
+    from efedllm.engine.shard import ShardEngine
+
     _compare(ShardEngine, directory, hi, device)
     return ShardEngine.load(directory, lo, hi, threads=threads, ram=ram, device=device)
 
@@ -73,7 +83,7 @@ def _encodes(manifest: Manifest) -> bool:
 
 def _check_config(directory: Path, manifest: Manifest) -> None:
     """Before anything is built by it: a published config.json may name any number of layers."""
-    config = read_config(directory)
+    config = read_exact_config(directory) if manifest.profile == "exact" else read_config(directory)
     said = (manifest.layers, manifest.hidden, manifest.vocab)
     if said != (config.num_hidden_layers, config.hidden_size, config.vocab_size):
         raise other_model(directory)
@@ -101,9 +111,11 @@ def _half(directory: Path, manifest: Manifest, lo: int, hi: int, threads: int, r
             "Only causal float models that fit in memory are computed in bfloat16.",
             "Leave --compute bfloat16 out.",
         )
+    from efedllm.engine.half import HalfShardEngine
+
     return HalfShardEngine.load_half(directory, lo, hi, threads=threads)
 
 
 def tier_report(executor: Executor) -> TierReport | None:
     """How the layers of an executor with a budget lie in memory; None without one."""
-    return executor.tiers if isinstance(executor, ShardEngine | ExactShardEngine) else None
+    return executor.tiers if isinstance(executor, RangeEngine) else None

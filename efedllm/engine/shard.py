@@ -20,7 +20,8 @@ from efedllm.engine.memory.budgeted_layers import Room
 from efedllm.engine.memory.layer_streaming import TierReport, check_device, open_tiers, slowdown
 from efedllm.engine.memory.step_memory import Working, widest
 from efedllm.engine.protocol import Float32, Int32, StepItem
-from efedllm.models.families import build_skeleton, read_config
+from efedllm.models.families import read_config
+from efedllm.models.skeleton import build_skeleton
 from efedllm.models.source import open_published
 
 BLOCK_TOKENS = 256
@@ -79,7 +80,7 @@ class ShardEngine(RangeEngine):
         manifest = open_published(model_dir, verify_root, lo, hi)
         torch.set_num_threads(threads)
         skeleton = build_skeleton(read_config(model_dir), ATTENTION_NAME)
-        shape = engine_shape(model_dir, manifest, skeleton, lo, hi)
+        shape = engine_shape(model_dir, manifest, skeleton.config, lo, hi)
         with torch.inference_mode():
             if ram is None:
                 modules = load_modules(model_dir, manifest, skeleton, lo, hi, native=device == "cpu")

@@ -29,7 +29,7 @@ def exact_allows(form: str, dtype: str) -> bool:
 def exact_obstacle(config: Any, tensors: Iterable[TensorInfo]) -> str | None:
     """Why the exact profile cannot run a model, in words that follow "does not run"; None when it can.
 
-    `config` is that of transformers, `tensors` the published ones.
+    `config` is an ExactConfig or that of transformers, `tensors` the published ones.
     """
     kind = config.model_type
     if kind not in EXACT_FAMILIES:
@@ -74,6 +74,8 @@ def _llama_obstacle(config: Any) -> str | None:
 def _gpt2_obstacle(config: Any) -> str | None:
     if config.activation_function not in ("gelu_new", "gelu_pytorch_tanh"):
         return f"{config.activation_function} activations"
+    if config.add_cross_attention:
+        return "cross-attention"
     if not config.layer_norm_epsilon > 0:
         return "norms without epsilon"
     return None

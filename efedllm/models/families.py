@@ -1,4 +1,4 @@
-"""Where the parts of a model lie in the module tree of transformers, for the families we run.
+"""The supported model families: names of their modules in transformers, and reading their config.json.
 
 The engine drives the layers itself instead of calling the model's own forward, so a family is listed here only when its
 forward is exactly: embed (plus learned positions), layers, norm, head; or, for an encoder, embed, norm, layers.
@@ -10,12 +10,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from huggingface_hub.errors import StrictDataclassError
-from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-from transformers.pytorch_utils import Conv1D
 
 from efedllm.errors import ModelError
 
@@ -43,6 +37,10 @@ class Family:
     def is_encoder(self) -> bool:
         return not self.head
 
+    def layer_prefix(self, index: int) -> str:
+        """What the names of the tensors of layer `index` begin with."""
+        return f"{self.layers}.{index}."
+
 
 _LLAMA = Family("model", "model.layers", "model.embed_tokens", "model.norm", rotary="model.rotary_emb")
 FAMILIES = {
@@ -67,44 +65,16 @@ FAMILIES = {
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
-@dataclass(frozen=True)
-class Skeleton:
-    """The module tree of a model on the meta device: shapes without weights."""
-
-    config: Any
-    family: Family
-    model: nn.Module
-
-    @property
-    def layers(self) -> int:
-        return int(self.config.num_hidden_layers)
-
-    @property
-    def hidden(self) -> int:
-        return int(self.config.hidden_size)
-
-    @property
-    def vocab(self) -> int:
-        return int(self.config.vocab_size)
-
-    @property
-    def tied(self) -> bool:
-        """Whether the head multiplies by the token embedding."""
-        return not self.family.is_encoder and bool(self.config.tie_word_embeddings)
-
-    def layer(self, index: int) -> nn.Module:
-        return self.model.get_submodule(f"{self.family.layers}.{index}")
-
-    def layer_prefix(self, index: int) -> str:
-        return f"{self.family.layers}.{index}."
-
-    def rotary(self) -> nn.Module | None:
-        """A new RoPE module with real buffers, on the CPU."""
-        if self.family.rotary is None:
-            return None
-        kind = type(self.model.get_submodule(self.family.rotary))
-        module: nn.Module = kind(config=self.config)
-        return module
+def read_json(directory: Path) -> dict[str, Any]:
+    """config.json in `directory`, which names a `model_type`. Raises ModelError "no-model"."""
+    try:
+        raw: dict[str, Any] = json.loads((directory / "config.json").read_text("utf-8"))
+        str(raw["model_type"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            "no-model", f"{directory} has no readable config.json.", "Give the directory of a transformers model."
+        ) from error
+    return raw
 
 
 def read_config(directory: Path) -> Any:
@@ -112,13 +82,11 @@ def read_config(directory: Path) -> Any:
 
     Raises ModelError "no-model" without a readable config.json and "unsupported-model" for a family we do not run.
     """
-    path = directory / "config.json"
-    try:
-        kind = json.loads(path.read_text("utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            "no-model", f"{directory} has no readable config.json.", "Give the directory of a transformers model."
-        ) from error
+    # Takes longer than loading torch; the exact profile does without it, see `exact_config`.
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    kind = read_json(directory)["model_type"]
     if kind not in FAMILIES:
         raise ModelError(
             "unsupported-model",
@@ -130,7 +98,7 @@ def read_config(directory: Path) -> Any:
     except (StrictDataclassError, ValueError, KeyError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(
-            "no-model", f"{path} is not a valid {kind} config: {reason}.", "Fetch the model again."
+            "no-model", f"{directory / 'config.json'} is not a valid {kind} config: {reason}.", "Fetch the model again."
         ) from error
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope in _LENGTH_DEPENDENT_ROPE or getattr(config, "add_cross_attention", False):
@@ -148,24 +116,11 @@ def read_config(directory: Path) -> Any:
     return config
 
 
-def build_skeleton(config: Any, attention: str) -> Skeleton:
-    """The model on the meta device, its attention dispatched to the registered function named `attention`."""
-    family = FAMILIES[config.model_type]
-    kind = AutoModel if family.is_encoder else AutoModelForCausalLM
-    # A dtype of its own: with the config's, transformers changes the process's default for a moment, and two threads
-    # that do so at once can leave it changed.
-    with torch.device("meta"):
-        model = kind.from_config(config, attn_implementation=attention, dtype=torch.float32)
-    model.eval()
-    return Skeleton(model.config, family, model)
+def is_tied(config: Any) -> bool:
+    """Whether the head of a model multiplies by the token embedding."""
+    return not FAMILIES[config.model_type].is_encoder and bool(config.tie_word_embeddings)
 
 
-def is_matrix(module: nn.Module) -> bool:
-    """Whether `module` multiplies by a weight matrix (and so can be factored or quantised)."""
-    return isinstance(module, nn.Linear | Conv1D)
-
-
-def linear_shape(module: nn.Module) -> tuple[int, int]:
-    """(out, in) of a linear module, the shape it is published in. GPT-2's Conv1D keeps its weight as [in, out]."""
-    rows, cols = module.get_parameter("weight").shape
-    return (cols, rows) if isinstance(module, Conv1D) else (rows, cols)
+def head_dim(config: Any) -> int:
+    """Numbers of one attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

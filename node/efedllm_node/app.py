@@ -26,24 +26,32 @@ from efedllm.errors import ChainError
 from efedllm.logs import get_logger
 from efedllm.models.manifest import Manifest
 from efedllm.wire import Identity
+from efedllm_node.chain_clock import ChainClock
 from efedllm_node.compute.batcher import Batcher
+from efedllm_node.compute.engine_step import EngineStep
 from efedllm_node.compute.scheduler import BatchLimits
 from efedllm_node.compute.trace_files import IN, Traces
 from efedllm_node.compute.weights import check_registered, prepare
 from efedllm_node.config import NodeConfig
-from efedllm_node.epoch.chain_clock import Clock
-from efedllm_node.epoch.loop import Duties
-from efedllm_node.epoch.registration import Offer, Terms, ensure_registered, ensure_stake, terms, wait_for_signer
+from efedllm_node.epoch.loop import EpochLoop
+from efedllm_node.epoch.registration import (
+    ServingTerms,
+    WantedRegistration,
+    ensure_registered,
+    ensure_stake,
+    terms,
+    wait_for_signer,
+)
+from efedllm_node.facts import NodeFacts
 from efedllm_node.home import HomeLock, listen, load_signer
 from efedllm_node.http.app import make_app
-from efedllm_node.jobs.admission import NodeFacts
-from efedllm_node.jobs.dispatcher import Desk
-from efedllm_node.jobs.equivocation_watch import Witness
-from efedllm_node.jobs.job_state import Workshop
-from efedllm_node.metrics import Metrics
-from efedllm_node.payments.rules import Account, billed_on_crash
-from efedllm_node.payments.sessions import Book
-from efedllm_node.storage.store import Store
+from efedllm_node.jobs.dispatcher import Dispatcher
+from efedllm_node.jobs.equivocation_watch import EquivocationWatch
+from efedllm_node.jobs.services import NodeServices
+from efedllm_node.metrics import NodeMetrics
+from efedllm_node.payments.rules import SessionAccount, billed_on_crash
+from efedllm_node.payments.sessions import ServedSessions
+from efedllm_node.storage.store import NodeStore
 from efedllm_node.storage.store_origin import establish
 
 if TYPE_CHECKING:
@@ -67,9 +75,9 @@ class NodeApp:
         self.price = 0
         self.compute = ""
         self.tiers: TierReport | None = None
-        self.desk: Desk
-        self.duties: Duties
-        self.store: Store
+        self.dispatcher: Dispatcher
+        self.epoch_loop: EpochLoop
+        self.store: NodeStore
         self.chain: Chain
 
     async def start(self) -> None:
@@ -96,7 +104,7 @@ class NodeApp:
         self.chain = await stack.enter_async_context(chain)
         self.address = chain.account_address
         self.endpoint = config.endpoint or _endpoint(bound)
-        clock = await Clock.start(chain)
+        clock = await ChainClock.start(chain)
         offer_terms = await terms(chain, config)
         model_dir, manifest = await prepare(
             config.models, config.home / "model", offer_terms.model, offer_terms.lo, offer_terms.hi
@@ -112,14 +120,14 @@ class NodeApp:
         if self._wrap is not None:
             executor = self._wrap(executor)
         facts = self._facts(executor, offer_terms, manifest)
-        store = await Store.open(config.home / DATABASE)
+        store = await NodeStore.open(config.home / DATABASE)
         self.store = store
         stack.push_async_callback(store.close)
         traces = Traces(config.home / "traces")
         stack.callback(traces.close)
         await self._recover(store, traces)
         origin = await establish(chain, store, config.home / DATABASE)
-        book = Book(
+        sessions = ServedSessions(
             chain,
             store,
             facts,
@@ -127,33 +135,33 @@ class NodeApp:
             origin,
             contract_signers=config.allow_contract_signers,
         )
-        await book.load()
-        metrics = Metrics()
-        batcher = Batcher(executor, pool, _batch_limits(config))
-        shop = Workshop(
+        await sessions.load()
+        metrics = NodeMetrics()
+        batcher = Batcher(EngineStep(executor, exact=facts.exact), pool, _batch_limits(config))
+        services = NodeServices(
             facts=facts,
             domain=chain.efl_domain,
             signer=signer,
             store=store,
             traces=traces,
             batcher=batcher,
-            book=book,
+            sessions=sessions,
             clock=clock,
             limits=config.limits,
             credit=config.credit_tokens,
             metrics=metrics,
             endpoint=self.endpoint,
-            witness=Witness(chain.efl_domain, EvidenceFolder(config.home / FOLDER)),
+            equivocation_watch=EquivocationWatch(chain.efl_domain, EvidenceFolder(config.home / FOLDER)),
         )
         identity = Identity(chain.efl_domain, self.address, signer)
-        self.desk = Desk(shop, chain, identity)
+        self.dispatcher = Dispatcher(services, chain, identity)
         self.price = offer_terms.price
-        self.duties = Duties(chain, clock, store, traces, book, config.policy, metrics)
+        self.epoch_loop = EpochLoop(chain, clock, store, traces, sessions, config.policy, metrics)
         self._gauges(metrics, executor)
         await self._serve(bound, identity, model_dir, manifest)
         self._spawn(batcher.run(), "batcher")
         await ensure_stake(chain, facts.lo, facts.hi, config.stake)
-        offer = Offer(
+        offer = WantedRegistration(
             facts.model_id,
             facts.lo,
             facts.hi,
@@ -168,7 +176,7 @@ class NodeApp:
                 chain, signer.address, 1.5 * deployment.epoch_length, min(2.0, deployment.epoch_length / 20)
             )
         self._spawn(clock.run(config.policy.tick), "clock")
-        self._spawn(self.duties.run(), "duties")
+        self._spawn(self.epoch_loop.run(), "epoch_loop")
         self._log.info(
             "serving",
             address=self.address,
@@ -185,7 +193,7 @@ class NodeApp:
                 times_slower=tiers.slowdown,
             )
 
-    def _facts(self, executor: Executor, offer: Terms, manifest: Manifest) -> NodeFacts:
+    def _facts(self, executor: Executor, offer: ServingTerms, manifest: Manifest) -> NodeFacts:
         half = compute_of(executor) == "bfloat16"
         return NodeFacts(
             address=self.address,
@@ -201,50 +209,52 @@ class NodeApp:
             profile=HALF_PROFILE if half else offer.model.profile,
         )
 
-    async def _recover(self, store: Store, traces: Traces) -> None:
+    async def _recover(self, store: NodeStore, traces: Traces) -> None:
         """Jobs a crash left open are over; what was computed of them is in their traces."""
         counted: Counter[bytes] = Counter()
         for job, session in await store.unfinished():
             positions = await traces.size(job.job_id, IN) // job.in_row
             before = session.billed + counted[job.session_id]
-            account = Account(session.price, session.cumulative, before, self.config.credit_tokens)
+            account = SessionAccount(session.price, session.cumulative, before, self.config.credit_tokens)
             billed = billed_on_crash(positions, job.spec.prompt_tokens, account, emits=not job.spec.embeds)
             counted[job.session_id] += billed
             await store.end_job(job.job_id, "aborted", positions, billed, "interrupted: the node stopped")
             self._log.warning("unfinished job aborted", job=job.job_id, positions=positions)
 
-    def _gauges(self, metrics: Metrics, executor: Executor) -> None:
-        desk, weight_bytes = self.desk, executor.weight_bytes
-        metrics.gauge("jobs_running", "Jobs open", lambda: desk.running)
-        metrics.gauge("positions_waiting", "Positions waiting for the engine", lambda: desk.shop.batcher.queued)
-        metrics.gauge("connections", "Connections others opened", lambda: desk.connections)
-        metrics.gauge("neighbours", "Links to other nodes", lambda: desk.neighbours.count)
-        metrics.gauge("sessions", "Sessions known", lambda: len(desk.shop.book))
-        metrics.gauge("epoch", "Epoch of the chain", lambda: desk.shop.clock.time.epoch)
+    def _gauges(self, metrics: NodeMetrics, executor: Executor) -> None:
+        dispatcher, weight_bytes = self.dispatcher, executor.weight_bytes
+        metrics.gauge("jobs_running", "Jobs open", lambda: dispatcher.running)
+        metrics.gauge(
+            "positions_waiting", "Positions waiting for the engine", lambda: dispatcher.services.batcher.queued
+        )
+        metrics.gauge("connections", "Connections others opened", lambda: dispatcher.connections)
+        metrics.gauge("neighbours", "Links to other nodes", lambda: dispatcher.neighbours.count)
+        metrics.gauge("sessions", "Sessions known", lambda: len(dispatcher.services.sessions))
+        metrics.gauge("epoch", "Epoch of the chain", lambda: dispatcher.services.clock.time.epoch)
         metrics.gauge("weight_bytes", "Bytes of weights in memory", lambda: weight_bytes)
         slowdown = self.slowdown
         metrics.gauge("slowdown", "Time per decoded token over that with all layers in memory", lambda: slowdown)
 
     async def _serve(self, bound: socket.socket, identity: Identity, model_dir: Path, manifest: Manifest) -> None:
-        app = make_app(self.desk, identity, model_dir, manifest, self._info)
+        app = make_app(self.dispatcher, identity, model_dir, manifest, self._info)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
         # Runs before the runner's clean-up, which would wait for open connections.
-        self._stack.push_async_callback(self.desk.close)
+        self._stack.push_async_callback(self.dispatcher.close)
         await web.SockSite(runner, bound).start()
 
     async def _info(self) -> dict[str, Any]:
-        shop = self.desk.shop
-        facts = shop.facts
+        services = self.dispatcher.services
+        facts = services.facts
         try:
-            me = (await shop.book.route((self.address,)))[0]
+            me = (await services.sessions.route((self.address,)))[0]
             standing: dict[str, Any] = {"standing": me.standing, "trust_ppm": me.trust_ppm, "status": me.status}
         except ChainError:
             standing = {"standing": None, "trust_ppm": None, "status": None}
         return {
             "node": self.address,
-            "signer": shop.signer.address,
+            "signer": services.signer.address,
             "endpoint": self.endpoint,
             "model_id": to_hex(facts.model_id),
             "lo": facts.lo,
@@ -252,14 +262,14 @@ class NodeApp:
             "layers": facts.layers,
             "price_per_ktok": self.price,
             "max_positions": facts.max_positions,
-            "credit_tokens": shop.credit,
+            "credit_tokens": services.credit,
             "chain_id": self.chain.chain_id,
-            "epoch": shop.clock.time.epoch,
-            "queue": shop.batcher.queued,
+            "epoch": services.clock.time.epoch,
+            "queue": services.batcher.queued,
             "slowdown": self.slowdown,
             "compute": self.compute,
-            "jobs": self.desk.running,
-            "draining": self.desk.draining,
+            "jobs": self.dispatcher.running,
+            "draining": self.dispatcher.draining,
             "version": __version__,
             **standing,
         }
@@ -293,12 +303,12 @@ class NodeApp:
     async def drain(self) -> None:
         """Refuse new jobs, finish the running ones, post, settle and, if asked to, leave the registry."""
         limits = self.config.limits
-        self._log.info("draining", jobs=self.desk.running)
-        aborted = await self.desk.finish_jobs(limits.drain_timeout)
-        complete = await self.duties.drain(limits.duty_timeout)
+        self._log.info("draining", jobs=self.dispatcher.running)
+        aborted = await self.dispatcher.finish_jobs(limits.drain_timeout)
+        complete = await self.epoch_loop.drain(limits.duty_timeout)
         if self.config.retire:
             try:
-                await self.chain.send("NodeRegistry", "retire")
+                await self.chain.contracts.node_registry.retire()
             except ChainError as error:
                 self._log.error("not retired", code=error.code, reason=error.message)
         self._log.info("drained", aborted=aborted, everything_posted_and_settled=complete)

@@ -14,7 +14,7 @@ Compute = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
-class Limits:
+class NodeLimits:
     """Bounds that protect the node. Times are seconds of this machine: they bound waiting, they decide nothing that
     others check.
     """
@@ -82,7 +82,7 @@ class NodeConfig:
     retire: bool = False  # leave the registry when drained
     allow_contract_signers: bool = False  # serve sessions whose signer had code when they opened
     light_keys: bool = False  # cheap key encryption for throw-away local keys
-    limits: Limits = Limits()
+    limits: NodeLimits = NodeLimits()
     policy: Policy = Policy()
 
     def __post_init__(self) -> None:

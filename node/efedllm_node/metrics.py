@@ -29,7 +29,7 @@ class _WireCollector(Collector):
         yield octets
 
 
-class Metrics:
+class NodeMetrics:
     """Counters the node increments, and gauges read when somebody asks."""
 
     def __init__(self) -> None:

@@ -65,9 +65,9 @@ async def test_a_leaf_that_stands_twice_in_an_epoch_fails_once(
         assert found is not None
         leaves = [hop_leaf(leaf.signed.commit.digest(last.chain.efl_domain), leaf.salt) for leaf in found[1]]
         root = batch_root(last.address, epoch, 1, leaves)
-        await last.chain.send("CommitmentLog", "post", epoch, 1, root, 1)
+        await last.chain.contracts.commitment_log.post(epoch, 1, root, 1)
         async with Door(last.endpoint, repeats={"/v1/batches/1": "/v1/batches/0"}) as door:
-            await last.chain.send("NodeRegistry", "setEndpoint", door.url)
+            await last.chain.contracts.node_registry.set_endpoint(door.url)
             reports = await network.audit_all(epoch, last)
     assert [(report.seq, report.code, report.outcome) for report in reports] == [
         (0, "", Outcome.PASS),
@@ -92,7 +92,7 @@ async def test_what_a_node_does_not_show_fails_without_slashing(
         async with await network.lab.client() as client:
             await network.job(client, PROMPT, 4, warm=False)
         async with Door(last.endpoint) as door:
-            await last.chain.send("NodeRegistry", "setEndpoint", door.url)
+            await last.chain.contracts.node_registry.set_endpoint(door.url)
             epoch = await network.post()
             (seen,) = (await network.audit(epoch, last)).values()
             assert (seen.code, seen.outcome) == ("", Outcome.PASS)

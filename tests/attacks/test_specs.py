@@ -72,7 +72,7 @@ async def test_a_node_that_shows_two_verifiers_two_jobs(network: NodeNetwork) ->
     assert second is not None
     assert first.commit.spec_hash == second.commit.spec_hash == spec.digest(domain)
     async with Door(last.endpoint, job=papers) as door, open_auditor(network.lab, LIMITS, 8) as another:
-        await last.chain.send("NodeRegistry", "setEndpoint", door.url)
+        await last.chain.contracts.node_registry.set_endpoint(door.url)
         epoch = await network.post()
 
         async def verdict(auditor: AuditedLab) -> tuple[str, Outcome, bytes]:

@@ -1,4 +1,4 @@
-"""Embedding texts: what is refused before anything is paid for."""
+"""Embedding texts: what is refused before anything is paid, and how the last hop's commitment is checked."""
 
 from __future__ import annotations
 
@@ -9,35 +9,33 @@ from typing import cast
 import numpy as np
 import pytest
 
-from efedllm.commitments.blame import Fault
-from efedllm.commitments.canonical import WireDtype, encode
-from efedllm.commitments.hashing import ZERO32, keccak
-from efedllm.commitments.messages import HopCommit, RouteHop, SignedCommit
-from efedllm.commitments.signing import Signer
 from efedllm.errors import ConfigError
 from efedllm_client.cli.embed import collect
+from efedllm_client.jobs.blame import find_faults
 from efedllm_client.jobs.embedding import Embedding
 from efedllm_client.jobs.embedding_job import EmbeddingJob
-from efedllm_client.jobs.failover import Place
-from efedllm_client.jobs.job import Patience
-from efedllm_client.payments.store import Store
+from efedllm_client.jobs.outcome import JobContext
+from efedllm_client.payments.store import ClientStore
 from tests.client.toy_node import (
     DOMAIN,
     HIDDEN,
     MODEL_ID,
-    NODE,
-    NODE_SIGNER,
     STRANGER,
+    Behaviour,
+    job_order,
     job_spec,
     paid_session,
-    terms,
+    running,
+    states,
 )
+
+TEXT = [5, 6, 7]
 
 
 def test_a_text_without_tokens_opens_no_session() -> None:
-    # The place is where sessions are opened: it must not be looked at.
+    # Sessions are opened through the context, which is not used before the texts are checked.
     with pytest.raises(ConfigError) as caught:
-        Embedding(cast(Place, None), [[1, 2], []])
+        Embedding(cast(JobContext, None), [[1, 2], []])
     assert caught.value.code == "empty-prompt"
 
 
@@ -55,41 +53,32 @@ def test_the_texts_of_a_command_line(tmp_path: Path) -> None:
     assert caught.value.code == "empty-prompt"
 
 
-async def test_only_a_commitment_that_the_last_hop_signed_speaks_against_it(tmp_path: Path) -> None:
-    store = await Store.at(tmp_path / "client.db")
+async def embedded(home: Path, behaviour: Behaviour) -> EmbeddingJob:
+    """A finished job of a node that behaves so."""
+    store = await ClientStore.at(home / "client.db")
     session = await paid_session(store)
-    spec = replace(job_spec(session, [5, 6, 7], 1), max_new_tokens=0)
-    route = [RouteHop(NODE, NODE_SIGNER.address, "http://node", 0, 2)]
-    job = EmbeddingJob(session, spec, [5, 6, 7], route, DOMAIN, terms(session, [5, 6, 7], 0), Patience(), HIDDEN)
-    rows = encode(np.ones((3, HIDDEN), np.float32), WireDtype.F32)
-    job._out.append(rows)
-    right = HopCommit(
-        job_id=spec.job_id,
-        spec_hash=spec.digest(DOMAIN),
-        hop=0,
-        lo=0,
-        hi=2,
-        profile=0,
-        wire_dtype=int(WireDtype.F32),
-        tokens=3,
-        model_id=MODEL_ID,
-        shard_root=ZERO32,
-        in_root=ZERO32,
-        out_root=job._out.root(),
-        tokens_hash=ZERO32,
-        aux_root=ZERO32,
-        prev_commit=ZERO32,
-        epoch=1,
-    )
-    other = replace(right, out_root=keccak(b"other states"))
-
-    def fault(commit: HopCommit, signer: Signer) -> Fault | None:
-        job.record.commits = [SignedCommit(commit, signer.sign(commit.digest(DOMAIN)))]
-        return job.output_fault()
-
-    lied = fault(other, NODE_SIGNER)
-    assert lied is not None
-    assert (lied.kind, lied.guilty) == ("output-mismatch", frozenset({0}))
-    assert fault(other, STRANGER) is None
-    assert fault(right, NODE_SIGNER) is None
+    spec = replace(job_spec(session, TEXT, 1), max_new_tokens=0)
+    async with running(behaviour) as node:
+        job = EmbeddingJob(job_order(session, spec, TEXT, node.hop), HIDDEN)
+        assert [token async for token in job.run()] == []
+        assert [(ack.boundary, ack.from_pos, ack.n) for ack in node.acks] == [(1, 0, 3)]
     await store.close()
+    np.testing.assert_array_equal(job.states, states(3))
+    return job
+
+
+async def test_a_hop_that_commits_to_the_states_it_sent_has_no_fault(tmp_path: Path) -> None:
+    job = await embedded(tmp_path, Behaviour())
+    assert job.output_fault() is None
+    assert await find_faults(job.record, DOMAIN, MODEL_ID) == []
+
+
+async def test_a_hop_that_commits_to_other_states_than_it_sent_is_guilty(tmp_path: Path) -> None:
+    fault = (await embedded(tmp_path, Behaviour(commit_other_states=True))).output_fault()
+    assert fault is not None
+    assert (fault.kind, fault.guilty) == ("output-mismatch", frozenset({0}))
+
+
+async def test_a_commitment_that_the_last_hop_did_not_sign_is_no_proof_against_it(tmp_path: Path) -> None:
+    job = await embedded(tmp_path, Behaviour(commit_other_states=True, commit_signer=STRANGER))
+    assert job.output_fault() is None

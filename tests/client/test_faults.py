@@ -18,7 +18,7 @@ from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.messages import Envelope, HopCommit, JobSpec, RouteHop, SignedCommit, ids_hash
 from efedllm.commitments.signing import Signer
 from efedllm_client.jobs.blame import find_faults
-from efedllm_client.jobs.job import JobRecord
+from efedllm_client.jobs.job import PaidJobRecord
 from tests.client.toy_node import DOMAIN, MODEL_ID
 
 SIGNERS = (Signer(b"\x11" * 32), Signer(b"\x12" * 32))
@@ -57,14 +57,14 @@ def commit(hop: int, in_root: bytes, out_root: bytes, prev: bytes) -> SignedComm
     return SignedCommit(message, SIGNERS[hop].sign(message.digest(DOMAIN)))
 
 
-def record(endpoints: tuple[str, str], sent: BoundaryTree, read: BoundaryTree) -> JobRecord:
+def record(endpoints: tuple[str, str], sent: BoundaryTree, read: BoundaryTree) -> PaidJobRecord:
     """Hop 0 commits to `sent` on boundary 1, hop 1 to `read`."""
     first = commit(0, token_tree(SPEC.job_id, fed_ids(PROMPT, EMITTED)).root(), sent.root(), ZERO32)
     second = commit(1, read.root(), bytes([7]) * 32, first.commit.digest(DOMAIN))
     route = tuple(
         RouteHop(ADDRESSES[i], SIGNERS[i].address, endpoints[i], 2 * i, 2 * i + 2) for i in range(len(SIGNERS))
     )
-    return JobRecord(SPEC, bytes(65), PROMPT, route, list(EMITTED), [first, second], "length")
+    return PaidJobRecord(SPEC, bytes(65), PROMPT, route, list(EMITTED), [first, second], "length")
 
 
 def evidence(opened: BoundaryTree, signed: BoundaryTree) -> BoundaryEvidence:

@@ -1,4 +1,4 @@
-"""What a person asks for, as the fields of a job; and how payments are split."""
+"""Options become the fields of a job, and payments are split between the hops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from efedllm.commitments.messages import NO_EOS, ids_hash
 from efedllm.errors import ConfigError
 from efedllm.sampling.float import SamplingSpec
 from efedllm_client.jobs.options import GenerateOptions, parse_seed, sampling_of
-from efedllm_client.payments.shares import split_shares
+from efedllm_client.payments.rules import split_shares
 
 
 def test_options_become_the_job() -> None:

@@ -12,7 +12,7 @@ from efedllm.chain.types import ModelInfo
 from efedllm.errors import ConfigError
 from efedllm.models.certificate import Certificate, TextQuality
 from efedllm.models.manifest import Manifest
-from efedllm_client.routes.quality import ModelCard, Offer, card_json, choose_by_quality, fetch_card, quality
+from efedllm_client.routes.quality import ModelCard, ModelOffer, card_json, choose_by_quality, fetch_card, quality
 from efedllm_deploy.serve import model_app, start_server
 
 ORIGINAL = "11" * 32
@@ -47,9 +47,9 @@ def model(first: int, manifest: Manifest | None = None) -> ModelInfo:
     )
 
 
-def offer(plain: Manifest, first: int, price: int, made: Certificate | None) -> Offer:
+def offer(plain: Manifest, first: int, price: int, made: Certificate | None) -> ModelOffer:
     manifest = plain.model_copy(update={"certificate": made})
-    return Offer(ModelCard(model(first, manifest), manifest), price)
+    return ModelOffer(ModelCard(model(first, manifest), manifest), price)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from efedllm.commitments.session import Voucher
 from efedllm.errors import ConfigError
-from efedllm_client.payments.store import OPEN, OPENING, Store, StoredSession, StoredVoucher
+from efedllm.wire.messages import VoucherMsg
+from efedllm_client.payments.store import OPEN, OPENING, ClientStore, StoredSession
 
 SESSION = bytes([7]) * 32
 
@@ -23,30 +25,32 @@ def session(session_id: bytes = SESSION, status: str = OPEN) -> StoredSession:
     return StoredSession(session_id, 1337, "0xEscrow", "0xClient", "{}", 100, 10**24, status, 0, 0)
 
 
-def voucher(cumulative: int, tokens: int, session_id: bytes = SESSION) -> StoredVoucher:
-    return StoredVoucher(session_id, cumulative, tokens, bytes(32), bytes([cumulative % 251]) * 65)
+def voucher(cumulative: int, tokens: int, session_id: bytes = SESSION) -> VoucherMsg:
+    return VoucherMsg(Voucher(session_id, cumulative, tokens, bytes(32)), bytes([cumulative % 251]) * 65)
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = await Store.at(tmp_path / "client.db")
+async def store(tmp_path: Path) -> AsyncIterator[ClientStore]:
+    opened = await ClientStore.at(tmp_path / "client.db")
     await opened.add_session(session())
     yield opened
     await opened.close()
 
 
-async def test_the_last_voucher_survives_reopening_and_amounts_exceed_64_bits(store: Store, tmp_path: Path) -> None:
+async def test_the_last_voucher_survives_reopening_and_amounts_exceed_64_bits(
+    store: ClientStore, tmp_path: Path
+) -> None:
     assert await store.last_voucher(SESSION) is None
     small, large = voucher(9 * 10**18, 5), voucher(10**30, 6)
     await store.save_voucher(small)
     await store.save_voucher(large)
-    again = await Store.at(tmp_path / "client.db")
+    again = await ClientStore.at(tmp_path / "client.db")
     assert await again.last_voucher(SESSION) == large
     assert (await again.session(SESSION)).deposit == 10**24
     await again.close()
 
 
-async def test_a_voucher_never_decreases(store: Store) -> None:
+async def test_a_voucher_never_decreases(store: ClientStore) -> None:
     await store.save_voucher(voucher(100, 10))
     await store.save_voucher(voucher(100, 10))
     for worse in (voucher(99, 11), voucher(100, 9)):
@@ -56,7 +60,7 @@ async def test_a_voucher_never_decreases(store: Store) -> None:
     assert await store.last_voucher(SESSION) == voucher(100, 10)
 
 
-async def test_a_voucher_belongs_to_one_session(store: Store) -> None:
+async def test_a_voucher_belongs_to_one_session(store: ClientStore) -> None:
     other = bytes([8]) * 32
     with pytest.raises(ConfigError) as caught:
         await store.save_voucher(voucher(1, 1, other))
@@ -66,14 +70,14 @@ async def test_a_voucher_belongs_to_one_session(store: Store) -> None:
     assert await store.last_voucher(other) is None
 
 
-async def test_job_numbers_are_never_given_twice(store: Store, tmp_path: Path) -> None:
-    second = await Store.at(tmp_path / "client.db")
+async def test_job_numbers_are_never_given_twice(store: ClientStore, tmp_path: Path) -> None:
+    second = await ClientStore.at(tmp_path / "client.db")
     numbers = await asyncio.gather(*[s.take_job(SESSION) for s in (store, second) * 10])
     assert sorted(numbers) == list(range(20))
     await second.close()
 
 
-async def test_billed_tokens_only_grow_and_an_unfinished_job_shows(store: Store) -> None:
+async def test_billed_tokens_only_grow_and_an_unfinished_job_shows(store: ClientStore) -> None:
     for tokens, expected in ((5, 5), (3, 5), (9, 9)):
         await store.take_job(SESSION)
         assert (await store.session(SESSION)).in_job
@@ -82,7 +86,7 @@ async def test_billed_tokens_only_grow_and_an_unfinished_job_shows(store: Store)
         assert (after.billed_tokens, after.in_job) == (expected, False)
 
 
-async def test_sessions_are_listed_per_wallet_and_network(store: Store) -> None:
+async def test_sessions_are_listed_per_wallet_and_network(store: ClientStore) -> None:
     assert [s.session_id for s in await store.sessions("0xClient", "0xEscrow", 1337)] == [SESSION]
     assert await store.sessions("0xOther", "0xEscrow", 1337) == []
     assert await store.sessions("0xClient", "0xEscrow", 1) == []
@@ -96,13 +100,16 @@ def test_the_file_is_private(tmp_path: Path) -> None:
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from efedllm_client.payments.store import Store, StoredVoucher
+from efedllm.commitments.session import Voucher
+from efedllm.wire.messages import VoucherMsg
+from efedllm_client.payments.store import ClientStore
 
 async def main() -> None:
-    store = await Store.at(Path(sys.argv[1]))
+    store = await ClientStore.at(Path(sys.argv[1]))
     for n in range(1, 100_000):
         job = await store.take_job(bytes([7]) * 32)
-        await store.save_voucher(StoredVoucher(bytes([7]) * 32, n * 10**20, n, bytes(32), bytes(65)))
+        voucher = Voucher(bytes([7]) * 32, n * 10**20, n, bytes(32))
+        await store.save_voucher(VoucherMsg(voucher, bytes(65)))
         print(n, job, flush=True)  # stands for sending it
 
 asyncio.run(main())
@@ -125,9 +132,9 @@ def write_until_killed(path: Path) -> int:
     return max(int(line.split()[0]) for line in lines if line.endswith("\n"))
 
 
-async def test_what_was_sent_before_a_kill_is_in_the_store(store: Store, tmp_path: Path) -> None:
+async def test_what_was_sent_before_a_kill_is_in_the_store(store: ClientStore, tmp_path: Path) -> None:
     sent = await asyncio.to_thread(write_until_killed, tmp_path / "client.db")
     last = await store.last_voucher(SESSION)
     assert last is not None
-    assert last.tokens >= sent >= 25
+    assert last.voucher.tokens >= sent >= 25
     assert await store.take_job(SESSION) >= sent

@@ -16,7 +16,7 @@ from efedllm.chain.types import ModelInfo
 from efedllm.errors import ConfigError, ModelError
 from efedllm.models.manifest import Manifest
 from efedllm_client.text.chat import Conversation, first_answer, format_turns
-from efedllm_client.text.tokenizer import eos_ids, load_text, read_text
+from efedllm_client.text.tokenizer import eos_ids, load_tokenizer, read_tokenizer
 
 NOWHERE = "http://127.0.0.1:1"
 
@@ -70,13 +70,13 @@ def directory(published: Callable[..., Path], tmp_path: Path) -> Path:
 async def test_a_node_serves_it_once_and_no_weights_are_fetched(directory: Path, tmp_path: Path) -> None:
     model = registered(directory, uri=NOWHERE)
     async with serving(directory) as (endpoint, asked):
-        text = await load_text(model, [NOWHERE, endpoint], tmp_path / "models")
+        text = await load_tokenizer(model, [NOWHERE, endpoint], tmp_path / "models")
     assert not [name for name in asked if name.endswith(".safetensors")]
     whole = Tokenizer.from_file(str(directory / "tokenizer.json"))
     assert text.encode("def main():") == whole.encode("def main():").ids
     assert text.context == json.loads((directory / "config.json").read_text())["max_position_embeddings"]
     # Nobody is there any more: the copy at home does.
-    again = await load_text(model, [NOWHERE], tmp_path / "models")
+    again = await load_tokenizer(model, [NOWHERE], tmp_path / "models")
     assert again.encode("x = 1") == text.encode("x = 1")
 
 
@@ -85,7 +85,7 @@ async def test_a_changed_tokenizer_is_refused(directory: Path, tmp_path: Path) -
     (directory / "tokenizer.json").write_text((directory / "tokenizer.json").read_text() + " ")
     async with serving(directory) as (endpoint, _):
         with pytest.raises(ModelError) as caught:
-            await load_text(model, [endpoint], tmp_path / "models")
+            await load_tokenizer(model, [endpoint], tmp_path / "models")
     assert caught.value.code == "corrupt-weights"
     assert "tokenizer.json" in caught.value.message
 
@@ -95,7 +95,7 @@ async def test_another_models_manifest_is_refused(directory: Path, tmp_path: Pat
     other = ModelInfo(**{**model.__dict__, "weights_root": bytes([1]) * 32})
     async with serving(directory) as (endpoint, _):
         with pytest.raises(ModelError) as caught:
-            await load_text(other, [endpoint], tmp_path / "models")
+            await load_tokenizer(other, [endpoint], tmp_path / "models")
     assert caught.value.code == "wrong-root"
 
 
@@ -103,18 +103,18 @@ async def test_another_manifest_over_the_same_weights_is_refused(directory: Path
     model = registered(directory)
     other = ModelInfo(**{**model.__dict__, "manifest_hash": bytes([1]) * 32})
     with pytest.raises(ModelError) as caught:
-        await load_text(ModelInfo(**{**other.__dict__, "uri": str(directory)}), [], tmp_path / "models")
+        await load_tokenizer(ModelInfo(**{**other.__dict__, "uri": str(directory)}), [], tmp_path / "models")
     assert caught.value.code == "wrong-manifest"
 
 
 async def test_nobody_has_it(directory: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
-        await load_text(registered(directory), [NOWHERE], tmp_path / "models")
+        await load_tokenizer(registered(directory), [NOWHERE], tmp_path / "models")
     assert caught.value.code == "source-unreachable"
 
 
 async def test_lengths_and_conversations_keep_within_the_context(directory: Path, tmp_path: Path) -> None:
-    text = await load_text(registered(directory, str(directory)), [], tmp_path / "models")
+    text = await load_tokenizer(registered(directory, str(directory)), [], tmp_path / "models")
     assert text.context is not None
     with pytest.raises(ConfigError, match="exceed the model's context"):
         text.check_length(text.context, 1)
@@ -164,5 +164,5 @@ def test_a_tokenizer_made_for_batches_of_sentences_neither_cuts_nor_pads(tmp_pat
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=4, pad_id=2, pad_token="[PAD]")
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert read_text(tmp_path).encode("a a a a a a") == [0] * 6
-    assert read_text(tmp_path).encode("a") == [0]
+    assert read_tokenizer(tmp_path).encode("a a a a a a") == [0] * 6
+    assert read_tokenizer(tmp_path).encode("a") == [0]

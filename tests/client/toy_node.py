@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 from aiohttp import web
 
 from efedllm.chain.amounts import cost_of_tokens
@@ -45,9 +46,10 @@ from efedllm.wire.messages import (
     StartMsg,
     VoucherMsg,
 )
+from efedllm_client.config import ClientConfig
+from efedllm_client.jobs.job import JobOrder
 from efedllm_client.payments.session import Domains, PaidSession
-from efedllm_client.payments.store import OPEN, Store, StoredSession
-from efedllm_client.policy import Amount, Terms
+from efedllm_client.payments.store import OPEN, ClientStore, StoredSession
 
 CHAIN_ID = 1337
 ESCROW = "0x" + "E5" * 20
@@ -76,6 +78,11 @@ def continuation(prompt: Sequence[int], count: int) -> list[int]:
     return ids[len(prompt) :]
 
 
+def states(count: int) -> npt.NDArray[np.float32]:
+    """The states after the last layer, float32 [count, HIDDEN]: all ones."""
+    return np.ones((count, HIDDEN), dtype=np.float32)
+
+
 @dataclass
 class Behaviour:
     """What goes wrong, and when."""
@@ -91,6 +98,8 @@ class Behaviour:
     commit_other_tokens: bool = False
     first_commit_by: Signer | None = None  # another commitment before the right one, by this key
     silent_at: int | None = None
+    commit_other_states: bool = False
+    commit_signer: Signer = NODE_SIGNER
 
 
 @dataclass
@@ -133,7 +142,9 @@ class ToyNode:
                     self._credit(VoucherMsg(message.voucher, message.voucher_signature))
                     await peer.send(OpenedMsg(message.job_spec.job_id, 0, True).to_frame())
                 elif isinstance(message, StartMsg):
-                    job = asyncio.create_task(self._generate(peer))
+                    assert self.opened is not None
+                    work = self._embed if self.opened.job_spec.embeds else self._generate
+                    job = asyncio.create_task(work(peer))
                 elif isinstance(message, VoucherMsg):
                     self._credit(message)
                 elif isinstance(message, AckMsg):
@@ -204,11 +215,27 @@ class ToyNode:
         if does.commit and emitted:
             await peer.send(self._commit(spec, prompt, emitted).to_frame())
 
+    async def _embed(self, peer: Peer) -> None:
+        """States of ones for every token of the text."""
+        assert self.opened is not None
+        assert self.opened.prompt is not None
+        spec = self.opened.job_spec
+        count, payload = spec.prompt_tokens, encode(states(spec.prompt_tokens), WireDtype.F32)
+        tree = BoundaryTree(spec.job_id, 1, WireDtype.F32, HIDDEN)
+        signature = NODE_SIGNER.sign(Envelope(spec.job_id, 1, 0, count, tree.append(payload), ZERO32).digest(DOMAIN))
+        rows = ActMsg(spec.job_id, 1, 0, count, WireDtype.F32, HIDDEN, ZERO32, signature, payload)
+        await peer.send(rows.to_frame())
+        async with self._acked:
+            while not self.acks:
+                await self._acked.wait()
+        await peer.send(FinishMsg(spec.job_id, "length", 0).to_frame())
+        await peer.send(self._commit(spec, list(self.opened.prompt), []).to_frame())
+
     def _commit(self, spec: JobSpec, prompt: list[int], emitted: list[int]) -> CommitMsg:
         said = [token + 1 for token in emitted] if self.behaviour.commit_other_tokens else emitted
         fed = fed_ids(prompt, said)
         outputs = BoundaryTree(spec.job_id, 1, WireDtype.F32, HIDDEN)
-        outputs.append(encode(np.ones((len(fed), HIDDEN), dtype=np.float32), WireDtype.F32))
+        outputs.append(encode(states(len(fed)), WireDtype.F32))
         commit = HopCommit(
             job_id=spec.job_id,
             spec_hash=spec.digest(DOMAIN),
@@ -221,13 +248,13 @@ class ToyNode:
             model_id=MODEL_ID,
             shard_root=ZERO32,
             in_root=token_tree(spec.job_id, fed).root(),
-            out_root=outputs.root(),
+            out_root=keccak(b"other states") if self.behaviour.commit_other_states else outputs.root(),
             tokens_hash=ids_hash(said),
             aux_root=ZERO32,
             prev_commit=ZERO32,
             epoch=1,
         )
-        return CommitMsg(commit, NODE_SIGNER.sign(commit.digest(DOMAIN)))
+        return CommitMsg(commit, self.behaviour.commit_signer.sign(commit.digest(DOMAIN)))
 
 
 @asynccontextmanager
@@ -260,13 +287,13 @@ def session_key() -> SessionKey:
     )
 
 
-async def paid_session(store: Store, tokens: int = 10_000) -> PaidSession:
+async def paid_session(store: ClientStore, tokens: int = 10_000) -> PaidSession:
     """A session on a price of PRICE with room for `tokens`, in a real store."""
     key = session_key()
     deposit = cost_of_tokens(tokens, PRICE)
     stored = StoredSession(key.session_id(CHAIN_ID, ESCROW), CHAIN_ID, ESCROW, key.client, "{}", PRICE, deposit, OPEN)
     await store.add_session(stored)
-    return PaidSession(store, DOMAINS, key, CLIENT_SIGNER, stored, Amount(0, 0), ZERO32)
+    return PaidSession(store, DOMAINS, key, CLIENT_SIGNER, stored)
 
 
 def job_spec(session: PaidSession, prompt: Sequence[int], new: int, eos_token: int = NO_EOS) -> JobSpec:
@@ -285,5 +312,10 @@ def job_spec(session: PaidSession, prompt: Sequence[int], new: int, eos_token: i
     )
 
 
-def terms(session: PaidSession, prompt: Sequence[int], new: int) -> Terms:
-    return Terms(PRICE, session.deposit, session.billed_tokens, len(prompt), new)
+def job_order(
+    session: PaidSession, spec: JobSpec, prompt: Sequence[int], hop: RouteHop, config: ClientConfig | None = None
+) -> JobOrder:
+    """A job through the one node of `hop`."""
+    config = config or ClientConfig()
+    terms = session.terms(len(prompt), spec.max_new_tokens, config)
+    return JobOrder(session, spec, tuple(prompt), (hop,), DOMAIN, terms, config)

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from efedllm.compression.calibrate import Calibration, Moments, window_for
 from efedllm.models.checkpoint import Checkpoint
-from efedllm.models.families import build_skeleton, is_matrix, linear_shape, read_config
+from efedllm.models.families import read_config
+from efedllm.models.skeleton import build_skeleton, is_matrix, linear_shape
 
 WINDOWS = 7
 

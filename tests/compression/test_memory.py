@@ -16,7 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from efedllm.compression import CompressOptions, compress
 from efedllm.compression.hidden_states import States
 from efedllm.compression.original import Original
-from efedllm.models.families import build_skeleton, read_config
+from efedllm.models.families import read_config
+from efedllm.models.skeleton import build_skeleton
 from tests.model_fixtures import CONTEXT, VOCAB, with_words
 
 SHALLOW, DEEP = 2, 6

@@ -18,12 +18,12 @@ from efedllm.compression.encode import Encoded, encode_dense, encode_factors, en
 from efedllm.compression.lowbit import Factors, LowBit
 from efedllm.engine.exact.products import Kernel
 from efedllm.engine.exact.shard import ExactShardEngine
-from efedllm.engine.load import TensorReader
 from efedllm.engine.protocol import Float32, Int32, StepItem
 from efedllm.engine.protocol import Sequence as TokenSequence
-from efedllm.models.families import build_skeleton, is_matrix, linear_shape
+from efedllm.engine.tensors import TensorReader
 from efedllm.models.manifest import FileInfo, Manifest, Quant, TensorInfo, part_names, weights_root
 from efedllm.models.packing import group_count
+from efedllm.models.skeleton import build_skeleton, is_matrix, linear_shape
 from efedllm.models.tensorfile import Part, TensorFile, write_tensor_file
 from efedllm_bench.memory.synthetic import place_of, publish_entries
 from tests.model_fixtures import family_config

@@ -19,9 +19,10 @@ from efedllm.engine.linear import DenseLinear, PackedLinear
 from efedllm.engine.load import load_modules
 from efedllm.engine.shard import ShardEngine
 from efedllm.errors import ModelError
-from efedllm.models.families import build_skeleton, read_config
+from efedllm.models.families import read_config
 from efedllm.models.manifest import Manifest, TensorInfo
 from efedllm.models.packing import PACKED_BITS
+from efedllm.models.skeleton import build_skeleton
 from efedllm.models.tensorfile import TensorFile
 from tests.engine.engine_helpers import Pipeline, ids, load_split
 from tests.model_fixtures import with_words

@@ -16,7 +16,8 @@ from efedllm.engine.linear import FEW_TOKENS, LowRankLinear, NativeLinear, Toget
 from efedllm.engine.load import held_by, load_modules
 from efedllm.kernels.matrix import TiledLinears, TiledMatrix
 from efedllm.kernels.native import library
-from efedllm.models.families import build_skeleton, read_config
+from efedllm.models.families import read_config
+from efedllm.models.skeleton import build_skeleton
 from tests.model_fixtures import checkpoint, with_words
 
 __all__ = ["checkpoint"]

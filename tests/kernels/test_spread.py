@@ -17,8 +17,9 @@ from efedllm.engine.load import load_modules
 from efedllm.engine.protocol import StepItem
 from efedllm.engine.shard import ShardEngine
 from efedllm.kernels.native import library
-from efedllm.models.families import build_skeleton, read_config
+from efedllm.models.families import read_config
 from efedllm.models.manifest import Manifest
+from efedllm.models.skeleton import build_skeleton
 from efedllm_bench.memory.synthetic import LlamaShape, publish_synthetic
 from efedllm_verifier.statistic import compare
 
@@ -42,7 +43,7 @@ def expanded(model: Path, lo: int, hi: int) -> ShardEngine:
     skeleton = build_skeleton(read_config(model), ATTENTION_NAME)
     with torch.inference_mode():
         modules = load_modules(model, manifest, skeleton, lo, hi, native=False)
-    return ShardEngine(engine_shape(model, manifest, skeleton, lo, hi), modules)
+    return ShardEngine(engine_shape(model, manifest, skeleton.config, lo, hi), modules)
 
 
 def test_the_spread_between_decoding_prefill_and_float32_stays_far_below_the_tolerance(model: Path) -> None:

@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM
 from efedllm.compression import CompressOptions, compress
 from efedllm.errors import ModelError
 from efedllm.models.checkpoint import Checkpoint, resolve
-from efedllm.models.families import build_skeleton, read_config
+from efedllm.models.families import read_config
 from efedllm.models.manifest import Manifest
+from efedllm.models.skeleton import build_skeleton
 from tests.model_fixtures import family_config
 
 

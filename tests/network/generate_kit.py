@@ -52,7 +52,7 @@ def expected(model_dir: Path, prompt: Sequence[int], options: GenerateOptions) -
 
 async def prompt_ids(client: Client) -> list[int]:
     model = await client.model()
-    return (await client.text(model, await client.nodes(model))).encode(PROMPT)
+    return (await client.tokenizer(model, await client.nodes(model))).encode(PROMPT)
 
 
 async def text_of(client: Client, options: GenerateOptions, model: str | None = None) -> str:

@@ -68,7 +68,7 @@ async def test_vectors_are_those_of_the_unsplit_model(network: LocalNetwork, enc
     assert [item.index for item in found] == [0, 1, 2, 3]
     reference = AutoModel.from_pretrained(encoder, dtype=torch.float32, attn_implementation="sdpa").eval()
     model = await client.model()
-    tokenizer = await client.text(model, await client.nodes(model))
+    tokenizer = await client.tokenizer(model, await client.nodes(model))
     whole = EncoderEngine.load(network.model_dir, 0, 8)
     price = sum(node.place.price for node in network.nodes if node.place is not None)
     for text, item in zip(TEXTS, found, strict=True):

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from efedllm.models.manifest import Manifest
 from efedllm_client.api import Client
-from efedllm_client.jobs.generation import Finished
+from efedllm_client.jobs.generation import GenerationFinished
 from efedllm_client.jobs.options import GenerateOptions
 from efedllm_deploy.bundled import ModelChoice
 from efedllm_deploy.layout import NetworkOptions
@@ -38,9 +38,9 @@ async def client(network: LocalNetwork) -> AsyncIterator[Client]:
         yield connected
 
 
-async def generate(client: Client, options: GenerateOptions) -> Finished:
+async def generate(client: Client, options: GenerateOptions) -> GenerationFinished:
     async with aclosing(client.events(PROMPT, options)) as events:
-        (last,) = [event async for event in events if isinstance(event, Finished)]
+        (last,) = [event async for event in events if isinstance(event, GenerationFinished)]
     return last
 
 

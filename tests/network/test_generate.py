@@ -19,14 +19,15 @@ import pytest_asyncio
 from efedllm.chain.amounts import WEI, cost_of_tokens
 from efedllm.errors import ConfigError, EfedError
 from efedllm_client.api import Client
-from efedllm_client.jobs.failover import Place
-from efedllm_client.jobs.generation import Finished, Generation, Piece, Started, Switched
-from efedllm_client.jobs.options import GenerateOptions
+from efedllm_client.config import ClientConfig
+from efedllm_client.jobs.failover import RouteSwitched
+from efedllm_client.jobs.generation import Generation, GenerationFinished, Piece, RouteStarted
+from efedllm_client.jobs.options import GenerateOptions, RouteOptions
+from efedllm_client.jobs.outcome import JobContext
 from efedllm_client.jobs.report import report_of
 from efedllm_client.payments.session import Sessions
-from efedllm_client.policy import RetryPolicy
 from efedllm_client.routes.choose import Candidate
-from efedllm_client.text.tokenizer import Text
+from efedllm_client.text.tokenizer import ModelTokenizer
 from efedllm_deploy.layout import NetworkOptions
 from efedllm_deploy.network import LocalNetwork, Member
 from tests.model_fixtures import use_model
@@ -59,7 +60,7 @@ async def network(default_model: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def client(network: LocalNetwork) -> AsyncIterator[Client]:
-    async with Client.connect(home=network.home) as connected:
+    async with Client.connect(home=network.home, config=ClientConfig(retries=2)) as connected:
         yield connected
 
 
@@ -142,19 +143,19 @@ async def test_the_command_line(network: LocalNetwork, tmp_path: Path) -> None:
 async def test_errors_say_what_to_do(network: LocalNetwork, client: Client) -> None:
     tail = [node.address for node in network.nodes if node.place is not None and node.place.lo == 4]
 
-    async def failing(model: str | None = None, **options: Any) -> ConfigError:
+    async def failing(model: str | None = None, route: RouteOptions | None = None, **options: Any) -> ConfigError:
         with pytest.raises(ConfigError) as caught:
-            await text_of(client, GenerateOptions(**options), model)
+            await text_of(client, GenerateOptions(**options, route=route or RouteOptions()), model)
         assert caught.value.hint
         return caught.value
 
     assert (await failing(model="0xdead")).code == "unknown-model"
-    uncovered = await failing(avoid=tuple(tail))
+    uncovered = await failing(route=RouteOptions(avoid=tuple(tail)))
     assert uncovered.code == "layers-not-covered"
     assert "4..7 of 8" in uncovered.message
-    assert (await failing(route=(tail[0],))).code == "route-gap"
-    assert (await failing(avoid=("0x0123456789",))).code == "unknown-node"
-    assert (await failing(deposit=10**12, fresh_session=True)).code == "deposit-too-small"
+    assert (await failing(route=RouteOptions(nodes=(tail[0],)))).code == "route-gap"
+    assert (await failing(route=RouteOptions(avoid=("0x0123456789",)))).code == "unknown-node"
+    assert (await failing(route=RouteOptions(deposit=10**12, fresh_session=True))).code == "deposit-too-small"
     assert (await failing(max_tokens=100_000)).code == "too-long"
     assert (await failing(temperature=-1.0)).code == "bad-option"
 
@@ -241,13 +242,13 @@ async def test_killing_a_node_in_the_middle_changes_no_token(
 ) -> None:
     whole = expected(network.model_dir, await prompt_ids(client), SAMPLED)
     seen: list[int] = []
-    switches: list[Switched] = []
+    switches: list[RouteSwitched] = []
     victim: Member | None = None
-    async with aclosing(client.events(PROMPT, SAMPLED, retry=RetryPolicy(attempts=2))) as events:
+    async with aclosing(client.events(PROMPT, SAMPLED)) as events:
         async for event in events:
-            if isinstance(event, Started) and victim is None:
+            if isinstance(event, RouteStarted) and victim is None:
                 victim = member(network, event.route.hops[position].address)
-            elif isinstance(event, Switched):
+            elif isinstance(event, RouteSwitched):
                 switches.append(event)
             elif isinstance(event, Piece):
                 seen.append(event.token)
@@ -265,29 +266,30 @@ async def test_killing_a_node_in_the_middle_changes_no_token(
     assert link_faults(network, report.receipt_files[-1]) == []
     # Asked for by name, it is an error that names it; then it comes back.
     with pytest.raises(ConfigError) as caught:
-        await text_of(client, GenerateOptions(max_tokens=2, route=tuple(routed(network, victim))))
+        await text_of(client, GenerateOptions(max_tokens=2, route=routed(network, victim)))
     assert caught.value.code == "node-unreachable"
     assert victim.address in caught.value.message
     await network.stop_member(victim)
     await network.start_node(victim)
-    await text_of(client, GenerateOptions(max_tokens=2, route=tuple(routed(network, victim))))
+    await text_of(client, GenerateOptions(max_tokens=2, route=routed(network, victim)))
 
 
-async def bought_at(client: Client) -> tuple[Place, Text, list[Candidate]]:
-    """Where to buy, with the real candidates."""
+async def bought_at(client: Client, retries: int) -> tuple[JobContext, ModelTokenizer, list[Candidate]]:
+    """Where to buy, with the real candidates; `retries`: further routes tried."""
     model = await client.model()
     candidates = await client.nodes(model)
     account = client.chain.account
     assert account is not None
     sessions = Sessions(client.chain, client.store, account, client.settings.home / "client")
-    return Place(client.chain, sessions, client.settings.home, model), await client.text(model, candidates), candidates
+    context = JobContext(client.chain, sessions, client.settings.home, model, ClientConfig(retries=retries))
+    return context, await client.tokenizer(model, candidates), candidates
 
 
 class Misled(Generation):
     """A generation whose third token arrives as another one, as from a node that invents it."""
 
-    def _push(self, token: int) -> Piece:
-        return super()._push(token + 1 if len(self._ids) == 2 else token)
+    def push(self, token: int) -> Piece:
+        return super().push(token + 1 if self.results() == 2 else token)
 
 
 async def killed_after_nine(network: LocalNetwork, work: Generation, victims: list[Member]) -> None:
@@ -295,7 +297,7 @@ async def killed_after_nine(network: LocalNetwork, work: Generation, victims: li
     count = 0
     async with aclosing(work.events()) as events:
         async for event in events:
-            if isinstance(event, Started) and not victims:
+            if isinstance(event, RouteStarted) and not victims:
                 victims.append(member(network, event.route.hops[-1].address))
             count += isinstance(event, Piece)
             managed = victims[0].managed if victims else None
@@ -306,8 +308,8 @@ async def killed_after_nine(network: LocalNetwork, work: Generation, victims: li
 async def test_an_invented_token_of_a_route_that_breaks_off_is_noticed_on_the_next(
     network: LocalNetwork, client: Client
 ) -> None:
-    place, text, candidates = await bought_at(client)
-    work = Misled(place, text, await prompt_ids(client), SAMPLED, RetryPolicy(attempts=2), candidates)
+    context, tokenizer, candidates = await bought_at(client, retries=2)
+    work = Misled(context, tokenizer, await prompt_ids(client), SAMPLED, candidates)
     victims: list[Member] = []
     with pytest.raises(EfedError) as caught:
         await killed_after_nine(network, work, victims)
@@ -320,39 +322,40 @@ async def test_an_invented_token_of_a_route_that_breaks_off_is_noticed_on_the_ne
     await network.start_node(victim)
 
 
-async def doubted(client: Client, newcomer: str) -> tuple[Place, Text, list[Candidate]]:
+async def doubted(client: Client, newcomer: str) -> tuple[JobContext, ModelTokenizer, list[Candidate]]:
     """As `bought_at`, with candidates of whom everybody but `newcomer` is trusted."""
-    place, text, candidates = await bought_at(client)
-    return place, text, [replace(c, trust_ppm=0 if c.address == newcomer else 900_000) for c in candidates]
+    context, tokenizer, candidates = await bought_at(client, retries=0)
+    return context, tokenizer, [replace(c, trust_ppm=0 if c.address == newcomer else 900_000) for c in candidates]
 
 
 async def test_a_newcomer_is_tried_and_one_that_fails_costs_no_attempt(network: LocalNetwork, client: Client) -> None:
     newcomer = next(node for node in network.nodes if node.place is not None and node.place.lo == 4)
-    place, text, candidates = await doubted(client, newcomer.address)
+    context, tokenizer, candidates = await doubted(client, newcomer.address)
     ids = await prompt_ids(client)
-    never, always = replace(GREEDY, explore=0.0), replace(GREEDY, explore=1.0)
+    never, always = (replace(GREEDY, route=RouteOptions(explore=share)) for share in (0.0, 1.0))
     for options, tried in ((never, []), (always, [newcomer.address])):
-        work = Generation(place, text, ids, options, RetryPolicy(attempts=0), candidates)
+        work = Generation(context, tokenizer, ids, options, candidates)
         finished = [event async for event in work.events()][-1]
-        assert isinstance(finished, Finished)
+        assert isinstance(finished, GenerationFinished)
         report = report_of(finished, PROMPT, network.model_id)
         assert report.token_ids == expected(network.model_dir, ids, GREEDY)
         assert (report.explored, report.failovers, report.receipts_ok) == (tried, [], True)
         assert (newcomer.address in [hop["node"] for hop in report.route]) == bool(tried)
     await network.stop_member(newcomer)
-    work = Generation(place, text, ids, always, RetryPolicy(attempts=0), candidates)
+    work = Generation(context, tokenizer, ids, always, candidates)
     events = [event async for event in work.events()]
     await network.start_node(newcomer)
-    assert [event.avoided for event in events if isinstance(event, Switched)] == [(newcomer.address,)]
-    assert isinstance(events[-1], Finished)
+    assert [event.avoided for event in events if isinstance(event, RouteSwitched)] == [(newcomer.address,)]
+    assert isinstance(events[-1], GenerationFinished)
     assert list(events[-1].token_ids) == expected(network.model_dir, ids, GREEDY)
 
 
-def routed(network: LocalNetwork, through: Member) -> list[str]:
+def routed(network: LocalNetwork, through: Member) -> RouteOptions:
     """A route that uses `through`."""
     assert through.place is not None
     others = [node for node in network.nodes if node.place is not None and node.place.lo != through.place.lo]
-    return [node.address for node in sorted([through, others[0]], key=lambda n: n.place.lo if n.place else 0)]
+    nodes = sorted([through, others[0]], key=lambda n: n.place.lo if n.place else 0)
+    return RouteOptions(nodes=tuple(node.address for node in nodes))
 
 
 async def test_closing_gives_the_rest_back(client: Client) -> None:
@@ -360,7 +363,7 @@ async def test_closing_gives_the_rest_back(client: Client) -> None:
     done = await client.close_sessions()
     assert done
     assert {item.outcome for item in done} <= {"closing", "closed"}
-    grace = await client.chain.call("SessionEscrow", "grace")
+    grace = await client.chain.contracts.session_escrow.grace()
     await client.chain.rpc.request("evm_increaseTime", [grace + 1])
     await client.chain.rpc.request("evm_mine", [])
     withdrawal = await client.withdraw()

@@ -91,7 +91,7 @@ class Up:
                 "model": self.ready["model_id"],
                 "members": [(m["name"], m["address"], m.get("endpoint")) for m in members],
                 "registered": len(await chain.history("NodeRegistry", "NodeRegistered")),
-                "stakes": [int((await chain.call("StakeVault", "stakeOf", m["address"])).active) for m in members],
+                "stakes": [(await chain.contracts.stake_vault.stake_of(m["address"])).active for m in members],
                 "wallet": await chain.token_balance(self.ready["wallet_address"]),
             }
 
@@ -224,8 +224,8 @@ async def test_what_is_refused_is_one_line_with_a_code_and_costs_nothing(up: Up,
         assert "\n" not in error["message"] + error["hint"]
     assert await owned(up) == before
     async with await up.chain() as chain:
-        stake = await chain.call("StakeVault", "stakeOf", up.ready["wallet_address"])
-    assert int(stake.active) == 0
+        stake = await chain.contracts.stake_vault.stake_of(up.ready["wallet_address"])
+    assert stake.active == 0
     plain = await efedllm(up, *client, "--model", "0xdead")
     assert (plain.code, plain.out, len(plain.err.splitlines())) == (1, "", 1)
     assert plain.err.startswith("error: ")
@@ -239,7 +239,7 @@ async def test_a_wallet_without_gas_money_or_without_efed(up: Up, tmp_path: Path
     done = await efedllm(up, "generate", PROMPT, *home, **secret)
     assert (done.code, done.json["error"]["code"]) == (1, "insufficient-balance")
     async with await up.chain(0) as chain:
-        await chain.send("EfedToken", "transfer", made.json["address"], 5 * WEI)
+        await chain.contracts.efed_token.transfer(made.json["address"], 5 * WEI)
     for words in (("generate", PROMPT), ("wallet", "deposit", "1")):
         done = await efedllm(up, *words, *home, **secret)
         error = done.json["error"]

@@ -18,9 +18,9 @@ _forward = JobCore._forward
 
 async def _forward_another(job: JobCore, message: Message) -> None:
     if isinstance(message, CommitMsg):
-        shop = job._shop
+        services = job._services
         other = replace(message.commit, in_root=keccak(message.commit.in_root))
-        message = CommitMsg(other, shop.signer.sign(other.digest(shop.domain)))
+        message = CommitMsg(other, services.signer.sign(other.digest(services.domain)))
     await _forward(job, message)
 
 

@@ -16,7 +16,7 @@ from efedllm.chain.amounts import WEI
 from efedllm.chain.types import BatchInfo, NodeInfo
 from efedllm_deploy.publish import publish
 from efedllm_node.app import NodeApp
-from efedllm_node.config import Limits, NodeConfig, Policy
+from efedllm_node.config import NodeConfig, NodeLimits, Policy
 from tests.live_network import LiveNetwork
 from tests.node.raw_client import RawClient, Session, open_session
 
@@ -28,7 +28,7 @@ PAIR = ((0, 3), (3, 8))
 
 # Duties run when a test says so; waits are short where a test waits for them.
 MANUAL = Policy(tick=3600.0)
-LIMITS = Limits(client_grace=0.3, payment_timeout=10.0, drain_timeout=10.0, duty_timeout=20.0)
+LIMITS = NodeLimits(client_grace=0.3, payment_timeout=10.0, drain_timeout=10.0, duty_timeout=20.0)
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = 20.0) -> None:
@@ -62,7 +62,7 @@ class Lab:
         path = self.directory / f"key-{index}.json"
         if not path.exists():
             keystore.create(path, PASSWORD, light=True, private_key=bytes(account.key))
-            await self.chain.send("EfedToken", "transfer", account.address, 1000 * WEI)
+            await self.chain.contracts.efed_token.transfer(account.address, 1000 * WEI)
         config = NodeConfig(
             rpc_url=self.live.rpc_url,
             deployment=self.live.path,
@@ -106,7 +106,7 @@ class Lab:
     async def refresh_clocks(self) -> None:
         """Show every node the time of the chain."""
         for app in self.apps:
-            await app.desk.shop.clock.refresh()
+            await app.dispatcher.services.clock.refresh()
 
     async def begin_epoch(self) -> int:
         """Go to the start of the next epoch, so that a test has all of it; its number."""
@@ -120,15 +120,15 @@ class Lab:
         epoch = (await self.chain.now()).epoch
         await self.live.clock(self.chain).skip_to(epoch, 0.72)
         for app in self.apps:
-            await app.duties.tick()
-            await app.duties.tick()
+            await app.epoch_loop.tick()
+            await app.epoch_loop.tick()
         return epoch
 
     async def idle(self) -> None:
         """Return once no node has a job."""
 
         async def over() -> bool:
-            return all(app.desk.running == 0 for app in self.apps)
+            return all(app.dispatcher.running == 0 for app in self.apps)
 
         await eventually(over, "every job ends")
 

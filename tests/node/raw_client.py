@@ -77,7 +77,7 @@ async def open_session(
     """Deposit and open a session over `nodes`. `signer`: a fresh one when None; `life`: seconds until it expires."""
     signer = signer or Signer(os.urandom(32))
     addresses = tuple(node.address for node in nodes)
-    price = int(await chain.call("NodeRegistry", "checkRoute", model_id, list(addresses)))
+    price = await chain.contracts.node_registry.check_route(model_id, addresses)
     if shares is None:
         cut = [node.price_per_ktok * BPS // price for node in nodes]
         shares = (*cut[:-1], BPS - sum(cut[:-1]))
@@ -92,8 +92,8 @@ async def open_session(
         shares,
     )
     await chain.ensure_allowance("SessionEscrow", deposit)
-    await chain.send("SessionEscrow", "deposit", deposit)
-    await chain.send("SessionEscrow", "open", key, deposit)
+    await chain.contracts.session_escrow.deposit(deposit)
+    await chain.contracts.session_escrow.open(key, deposit)
     return Session(key, key.session_id(*chain.escrow_domain), signer, price)
 
 

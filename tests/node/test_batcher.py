@@ -17,7 +17,8 @@ from efedllm.engine.protocol import Float32
 from efedllm.engine.shard import ShardEngine
 from efedllm.errors import EfedError, ModelError
 from efedllm.sampling.float import SamplingSpec
-from efedllm_node.compute.batcher import Batcher, Output
+from efedllm_node.compute.batcher import Batcher
+from efedllm_node.compute.engine_step import EngineStep, Output
 from efedllm_node.compute.scheduler import BatchLimits
 from efedllm_node.compute.work_item import WorkSpec
 
@@ -47,7 +48,7 @@ class FussyHead:
 async def one_pass(engine: Any) -> list[Output | EfedError]:
     """What each of three jobs gets from one pass over their prompts."""
     with ThreadPoolExecutor(1) as pool:
-        batcher = Batcher(engine, pool, BatchLimits(tokens=64, jobs=8, chunk=32, starvation=4))
+        batcher = Batcher(EngineStep(engine), pool, BatchLimits(tokens=64, jobs=8, chunk=32, starvation=4))
         results: dict[int, asyncio.Future[Any]] = {i: asyncio.Future() for i in range(len(TEXTS))}
         for i, text in enumerate(TEXTS):
             spec = WorkSpec(dtype=WireDtype.F32, sampling=GREEDY, sample_from=len(text) - 1)

@@ -1,4 +1,4 @@
-"""What the committer does next, and what it does after a crash at any point, from literal states."""
+"""What the batch poster does next, and what it does after a crash at any point, from literal states."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from efedllm.chain.types import ChainTime
 from efedllm_node.config import Policy
-from efedllm_node.epoch.batch_poster import CommitView, Confirm, GiveUp, Plan, Release, Send, Step, next_step
+from efedllm_node.epoch.batch_poster import BatchView, Confirm, GiveUp, Plan, Release, Send, Step, next_step
 from efedllm_node.epoch.rewards import EpochReward, claim_range, should_weigh, to_claim
 from efedllm_node.storage.records import BatchRecord
 
@@ -22,7 +22,7 @@ def at(epoch: int, fraction: float) -> ChainTime:
 
 
 BATCH = BatchRecord(1, seq=7, epoch=5, root=b"r" * 32, count=2, status="planned")
-IDLE = CommitView(
+IDLE = BatchView(
     time=at(5, 0.5), next_seq=7, planned=None, landed=False, leaf_epochs=(5, 5), posted_epoch=4, draining=False
 )
 PENDING = replace(IDLE, planned=BATCH, time=at(5, 0.75))
@@ -57,7 +57,7 @@ PENDING = replace(IDLE, planned=BATCH, time=at(5, 0.75))
         (replace(PENDING, next_seq=6), Release(BATCH)),
     ],
 )
-def test_next_step(view: CommitView, step: Step) -> None:
+def test_next_step(view: BatchView, step: Step) -> None:
     assert next_step(view, POLICY) == step
 
 
@@ -76,7 +76,7 @@ class World:
         """One step; with `dies` the process ends right after its effect on the chain. False when nothing is due."""
         planned = self.planned[0] if self.planned else None
         landed = planned is not None and any((s, e) == (planned.seq, planned.epoch) for s, e, _ in self.chain)
-        view = CommitView(
+        view = BatchView(
             self.time,
             len(self.chain),
             planned,

@@ -30,7 +30,7 @@ async def served_and_settled(lab: Lab, session: Session, code: str | None = None
         promised = client.voucher(len(PROMPT) + 3).voucher.cumulative
     if code is not None:
         await give_code(lab.chain, session.signer.address, code)
-    assert await lab.apps[0].duties.drain(30)
+    assert await lab.apps[0].epoch_loop.drain(30)
     settled = (await lab.chain.session(session.session_id)).settled
     assert settled == promised
     return settled

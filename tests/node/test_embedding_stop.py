@@ -31,7 +31,7 @@ async def encoders(unhurried: LiveNetwork, published: Callable[..., Path], tmp_p
 
 def stop_after(lab: Lab, rows: int) -> None:
     """From now on hop 0 sends only the first `rows` rows of a text, signed, and then that the job is cancelled."""
-    neighbours, shop = lab.apps[0].desk.neighbours, lab.apps[0].desk.shop
+    neighbours, services = lab.apps[0].dispatcher.neighbours, lab.apps[0].dispatcher.services
     reach = neighbours.reach
 
     async def cutting(hop: RouteHop) -> Any:
@@ -48,8 +48,8 @@ def stop_after(lab: Lab, rows: int) -> None:
                 act_leaf(part.job_id, 1, i, WireDtype.F32, part.dim, payload[i * part.dim * 4 : (i + 1) * part.dim * 4])
                 for i in range(rows)
             ]
-            digest = part.envelope(chunk_hash(leaves)).digest(shop.domain)
-            await send(replace(part, signature=shop.signer.sign(digest)))
+            digest = part.envelope(chunk_hash(leaves)).digest(services.domain)
+            await send(replace(part, signature=services.signer.sign(digest)))
             await send(CancelMsg(part.job_id, "cancelled"))
 
         link.send = cut  # type: ignore[method-assign]

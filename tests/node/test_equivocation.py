@@ -18,6 +18,7 @@ import pytest_asyncio
 from efedllm.chain import keystore
 from efedllm.chain.amounts import WEI
 from efedllm.chain.disputes import FOLDER, EvidenceFolder, read_proof
+from efedllm.chain.ledger import read_ledger
 from efedllm.errors import EfedError
 from efedllm.logs import get_logger
 from efedllm.settings import Settings
@@ -53,7 +54,7 @@ def wallet(lab: Lab, index: int) -> tuple[Path, Path]:
 async def verifier(stack: AsyncExitStack, lab: Lab, index: int) -> Verifier:
     """Takes a seat, which counts from the next epoch on."""
     account = lab.live.account(index)
-    await lab.chain.send("EfedToken", "transfer", account.address, STAKE)
+    await lab.chain.contracts.efed_token.transfer(account.address, STAKE)
     config = VerifierConfig(
         rpc_url=lab.live.rpc_url,
         deployment=lab.live.path,
@@ -83,7 +84,7 @@ async def test_two_commitments_are_found_proven_and_paid_and_the_honest_keep_all
         epoch = await lab.begin_epoch()
 
         # A client buys; what it is given by the two hops does not fit, and it keeps why.
-        await chain.send("EfedToken", "transfer", buyer.address, 100 * WEI)
+        await chain.contracts.efed_token.transfer(buyer.address, 100 * WEI)
         home = lab.directory / "client"
         settings = Settings(home=home, rpc_url=lab.live.rpc_url, deployment=lab.live.path)
         client = await stack.enter_async_context(Client.connect(settings, account=buyer))
@@ -107,7 +108,7 @@ async def test_two_commitments_are_found_proven_and_paid_and_the_honest_keep_all
         # Both nodes post, and the verifier audits the epoch as any other.
         await clock.skip_to(epoch, 0.72)
         for _ in range(2):
-            await honest.duties.tick()
+            await honest.epoch_loop.tick()
 
         async def posted() -> bool:
             return {batch.node for batch in await chain.batches(epoch)} == {liar, honest.address}
@@ -137,7 +138,7 @@ async def test_two_commitments_are_found_proven_and_paid_and_the_honest_keep_all
         assert folder.open() == []
         assert len(list(folder.path.glob("settled/*.json"))) == 2
         assert len(await chain.history("DisputeGame", "EquivocationProven")) == 2
-        assert (await chain.ledger()).problems == []
+        assert (await read_ledger(chain)).problems == []
 
         # Nobody is routed over the node any more. In its place an honest one serves; the other never noticed.
         with pytest.raises(EfedError) as caught:

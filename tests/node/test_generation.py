@@ -119,7 +119,7 @@ async def test_jobs_of_many_clients_share_the_engine_and_do_not_mix(pair: Lab) -
     sessions = [await pair.session() for _ in prompts]
     results = await asyncio.gather(*(one(prompt) for prompt in prompts))
     assert results == [greedy(pair.model_dir, prompt, 10) for prompt in prompts]
-    batcher = pair.apps[0].desk.shop.batcher
+    batcher = pair.apps[0].dispatcher.services.batcher
     assert batcher.positions == 5 * (3 + 9)
 
 

@@ -99,9 +99,9 @@ async def test_a_client_that_breaks_its_job_owes_for_it(strict: Lab) -> None:
         assert (await job_error(client)).code == "out-of-order"
         await strict.idle()
     for app in strict.apps:
-        entry = app.desk.shop.book.get(client.session.session_id)
-        assert entry is not None
-        assert entry.record.billed >= len(PROMPT) + CREDIT
+        served = app.dispatcher.services.sessions.get(client.session.session_id)
+        assert served is not None
+        assert served.record.billed >= len(PROMPT) + CREDIT
     async with await strict.client(client.session) as client:
         client.next_seq = 1
         with pytest.raises(ProtocolError) as caught:
@@ -112,9 +112,9 @@ async def test_a_client_that_breaks_its_job_owes_for_it(strict: Lab) -> None:
 async def test_a_closed_session_pays_for_nothing_more(strict: Lab) -> None:
     async with await strict.client() as client:
         await client.generate(PROMPT, 3, 11)
-        entry = strict.apps[0].desk.shop.book.get(client.session.session_id)
-        assert entry is not None
-        entry.record = replace(entry.record, status=CLOSED)
+        served = strict.apps[0].dispatcher.services.sessions.get(client.session.session_id)
+        assert served is not None
+        served.record = replace(served.record, status=CLOSED)
         answer = await client.expect_error(0, client.voucher(12))
         assert answer.code == "session-not-open"
 
@@ -148,10 +148,10 @@ async def test_earlier_jobs_of_the_session_count(strict: Lab) -> None:
             await client.start(spec)
             outcome = await client.collect(spec)
             assert outcome.pays == []
-    entry = strict.apps[0].desk.shop.book.get(client.session.session_id)
-    assert entry is not None
-    assert entry.record.billed == 3 * (len(PROMPT) + 3)
-    assert entry.record.cumulative == cost_of_tokens(24, client.session.price)
+    served = strict.apps[0].dispatcher.services.sessions.get(client.session.session_id)
+    assert served is not None
+    assert served.record.billed == 3 * (len(PROMPT) + 3)
+    assert served.record.cumulative == cost_of_tokens(24, client.session.price)
 
 
 async def test_vouchers_survive_the_process(strict: Lab) -> None:
@@ -161,8 +161,8 @@ async def test_vouchers_survive_the_process(strict: Lab) -> None:
     config = app.config
     await strict.stop(app)
     again = await strict.launch(replace(config, listen_port=int(app.endpoint.rsplit(":", 1)[1])))
-    entry = again.desk.shop.book.get(client.session.session_id)
-    assert entry is not None
-    assert entry.record.cumulative == cost_of_tokens(11, client.session.price)
-    assert entry.record.voucher is not None
-    assert entry.record.billed == len(PROMPT) + 3
+    served = again.dispatcher.services.sessions.get(client.session.session_id)
+    assert served is not None
+    assert served.record.cumulative == cost_of_tokens(11, client.session.price)
+    assert served.record.voucher is not None
+    assert served.record.billed == len(PROMPT) + 3

@@ -15,8 +15,8 @@ from efedllm.commitments.messages import Voucher
 from efedllm.errors import ProtocolError
 from efedllm_node.config import Policy
 from efedllm_node.payments.rules import (
-    Account,
     Due,
+    SessionAccount,
     Standing,
     Unsettled,
     billed_on_crash,
@@ -35,8 +35,8 @@ SESSION = b"\1" * 32
 POLICY = Policy(settle_min=10, settle_above=10**9)
 
 
-def account(cumulative: int = 0, billed: int = 0, credit: int = 4) -> Account:
-    return Account(PRICE, cumulative, billed, credit)
+def account(cumulative: int = 0, billed: int = 0, credit: int = 4) -> SessionAccount:
+    return SessionAccount(PRICE, cumulative, billed, credit)
 
 
 @given(st.integers(0, 10**9), st.integers(1, 2**40))
@@ -65,7 +65,7 @@ def test_other_jobs_of_the_session_count() -> None:
 
 
 def test_a_free_route_never_pauses() -> None:
-    free = Account(0, 0, 10**6, 1)
+    free = SessionAccount(0, 0, 10**6, 1)
     assert payment_due(free, prompt=1, done=10**6, more=1) is None
     check_credit(free, deposit=0, prompt=10)
 

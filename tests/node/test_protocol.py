@@ -72,9 +72,9 @@ async def test_voucher_by_another_key(pair: Lab) -> None:
         assert (await client.expect_error(0, client.open_msg(spec, PROMPT, 0, forged))).code == "bad-signature"
         await client.open_job(client.spec(PROMPT, 4), PROMPT, 5)
         assert (await client.expect_error(0, forged)).code == "bad-signature"
-    entry = pair.apps[0].desk.shop.book.get(client.session.session_id)
-    assert entry is not None
-    assert entry.record.cumulative == client.voucher(5).voucher.cumulative
+    served = pair.apps[0].dispatcher.services.sessions.get(client.session.session_id)
+    assert served is not None
+    assert served.record.cumulative == client.voucher(5).voucher.cumulative
 
 
 async def test_voucher_beyond_the_deposit_and_backwards(pair: Lab) -> None:
@@ -96,15 +96,15 @@ async def test_a_top_up_makes_larger_vouchers_good(pair: Lab) -> None:
         tokens = 100_000
         assert (await client.expect_error(0, client.voucher(tokens))).code == "voucher-exceeds-deposit"
         await pair.chain.ensure_allowance("SessionEscrow", WEI)
-        await pair.chain.send("SessionEscrow", "deposit", WEI)
-        await pair.chain.send("SessionEscrow", "topUp", session.key, WEI)
+        await pair.chain.contracts.session_escrow.deposit(WEI)
+        await pair.chain.contracts.session_escrow.top_up(session.key, WEI)
         await client.send(0, client.voucher(tokens))
         wanted = client.voucher(tokens).voucher.cumulative
-        entry = pair.apps[0].desk.shop.book.get(session.session_id)
-        assert entry is not None
+        served = pair.apps[0].dispatcher.services.sessions.get(session.session_id)
+        assert served is not None
 
         async def taken() -> bool:
-            return entry.record.cumulative == wanted
+            return served.record.cumulative == wanted
 
         await eventually(taken, "the larger voucher is taken")
 
@@ -137,7 +137,7 @@ async def test_a_session_that_does_not_exist_or_has_expired(pair: Lab) -> None:
 
 async def test_a_session_that_was_closed(pair: Lab) -> None:
     session = await pair.session()
-    await pair.chain.send("SessionEscrow", "requestClose", session.key)
+    await pair.chain.contracts.session_escrow.request_close(session.key)
     async with await pair.client(session) as client:
         error = await client.expect_error(0, client.open_msg(client.spec(PROMPT, 4), PROMPT, 0, None))
         assert error.code == "session-not-open"
@@ -223,7 +223,7 @@ class Meddler:
 
     def __init__(self, lab: Lab) -> None:
         self.change: Any = None
-        neighbours = lab.apps[0].desk.neighbours
+        neighbours = lab.apps[0].dispatcher.neighbours
         reach = neighbours.reach
 
         async def meddling(hop: RouteHop) -> Any:

@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 from efedllm.chain.amounts import WEI
 from efedllm.chain.types import NodeInfo
 from efedllm.errors import ConfigError
-from efedllm_node.cli import app, parse_layers, parse_listen
-from efedllm_node.epoch.registration import Action, Offer, missing_stake, plan
+from efedllm_node.cli import app
+from efedllm_node.epoch.registration import Action, WantedRegistration, missing_stake, plan
+from efedllm_node.options import parse_layers, parse_listen
 from tests.node.node_kit import PASSWORD, Lab
 
 SIGNER, OTHER = "0x" + "a" * 40, "0x" + "b" * 40
-OFFER = Offer(b"m" * 32, 0, 4, 100, SIGNER, b"s" * 32, "http://here:1")
+OFFER = WantedRegistration(b"m" * 32, 0, 4, 100, SIGNER, b"s" * 32, "http://here:1")
 HERE = NodeInfo(
     address="0x" + "1" * 40,
     signer=SIGNER,

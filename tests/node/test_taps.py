@@ -66,7 +66,7 @@ async def recomputed(lab: Lab, app: NodeApp, job: bytes, hop: int) -> bytes:
     """What an auditor gets from the committed input in one pass."""
     lo, hi = PAIR[hop]
     engine = ExactShardEngine.load(lab.model_dir, lo, hi)
-    rows = await app.desk.shop.traces.read(job, IN)
+    rows = await app.dispatcher.services.traces.read(job, IN)
     given = decode(rows, WireDtype.I32 if hop == 0 else WireDtype.F32, 1 if hop == 0 else engine.hidden)
     item = StepItem(engine.new_sequence(), given[:, 0].astype(np.int32) if hop == 0 else given)
     return engine.step_with_taps([item])[0].taps.tobytes()
@@ -86,14 +86,14 @@ async def test_a_job_of_an_exact_model_commits_to_its_taps_and_opens_them_in_tim
         tree = TapTree(job, hop, TAP_BYTES)
         tree.append(taps)
         assert (signed.commit.profile, signed.commit.aux_root) == (1, tree.root())
-        assert await app.desk.shop.traces.read(job, TAPS) == taps
+        assert await app.dispatcher.services.traces.read(job, TAPS) == taps
         assert (await get(app, job, "0"))[1]["error"]["code"] == "taps-closed"
 
     assert await lab.post_batches() == epoch
     assert {batch.node for batch in await lab.chain.batches(epoch)} == {app.address for app in lab.apps}
     for fraction in (0.02, 0.32):
         await clock.skip_to(epoch + 1, fraction)
-        await lab.apps[0].desk.shop.clock.refresh()
+        await lab.apps[0].dispatcher.services.clock.refresh()
         assert (await get(lab.apps[0], job, "0"))[1]["error"]["code"] == "taps-closed"
 
     await clock.skip_to(epoch + 1, 0.36)
@@ -126,4 +126,4 @@ async def test_a_float_node_has_no_taps(lab: Lab) -> None:
     assert signed is not None
     assert signed.commit.aux_root == ZERO32
     assert (await get(app, spec.job_id, "0"))[0] == 404
-    assert await app.desk.shop.traces.size(spec.job_id, TAPS) == 0
+    assert await app.dispatcher.services.traces.size(spec.job_id, TAPS) == 0

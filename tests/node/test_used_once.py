@@ -19,7 +19,7 @@ from efedllm_node.app import DATABASE, NodeApp
 from efedllm_node.home import SIGNER_FILE
 from efedllm_node.jobs.admission import check_own
 from efedllm_node.storage.records import OriginRecord
-from efedllm_node.storage.store import Store
+from efedllm_node.storage.store import NodeStore
 from efedllm_node.storage.store_origin import Found, doubt, origin
 from tests.node.node_kit import Lab
 from tests.node.raw_client import RawClient, job_error
@@ -152,12 +152,12 @@ async def test_what_was_signed_is_on_disk_before_it_leaves(lab: Lab, monkeypatch
     app = await lab.start(1, (0, 8))
     seen: list[bytes] = []
 
-    async def crash(_store: Store, job_id: bytes, _done: Any) -> bool:
+    async def crash(_store: NodeStore, job_id: bytes, _done: Any) -> bool:
         seen.append(job_id)
         raise OSError("disk gone")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Store, "finish_job", crash)
+        patched.setattr(NodeStore, "finish_job", crash)
         client = await lab.client()
         async with client:
             spec = client.spec(PROMPT, 3)
@@ -177,16 +177,16 @@ async def test_what_was_signed_is_on_disk_before_it_leaves(lab: Lab, monkeypatch
 async def test_a_job_ends_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails after the commitment is kept changes nothing about it; what ended without one gets none."""
     app = await lab.start(1, (0, 8))
-    real = Store.finish_job
+    real = NodeStore.finish_job
 
-    async def kept_then_broken(store: Store, job_id: bytes, done: Any) -> bool:
+    async def kept_then_broken(store: NodeStore, job_id: bytes, done: Any) -> bool:
         assert await real(store, job_id, done)
         # The same again: a job that ended takes no second commitment.
         assert not await real(store, job_id, replace(done, salt=bytes(32)))
         raise OSError("broken")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Store, "finish_job", kept_then_broken)
+        patched.setattr(NodeStore, "finish_job", kept_then_broken)
         async with await lab.client() as client:
             spec = client.spec(PROMPT, 3)
             await client.open_job(spec, PROMPT, 20)
@@ -212,7 +212,7 @@ async def test_a_process_whose_place_another_took_signs_nothing(lab: Lab) -> Non
     second = await lab.launch(replace(first.config, home=home))
     await lab.begin_epoch()
     for app in lab.apps:
-        app.desk.shop.book.forget_nodes()
+        app.dispatcher.services.sessions.forget_nodes()
     assert (await lab.chain.node(first.address)).endpoint == second.endpoint
     client = RawClient(lab.chain, session, old)
     async with client:

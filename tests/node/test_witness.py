@@ -35,15 +35,15 @@ async def test_a_commitment_after_the_job_that_contradicts_it_is_kept_as_proof(p
     kept_of = await second.store.previous(spec.job_id)
     assert kept_of is not None
     assert (kept_of.node, kept_of.signed) == (first.address, given)
-    link = await first.desk.neighbours.reach(client.route[1])
+    link = await first.dispatcher.neighbours.reach(client.route[1])
     # The same again says nothing; another one, by the same key, is a proof; by another key it is nothing.
     other = replace(given.commit, in_root=keccak(b"other"))
     digest = other.digest(pair.chain.efl_domain)
-    for signature in (given.signature, second.desk.shop.signer.sign(digest)):
+    for signature in (given.signature, second.dispatcher.services.signer.sign(digest)):
         await link.send(CommitMsg(other, signature))
     await link.send(CommitMsg(given.commit, given.signature))
     assert evidence_of(second).open() == []
-    await link.send(CommitMsg(other, first.desk.shop.signer.sign(digest)))
+    await link.send(CommitMsg(other, first.dispatcher.services.signer.sign(digest)))
 
     async def kept() -> bool:
         return len(evidence_of(second).open()) == 1
@@ -51,5 +51,5 @@ async def test_a_commitment_after_the_job_that_contradicts_it_is_kept_as_proof(p
     await eventually(kept, "the proof is on disk")
     proof = read_proof(evidence_of(second).open()[0])
     assert (proof.node, proof.differing) == (first.address, ("in_root",))
-    assert proof.signers == (first.desk.shop.signer.address,) * 2
+    assert proof.signers == (first.dispatcher.services.signer.address,) * 2
     assert evidence_of(first).open() == []

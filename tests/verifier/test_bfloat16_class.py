@@ -20,7 +20,7 @@ from efedllm.engine.select import load_executor
 from efedllm.errors import ModelError, ProtocolError
 from efedllm.sampling.float import SamplingSpec
 from efedllm_bench.cheats.outputs import PassThrough, Remembered, Shifted
-from efedllm_node.jobs.admission import OwnHop, check_previous
+from efedllm_node.jobs.own_commit import OwnHop, check_previous
 from efedllm_verifier.leaf import Leaf
 from efedllm_verifier.rerun import HopResult, rerun
 from efedllm_verifier.statistic import (

@@ -14,7 +14,6 @@ from transformers import LlamaConfig
 
 from efedllm.compression.encode import Encoded, encode_dense, encode_factors, encode_packed
 from efedllm.compression.lowbit import Factors, LowBit
-from efedllm.models.families import Skeleton, build_skeleton
 from efedllm.models.manifest import (
     EMBED_FILE,
     HEAD_FILE,
@@ -29,6 +28,7 @@ from efedllm.models.manifest import (
     tensor_id,
     weights_root,
 )
+from efedllm.models.skeleton import Skeleton, build_skeleton
 from efedllm.models.tensorfile import Part, hash_parts, write_tensor_file
 
 Form = Literal["fp32", "int8", "lowrank", "int4", "int4+rank"]

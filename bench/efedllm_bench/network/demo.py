@@ -29,7 +29,7 @@ from efedllm_bench.network.baseline import Baseline
 from efedllm_bench.network.unit_costs import UnitCosts, authentication_us_per_token, measure
 from efedllm_bench.network.wire_bytes import scrape
 from efedllm_client.api import Client
-from efedllm_client.jobs.options import GenerateOptions
+from efedllm_client.jobs.options import GenerateOptions, RouteOptions
 from efedllm_deploy.layout import GWEI_PER_EFED, NetworkOptions, Place
 from efedllm_deploy.network import LocalNetwork
 
@@ -109,7 +109,7 @@ async def _speed(options: DemoBench, home: Path, say: Say) -> dict[str, Any]:
         plain: list[float] = []
         ways = routes([member.address for member in network.nodes])
         async with Client.connect(Settings.load(home=home)) as client:
-            ids = (await client.text(model := await client.model(), await client.nodes(model))).encode(PROMPT)
+            ids = (await client.tokenizer(model := await client.model(), await client.nodes(model))).encode(PROMPT)
             for hops in HOPS:  # opens the sessions, warms up
                 await _generate(client, ways[hops], 8)
             await asyncio.to_thread(baseline.generate, ids, 8)
@@ -139,7 +139,7 @@ async def _speed(options: DemoBench, home: Path, say: Say) -> dict[str, Any]:
 
 
 async def _generate(client: Client, route: tuple[str, ...], tokens: int) -> dict[str, Any]:
-    options = GenerateOptions(max_tokens=tokens, stop_at_eos=False, route=route)
+    options = GenerateOptions(max_tokens=tokens, stop_at_eos=False, route=RouteOptions(nodes=route))
     async for _event in client.events(PROMPT, options):
         pass
     assert client.report is not None

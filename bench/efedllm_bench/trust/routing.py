@@ -12,8 +12,9 @@ import numpy as np
 from efedllm_bench.trust import rule as r
 from efedllm_bench.trust.simulate import Setting
 from efedllm_bench.trust.strategies import Floats
+from efedllm_client.config import ClientConfig
 from efedllm_client.routes.choose import CostWeights
-from efedllm_client.routes.newcomers import SHARE, TRUST_GAP
+from efedllm_client.routes.newcomers import TRUST_GAP
 from efedllm_verifier.lot import FAILED_CAP, FULL_UNITS, PASSED_CAP
 
 
@@ -26,7 +27,7 @@ class Fleet:
     rho: float = 1.0  # share of its jobs that a malicious node spoils
     concurrency: int = 4  # jobs at a time, for each node
     latency_ms: tuple[float, float] = (5.0, 40.0)  # uniform between
-    explore: float = SHARE  # of the jobs that try a newcomer
+    explore: float = ClientConfig.explore_share  # of the jobs that try a newcomer
     joining: float = 0.0  # share of the replicas, honest ones, that register only in `join_epoch`
     join_epoch: int = 20
 

@@ -1,25 +1,22 @@
-"""`efedllm chat`: a conversation, the context kept from turn to turn."""
+"""`efedllm chat`: a conversation that keeps its context from turn to turn."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from efedllm_client.cli.common import DeploymentFile, Home, Keystore, Model, PasswordFile, Rpc, load_settings, note, run
-from efedllm_client.cli.generate import (
-    AvoidNames,
-    Explore,
+from efedllm_client.cli.common import note, run_with_client
+from efedllm_client.cli.options import (
+    AccountOptions,
     MaxTokens,
-    MinQuality,
-    RouteNames,
-    Seed,
+    Model,
+    RouteFlags,
+    SamplingFlags,
     Temperature,
-    TopK,
     TopP,
-    Wire,
-    names,
+    expand_options,
 )
-from efedllm_client.routes.newcomers import SHARE
 
 if TYPE_CHECKING:
     from efedllm_client.api import Client
@@ -28,46 +25,24 @@ if TYPE_CHECKING:
 HELP = "Talk with a model; /reset forgets the conversation, /quit or Ctrl-D ends it."
 
 
-def chat(
-    max_tokens: MaxTokens = 128,
-    temperature: Temperature = 0.7,
-    top_k: TopK = 0,
-    top_p: TopP = 0.95,
-    seed: Seed = None,
-    wire: Wire = "f32",
-    route: RouteNames = None,
-    avoid: AvoidNames = None,
-    explore: Explore = SHARE,
-    min_quality: MinQuality = None,
-    model: Model = None,
-    home: Home = None,
-    rpc: Rpc = None,
-    deployment: DeploymentFile = None,
-    keystore: Keystore = None,
-    password_file: PasswordFile = None,
-) -> None:
-    from efedllm_client.api import Client
-    from efedllm_client.jobs.options import GenerateOptions
+@dataclass(frozen=True)
+class ChatSamplingFlags(SamplingFlags):
+    """The defaults of a conversation."""
 
-    settings = load_settings(home, rpc, deployment, keystore, password_file, model)
-    options = GenerateOptions(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        wire=wire,
-        route=names(route),
-        avoid=names(avoid),
-        explore=explore,
-        min_quality=min_quality,
-    )
+    max_tokens: MaxTokens = 128
+    temperature: Temperature = 0.7
+    top_p: TopP = 0.95
 
-    async def main() -> None:
-        async with Client.connect(settings) as client:
-            await converse(client, options)
 
-    run(main)
+@expand_options
+def chat(sampling: ChatSamplingFlags, route: RouteFlags, account: AccountOptions, model: Model = None) -> None:
+    settings = account.settings(model)
+    options = sampling.options(route)
+
+    async def work(client: Client) -> None:
+        await converse(client, options)
+
+    run_with_client(settings, work)
 
 
 async def converse(client: Client, options: GenerateOptions) -> None:
@@ -79,7 +54,7 @@ async def converse(client: Client, options: GenerateOptions) -> None:
     from efedllm_client.text.chat import Conversation
 
     info = await client.model(min_quality=options.min_quality)
-    conversation = Conversation(await client.text(info, await client.nodes(info)))
+    conversation = Conversation(await client.tokenizer(info, await client.nodes(info)))
     while (line := await asyncio.to_thread(read_line)) is not None:
         said = line.strip()
         if said == "/quit":

@@ -1,4 +1,4 @@
-"""`efedllm dispute`: proofs that a node lied, checked without a chain, or shown to the contract for a reward."""
+"""`efedllm dispute`: check a proof that a node lied, without a chain, or send it to the contract for a reward."""
 
 from __future__ import annotations
 
@@ -7,27 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from efedllm_client.cli.common import (
-    DeploymentFile,
-    Home,
-    Json,
-    Keystore,
-    PasswordFile,
-    Rpc,
-    load_settings,
-    print_json,
-    run,
-)
+from efedllm_client.cli.common import print_json, run_with_client
+from efedllm_client.cli.options import AccountOptions, Json, expand_options
 
 if TYPE_CHECKING:
     from efedllm.commitments.equivocation import Equivocation
+    from efedllm_client.api import Client
 
 app = typer.Typer(help="Prove that a node signed two commitments for one job.", no_args_is_help=True)
 
 
 @app.callback()
 def main() -> None:
-    """Evidence lies in the folder `evidence` of whoever found it: a client, a node or a verifier."""
+    """A client, a node or a verifier that finds evidence keeps it in the folder `evidence` of its home."""
 
 
 @app.command("check")
@@ -35,7 +27,7 @@ def check(
     file: Annotated[Path, typer.Argument(help="A file of evidence.", metavar="FILE")],
     json_: Json = False,
 ) -> None:
-    """Say whether a file proves something. Needs no chain: whose the keys are is left to the contract."""
+    """Check whether a file proves something. Needs no chain: only the contract knows who owns the keys."""
     from efedllm.chain.disputes import read_proof
 
     proof = read_proof(file)
@@ -46,27 +38,21 @@ def check(
 
 
 @app.command("equivocation")
+@expand_options
 def prove_equivocation(
+    account: AccountOptions,
     evidence: Annotated[Path, typer.Option("--evidence", help="A file of evidence.", metavar="FILE")],
     json_: Json = False,
-    home: Home = None,
-    rpc: Rpc = None,
-    deployment: DeploymentFile = None,
-    keystore: Keystore = None,
-    password_file: PasswordFile = None,
 ) -> None:
-    """Show two commitments to the contract: it slashes and excludes the node, and pays this wallet its share."""
+    """Send two commitments to the contract: it slashes and excludes the node, and pays this wallet a reward."""
     from efedllm.chain.amounts import format_amount
     from efedllm.chain.disputes import prove, read_proof
-    from efedllm_client.api import Client
 
-    # First, so that a file that proves nothing costs neither a password nor a connection.
+    # First, so that a file that proves nothing asks for no password and no connection.
     proof = read_proof(evidence)
-    settings = load_settings(home, rpc, deployment, keystore, password_file)
 
-    async def work() -> None:
-        async with Client.connect(settings) as client:
-            done = await prove(client.chain, proof)
+    async def work(client: Client) -> None:
+        done = await prove(client.chain, proof)
         event = done.event("EquivocationProven").args
         slashed, reward = int(event["slashed"]), int(event["reward"])
         shown = {
@@ -82,11 +68,11 @@ def prove_equivocation(
         else:
             _show(shown | {"slashed": format_amount(slashed), "reward": format_amount(reward)})
 
-    run(work)
+    run_with_client(account.settings(), work)
 
 
 def described(proof: Equivocation) -> dict[str, Any]:
-    """What a proof says, as plain data."""
+    """A proof as plain data."""
     return {
         "proof": True,
         "node": proof.node,

@@ -8,23 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from efedllm_client.cli.common import (
-    DeploymentFile,
-    Home,
-    Json,
-    Keystore,
-    Model,
-    PasswordFile,
-    Rpc,
-    load_settings,
-    note,
-    print_json,
-    run,
-)
-from efedllm_client.cli.generate import AvoidNames, Deposit, Explore, MaxPrice, NewSession, RouteNames, names
-from efedllm_client.routes.newcomers import SHARE
+from efedllm_client.cli.common import note, print_json, run_with_client
+from efedllm_client.cli.options import AccountOptions, Json, Model, RouteFlags, expand_options
 
 if TYPE_CHECKING:
+    from efedllm_client.api import Client
     from efedllm_client.jobs.embedding import Embedded
 
 HELP = "Embed texts with an encoder: the mean of its last hidden states, one vector each."
@@ -35,61 +23,45 @@ Normalize = Annotated[bool, typer.Option("--normalize/--no-normalize", help="Sca
 _SHOWN = 6  # numbers of a vector on a terminal
 
 
+@expand_options
 def embed(
+    route: RouteFlags,
+    account: AccountOptions,
     texts: Texts = None,
     file: TextFile = None,
     normalize: Normalize = True,
-    route: RouteNames = None,
-    avoid: AvoidNames = None,
-    max_price: MaxPrice = None,
-    deposit: Deposit = None,
-    new_session: NewSession = False,
-    explore: Explore = SHARE,
     model: Model = None,
     json_: Json = False,
-    home: Home = None,
-    rpc: Rpc = None,
-    deployment: DeploymentFile = None,
-    keystore: Keystore = None,
-    password_file: PasswordFile = None,
 ) -> None:
-    from efedllm.chain.amounts import GWEI, parse_amount
-    from efedllm_client.api import Client
     from efedllm_client.jobs.embedding import Embedded
-    from efedllm_client.jobs.failover import RouteWishes, Switched
+    from efedllm_client.jobs.failover import RouteSwitched
 
-    settings = load_settings(home, rpc, deployment, keystore, password_file, model)
-    wishes = RouteWishes(
-        route=names(route),
-        avoid=names(avoid),
-        max_price=None if max_price is None else parse_amount(max_price) // GWEI,
-        deposit=None if deposit is None else parse_amount(deposit),
-        fresh_session=new_session,
-        explore=explore,
-    )
+    settings = account.settings(model)
+    options = route.options()
     wanted = collect(texts or [], file)
     done: list[Embedded] = []
 
-    async def main() -> None:
-        async with Client.connect(settings) as client:
-            async for event in client.embeddings(wanted, wishes, normalize=normalize):
-                if isinstance(event, Switched):
-                    note(f"route failed after {event.tokens} texts ({event.error.message}) - going on with another")
-                elif isinstance(event, Embedded):
-                    done.append(event)
-                    if not json_:
-                        show(wanted[event.index], event)
+    async def work(client: Client) -> None:
+        async for event in client.embeddings(wanted, options, normalize=normalize):
+            if isinstance(event, RouteSwitched):
+                note(f"route failed after {event.results} texts ({event.error.message}); continuing with another")
+            elif isinstance(event, Embedded):
+                done.append(event)
+                if not json_:
+                    show(wanted[event.index], event)
         if json_:
             print_json({"texts": len(wanted), "embeddings": [item.to_json() for item in done]})
         else:
             summarize(wanted, done)
 
-    run(main)
+    run_with_client(settings, work)
 
 
 def collect(texts: list[str], file: Path | None) -> list[str]:
-    """The texts of a command line. Raises ConfigError "empty-prompt" when there are none, "bad-option" for a file that
-    cannot be read."""
+    """The texts of a command line.
+
+    Raises ConfigError "empty-prompt" when there are none, "bad-option" for a file that cannot be read.
+    """
     from efedllm.errors import ConfigError
 
     try:
@@ -112,7 +84,7 @@ def show(text: str, item: Embedded) -> None:
 
 
 def summarize(texts: list[str], done: list[Embedded]) -> None:
-    """How alike the texts are, what they cost, and whether the receipts fit."""
+    """Print how similar the texts are, what they cost, and whether the receipts are consistent."""
     from efedllm.chain.amounts import format_amount
     from efedllm_client.jobs.embedding_job import cosine
 
@@ -122,8 +94,8 @@ def summarize(texts: list[str], done: list[Embedded]) -> None:
             row = " ".join(f"{cosine(item.vector, other.vector):+.3f}" for other in done)
             print(f"{item.index:>3}  {row}", flush=True)
     faults = [finding for item in done for finding in item.outcome.findings]
-    complete = all(commit is not None for item in done for commit in item.outcome.record.commits)
-    receipts = "receipts ok" if complete and not faults else f"RECEIPTS NOT OK ({len(faults)} faults)"
+    complete = all(item.outcome.receipts_ok for item in done)
+    receipts = "receipts ok" if complete else f"RECEIPTS NOT OK ({len(faults)} faults)"
     nodes = " > ".join(f"{hop.node[:8]}[{hop.lo}:{hop.hi}]" for hop in done[-1].outcome.record.route)
     tokens = sum(item.tokens for item in done)
     cost = format_amount(sum(item.outcome.cost for item in done))

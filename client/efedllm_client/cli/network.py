@@ -1,10 +1,11 @@
-"""`efedllm network`: who serves what, at which price, how fast, how trusted."""
+"""`efedllm network`: models, the nodes that serve them, their prices, latency and trust."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from efedllm_client.cli.common import DeploymentFile, Home, Json, Model, Rpc, load_settings, print_json, run
+from efedllm_client.cli.common import print_json, run_with_client
+from efedllm_client.cli.options import ClientOptions, Json, Model, expand_options
 
 if TYPE_CHECKING:
     from efedllm_client.api import Client
@@ -18,22 +19,16 @@ PROFILE_NAMES = {0: "float", 1: "exact"}
 STATUS = ("none", "active", "paused", "retired")
 
 
-def network(
-    model: Model = None, json_: Json = False, home: Home = None, rpc: Rpc = None, deployment: DeploymentFile = None
-) -> None:
-    from efedllm_client.api import Client
-
-    settings = load_settings(home, rpc, deployment)
-
-    async def main() -> None:
-        async with Client.connect(settings, read_only=True) as client:
-            view = await network_view(client, model)
+@expand_options
+def network(options: ClientOptions, model: Model = None, json_: Json = False) -> None:
+    async def work(client: Client) -> None:
+        view = await network_view(client, model)
         if json_:
             print_json(view)
         else:
             show(view)
 
-    run(main)
+    run_with_client(options.settings(), work, read_only=True)
 
 
 async def network_view(client: Client, wanted: str | None) -> dict[str, Any]:
@@ -48,7 +43,7 @@ async def network_view(client: Client, wanted: str | None) -> dict[str, Any]:
     models, nodes, verifiers, now = await asyncio.gather(chain.models(), chain.nodes(), chain.verifiers(), chain.now())
     if wanted is not None:
         models = [choose_model(models, wanted)]
-    candidates = {c.address: c for c in await probe_all(nodes, chain.chain_id)}
+    candidates = {c.address: c for c in await probe_all(nodes, chain.chain_id, client.config.probe_seconds)}
     offered = {i.model_id: [candidates[n.address] for n in nodes if n.model_id == i.model_id] for i in models}
     cards = await asyncio.gather(
         *(fetch_card(info, [c.endpoint for c in offered[info.model_id] if c.usable]) for info in models)

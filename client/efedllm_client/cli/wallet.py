@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from efedllm_client.cli.common import (
+from efedllm_client.cli.common import print_json, run_with_client
+from efedllm_client.cli.options import (
     WALLET_FILE,
-    DeploymentFile,
+    AccountOptions,
     Home,
     Json,
     Keystore,
     PasswordFile,
-    Rpc,
-    load_settings,
-    print_json,
-    run,
+    expand_options,
 )
 
 if TYPE_CHECKING:
+    from efedllm_client.api import Client
     from efedllm_client.payments.closing import Closed
 
 app = typer.Typer(help="Keys, balances, deposits and sessions.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -39,9 +38,9 @@ def new(
     """Make a wallet: an encrypted key file. Never overwrites one."""
     from efedllm.chain import keystore as files
 
-    path = keystore or load_settings(home, None, None).home / WALLET_FILE
-    # With a keystore named, the password file of a local network's own wallet is not taken for this one's.
-    settings = load_settings(home, None, None, path, password_file)
+    path = keystore or AccountOptions(home=home).settings().home / WALLET_FILE
+    # Naming the keystore keeps the password file of a local network's own wallet from being used for this one.
+    settings = AccountOptions(home=home, keystore=path, password_file=password_file).settings()
     password = files.read_password(settings.password_file, confirm=True)
     address = files.create(path, password, light=light)
     if json_:
@@ -51,23 +50,16 @@ def new(
 
 
 @app.command("balance")
+@expand_options
 def balance(
+    account: AccountOptions,
     json_: Json = False,
-    home: Home = None,
-    rpc: Rpc = None,
-    deployment: DeploymentFile = None,
-    keystore: Keystore = None,
-    password_file: PasswordFile = None,
 ) -> None:
     """What the wallet holds, in the escrow and in sessions."""
     from efedllm.chain.amounts import format_amount
-    from efedllm_client.api import Client
 
-    settings = load_settings(home, rpc, deployment, keystore, password_file)
-
-    async def main() -> None:
-        async with Client.connect(settings) as client:
-            held = await client.balances()
+    async def work(client: Client) -> None:
+        held = await client.balances()
         if json_:
             print_json(asdict(held))
             return
@@ -76,88 +68,69 @@ def balance(
         print(f"  escrow       {format_amount(held.escrow)}")
         print(f"  in sessions  {format_amount(held.in_sessions)}, of which promised {format_amount(held.promised)}")
 
-    run(main)
+    run_with_client(account.settings(), work)
 
 
 @app.command("deposit")
+@expand_options
 def deposit(
+    account: AccountOptions,
     amount: Annotated[str, typer.Argument(help="EFED, such as 1.5")],
     json_: Json = False,
-    home: Home = None,
-    rpc: Rpc = None,
-    deployment: DeploymentFile = None,
-    keystore: Keystore = None,
-    password_file: PasswordFile = None,
 ) -> None:
     """Move EFED from the wallet to the escrow."""
     from efedllm.chain import format_amount, parse_amount
-    from efedllm_client.api import Client
 
     wei = positive(parse_amount(amount))
-    settings = load_settings(home, rpc, deployment, keystore, password_file)
 
-    async def main() -> None:
-        async with Client.connect(settings) as client:
-            tx = await client.deposit(wei)
-            held = await client.balances()
+    async def work(client: Client) -> None:
+        tx = await client.deposit(wei)
+        held = await client.balances()
         if json_:
             print_json({"tx": tx, "deposited": wei, "escrow": held.escrow})
         else:
             print(f"deposited {format_amount(wei)}; the escrow holds {format_amount(held.escrow)} ({tx})")
 
-    run(main)
+    run_with_client(account.settings(), work)
 
 
 @app.command("withdraw")
+@expand_options
 def withdraw(
+    account: AccountOptions,
     amount: Annotated[str | None, typer.Argument(help="EFED; everything when not given.")] = None,
     json_: Json = False,
-    home: Home = None,
-    rpc: Rpc = None,
-    deployment: DeploymentFile = None,
-    keystore: Keystore = None,
-    password_file: PasswordFile = None,
 ) -> None:
     """Move EFED from the escrow to the wallet, closing sessions where that is needed."""
     from efedllm.chain import format_amount, parse_amount
-    from efedllm_client.api import Client
 
     wei = None if amount is None else positive(parse_amount(amount))
-    settings = load_settings(home, rpc, deployment, keystore, password_file)
 
-    async def main() -> None:
-        async with Client.connect(settings) as client:
-            done = await client.withdraw(wei)
-            now = (await client.chain.now()).timestamp
+    async def work(client: Client) -> None:
+        done = await client.withdraw(wei)
+        now = (await client.chain.now()).timestamp
         if json_:
             print_json({"withdrawn": done.amount, "escrow": done.left, "sessions": _closed_json(done.sessions)})
             return
         print(f"withdrew {format_amount(done.amount)}; the escrow holds {format_amount(done.left)}")
         _show_closed(done.sessions, now)
 
-    run(main)
+    run_with_client(account.settings(), work)
 
 
 @app.command("sessions")
+@expand_options
 def sessions(
+    account: AccountOptions,
     all_: Annotated[bool, typer.Option("--all", help="Closed ones too.")] = False,
     json_: Json = False,
-    home: Home = None,
-    rpc: Rpc = None,
-    deployment: DeploymentFile = None,
-    keystore: Keystore = None,
-    password_file: PasswordFile = None,
 ) -> None:
     """Sessions opened from this wallet."""
     from efedllm.chain.amounts import format_amount
-    from efedllm_client.api import Client
 
-    settings = load_settings(home, rpc, deployment, keystore, password_file)
-
-    async def main() -> None:
-        async with Client.connect(settings) as client:
-            views = await client.sessions(with_closed=all_)
-            now = (await client.chain.now()).timestamp
+    async def work(client: Client) -> None:
+        views = await client.sessions(with_closed=all_)
+        now = (await client.chain.now()).timestamp
         if json_:
             print_json([view.to_json() for view in views])
             return
@@ -171,27 +144,20 @@ def sessions(
                 f"{len(view.nodes)} nodes, expires in {max(view.expiry - now, 0)} s"
             )
 
-    run(main)
+    run_with_client(account.settings(), work)
 
 
 @app.command("close")
+@expand_options
 def close(
+    account: AccountOptions,
     json_: Json = False,
-    home: Home = None,
-    rpc: Rpc = None,
-    deployment: DeploymentFile = None,
-    keystore: Keystore = None,
-    password_file: PasswordFile = None,
 ) -> None:
     """Settle and close every session that is not in use; run again after the grace period to get the refunds."""
-    from efedllm_client.api import Client
 
-    settings = load_settings(home, rpc, deployment, keystore, password_file)
-
-    async def main() -> None:
-        async with Client.connect(settings) as client:
-            done = await client.close_sessions()
-            now = (await client.chain.now()).timestamp
+    async def work(client: Client) -> None:
+        done = await client.close_sessions()
+        now = (await client.chain.now()).timestamp
         if json_:
             print_json(_closed_json(done))
             return
@@ -199,7 +165,7 @@ def close(
             print("no open sessions")
         _show_closed(done, now)
 
-    run(main)
+    run_with_client(account.settings(), work)
 
 
 def positive(amount: int) -> int:

@@ -1,4 +1,4 @@
-"""After a job: do the receipts fit together, and if not, who is to blame."""
+"""Checks of the receipts after a job: whether they are consistent, and which node is to blame if not."""
 
 from __future__ import annotations
 
@@ -22,26 +22,24 @@ from efedllm.commitments.equivocation import Equivocation
 from efedllm.commitments.evidence import BoundaryEvidence
 from efedllm.commitments.messages import SignedCommit
 from efedllm.errors import ProtocolError
+from efedllm_client.config import ClientConfig
 from efedllm_client.http import get_json
-from efedllm_client.jobs.job import JobRecord
+from efedllm_client.jobs.job import PaidJobRecord
 
-EVIDENCE_SECONDS = 10.0
 MAX_EVIDENCE_BYTES = 64 * 1024 * 1024
 MAX_COMMIT_BYTES = 1 << 16
 
 _UNUSABLE = (aiohttp.ClientError, OSError, TimeoutError, ValueError, ProtocolError)
 
-# (hop, boundary) -> what that hop shows; missing when it shows nothing usable.
+# (hop, boundary) -> the evidence of that hop; missing when it sent nothing usable.
 Evidence = Mapping[tuple[int, int], BoundaryEvidence]
-# hop -> the commitment of the hop before that it shows as the one that its own names.
+# hop -> the commitment of the hop before, as this hop received it.
 Previous = Mapping[int, SignedCommit]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault with the addresses of the guilty nodes; none when nobody's guilt is proven. `proof`: what a contract
-    slashes for.
-    """
+    """A fault with the addresses of the nodes proven guilty, if any. `proof`: evidence for which a contract slashes."""
 
     fault: Fault
     guilty: tuple[str, ...]
@@ -57,20 +55,22 @@ class Finding:
         return shown if self.proof is None else shown | {"evidence": self.proof.name}
 
 
-async def find_faults(record: JobRecord, domain: Domain, model_id: bytes) -> list[Finding]:
-    """Every fault of a finished job. Where two hops contradict each other, both are asked for their evidence."""
+async def find_faults(
+    record: PaidJobRecord, domain: Domain, model_id: bytes, seconds: float = ClientConfig.evidence_seconds
+) -> list[Finding]:
+    """Every fault of a finished job. Asks two hops that contradict each other for evidence, at most `seconds` long."""
     faults = check_route_commits(
         record.spec, record.prompt, record.emitted, record.commits, domain=domain, route=record.route, model_id=model_id
     )
     wanted = evidence_needed(faults, len(record.route))
-    evidence = await fetch_evidence(record, wanted) if wanted else {}
+    evidence = await fetch_evidence(record, wanted, seconds) if wanted else {}
     named = {fault.boundary for fault in faults if fault.kind == "prev-commit" and fault.guilty_hop is None}
-    previous = await fetch_previous(record, named) if named else {}
+    previous = await fetch_previous(record, named, seconds) if named else {}
     blamed = blame(record, faults, evidence, previous, domain)
     return [_finding(record, fault, previous, domain) for fault in blamed] + contradictions(record, domain)
 
 
-def contradictions(record: JobRecord, domain: Domain) -> list[Finding]:
+def contradictions(record: PaidJobRecord, domain: Domain) -> list[Finding]:
     """Hops that sent the client two commitments."""
     found = []
     for hop, other in record.others:
@@ -93,13 +93,13 @@ def evidence_needed(faults: list[Fault], hops: int) -> set[tuple[int, int]]:
 
 
 def blame(
-    record: JobRecord, faults: list[Fault], evidence: Evidence, previous: Previous, domain: Domain
+    record: PaidJobRecord, faults: list[Fault], evidence: Evidence, previous: Previous, domain: Domain
 ) -> list[Fault]:
     """`faults` with the open ones decided by what the hops show. Pure."""
     return [_decide(record, fault, evidence, previous, domain) for fault in faults]
 
 
-def _decide(record: JobRecord, fault: Fault, evidence: Evidence, previous: Previous, domain: Domain) -> Fault:
+def _decide(record: PaidJobRecord, fault: Fault, evidence: Evidence, previous: Previous, domain: Domain) -> Fault:
     if fault.guilty_hop is not None:
         return fault
     signers = [hop.signer for hop in record.route]
@@ -135,19 +135,19 @@ def _decide(record: JobRecord, fault: Fault, evidence: Evidence, previous: Previ
                 signers[last],
             )
     except ProtocolError:
-        # "no-dispute": the evidence leaves the fault as it was found.
+        # "no-dispute": the evidence does not decide the fault.
         return fault
     return fault
 
 
-def _commit(record: JobRecord, hop: int) -> SignedCommit:
+def _commit(record: PaidJobRecord, hop: int) -> SignedCommit:
     signed = record.commits[hop]
     if signed is None:
         raise ProtocolError("no-dispute", f"Hop {hop} gave no commitment.")
     return signed
 
 
-def _finding(record: JobRecord, fault: Fault, previous: Previous, domain: Domain) -> Finding:
+def _finding(record: PaidJobRecord, fault: Fault, previous: Previous, domain: Domain) -> Finding:
     guilty = tuple(record.route[hop].node for hop in sorted(fault.guilty))
     proof = None
     if fault.kind == "equivocation":
@@ -156,17 +156,15 @@ def _finding(record: JobRecord, fault: Fault, previous: Previous, domain: Domain
     return Finding(fault, guilty, proof)
 
 
-async def fetch_previous(
-    record: JobRecord, hops: set[int], seconds: float = EVIDENCE_SECONDS
-) -> dict[int, SignedCommit]:
-    """Ask hops for the commitment that theirs names. Who does not answer, or nonsense, is left out."""
+async def fetch_previous(record: PaidJobRecord, hops: set[int], seconds: float) -> dict[int, SignedCommit]:
+    """Ask hops for the commitment that theirs names. Hops without a usable answer are left out."""
     asked = sorted(hops)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=seconds)) as http:
         answers = await asyncio.gather(*(_ask_previous(http, record, hop) for hop in asked))
     return {hop: answer for hop, answer in zip(asked, answers, strict=True) if answer is not None}
 
 
-async def _ask_previous(http: aiohttp.ClientSession, record: JobRecord, hop: int) -> SignedCommit | None:
+async def _ask_previous(http: aiohttp.ClientSession, record: PaidJobRecord, hop: int) -> SignedCommit | None:
     try:
         document = await get_json(http, _job_url(record, hop, "previous"), MAX_COMMIT_BYTES)
         return SignedCommit.from_json(document)
@@ -175,16 +173,16 @@ async def _ask_previous(http: aiohttp.ClientSession, record: JobRecord, hop: int
 
 
 async def fetch_evidence(
-    record: JobRecord, wanted: set[tuple[int, int]], seconds: float = EVIDENCE_SECONDS
+    record: PaidJobRecord, wanted: set[tuple[int, int]], seconds: float
 ) -> dict[tuple[int, int], BoundaryEvidence]:
-    """Ask the hops for their evidence, all at once. Who does not answer, or nonsense, is left out."""
+    """Ask the hops for their evidence, all at once. Hops without a usable answer are left out."""
     pairs = sorted(wanted)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=seconds)) as http:
         answers = await asyncio.gather(*(_ask(http, record, hop, boundary) for hop, boundary in pairs))
     return {pair: answer for pair, answer in zip(pairs, answers, strict=True) if answer is not None}
 
 
-async def _ask(http: aiohttp.ClientSession, record: JobRecord, hop: int, boundary: int) -> BoundaryEvidence | None:
+async def _ask(http: aiohttp.ClientSession, record: PaidJobRecord, hop: int, boundary: int) -> BoundaryEvidence | None:
     url = _job_url(record, hop, "evidence")
     try:
         document = await get_json(http, url, MAX_EVIDENCE_BYTES, {"boundary": str(boundary)})
@@ -193,5 +191,5 @@ async def _ask(http: aiohttp.ClientSession, record: JobRecord, hop: int, boundar
         return None
 
 
-def _job_url(record: JobRecord, hop: int, page: str) -> str:
+def _job_url(record: PaidJobRecord, hop: int, page: str) -> str:
     return f"{record.route[hop].endpoint.rstrip('/')}/v1/jobs/0x{record.spec.job_id.hex()}/{page}"

@@ -1,4 +1,4 @@
-"""Embedding a text: one job through an encoder, whose last hidden states come back instead of tokens."""
+"""One job that embeds a text: the last hop of an encoder sends its hidden states instead of tokens."""
 
 from __future__ import annotations
 
@@ -11,36 +11,23 @@ import numpy.typing as npt
 from efedllm.commitments.blame import Fault
 from efedllm.commitments.boundary import BoundaryTree
 from efedllm.commitments.canonical import as_dtype, decode
-from efedllm.commitments.eip712 import Domain
-from efedllm.commitments.messages import JobSpec, RouteHop
 from efedllm.commitments.signing import check
 from efedllm.errors import ProtocolError
-from efedllm.wire.messages import AckMsg, ActMsg
-from efedllm_client.jobs.job import Job, Patience
-from efedllm_client.payments.session import PaidSession
-from efedllm_client.policy import Terms
+from efedllm.wire.messages import ActMsg
+from efedllm_client.jobs.job import JobOrder, PaidJob
 
 Float32 = npt.NDArray[np.float32]
 
 
-class EmbeddingJob(Job):
-    """A job that yields no tokens: run it to its end, then read `states`."""
+class EmbeddingJob(PaidJob):
+    """Yields nothing: run it to its end, then read `states`."""
 
-    def __init__(
-        self,
-        session: PaidSession,
-        spec: JobSpec,
-        prompt: Sequence[int],
-        route: Sequence[RouteHop],
-        domain: Domain,
-        terms: Terms,
-        patience: Patience,
-        hidden: int,
-    ) -> None:
-        super().__init__(session, spec, prompt, route, domain, terms, patience)
-        self._dtype = as_dtype(spec.wire_dtype)
+    def __init__(self, order: JobOrder, hidden: int) -> None:
+        """`hidden`: width of the model's states."""
+        super().__init__(order)
+        self._dtype = as_dtype(order.spec.wire_dtype)
         self._hidden = hidden
-        self._out = BoundaryTree(spec.job_id, len(route), self._dtype, hidden)
+        self._out = BoundaryTree(order.spec.job_id, len(order.route), self._dtype, hidden)
         self._rows: list[Float32] = []
 
     @property
@@ -59,15 +46,9 @@ class EmbeddingJob(Job):
         if tree.length + act.n > spec.prompt_tokens:
             raise ProtocolError("too-long", f"More than the {spec.prompt_tokens} rows of the text.")
         rows = decode(act.payload, self._dtype, self._hidden).astype(np.float32)
-        digest = act.envelope(tree.append(act.payload)).digest(self._domain)
-        check(digest, act.signature, record.route[-1].signer)
-        self._prev = digest
+        digest = self._check_envelope(act, tree.append(act.payload), at)
         self._rows.append(rows)
-        record.first_token = record.first_token or at
-        record.last_token = at
-        last = len(record.route) - 1
-        ack = AckMsg(spec.job_id, act.boundary, act.from_pos, act.n, self._session.sign_digest(digest))
-        await self._send(last, ack)
+        await self._acknowledge(act, digest)
 
     def _complete(self) -> bool:
         return self._out.length == self.record.spec.prompt_tokens
@@ -76,9 +57,9 @@ class EmbeddingJob(Job):
         return "length"
 
     def output_fault(self) -> Fault | None:
-        """The last hop's guilt when it committed to other states than the ones it signed for us.
+        """The fault of the last hop if it committed to other states than it sent, else None.
 
-        None for a commitment that it did not sign: anybody could have made it, which `find_faults` tells.
+        None also for a commitment that it did not sign: anybody could have made that one. `find_faults` reports it.
         """
         last = len(self.record.route) - 1
         signed = self.record.commits[last]

@@ -13,8 +13,6 @@ from efedllm.errors import ProtocolError
 from efedllm.wire import Identity, Peer, connect, handshake, parse
 from efedllm.wire.messages import AnyMessage, Message
 
-CONNECT_SECONDS = 10.0
-
 
 @dataclass(frozen=True)
 class Arrival:
@@ -37,10 +35,13 @@ class HopLink:
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, index: int, hop: RouteHop, domain: Domain) -> HopLink:
-        """Connect, and have the node's registered signer sign a fresh challenge. Raises ProtocolError."""
+    async def open(cls, index: int, hop: RouteHop, domain: Domain, seconds: float) -> HopLink:
+        """Connect within `seconds`, and have the node's registered signer sign a fresh challenge.
+
+        Raises ProtocolError.
+        """
         started = time.perf_counter()
-        peer = await connect(hop.endpoint, timeout=CONNECT_SECONDS)
+        peer = await connect(hop.endpoint, timeout=seconds)
         try:
             await handshake(peer, Identity(domain), expect_node=hop.node, expect_signer=hop.signer)
         except BaseException:

@@ -1,18 +1,17 @@
-"""One job on one route: open it at every node, stream its tokens, pay for them, collect the receipts."""
+"""One paid job on one route: open it at every node, take its results, pay for them, collect the receipts."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Collection, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass, field
 
 from efedllm.chain.amounts import format_amount
-from efedllm.commitments.boundary import BoundaryTree
-from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.eip712 import Domain
 from efedllm.commitments.hashing import ZERO32
-from efedllm.commitments.messages import JobSpec, RouteHop, SignedCommit, ids_bytes
+from efedllm.commitments.messages import JobSpec, RouteHop, SignedCommit
 from efedllm.commitments.signing import check
 from efedllm.errors import EfedError, ProtocolError
 from efedllm.wire.messages import (
@@ -28,26 +27,14 @@ from efedllm.wire.messages import (
     PayMsg,
     StartMsg,
 )
+from efedllm_client.config import ClientConfig
 from efedllm_client.jobs.hop import Arrival, HopLink
+from efedllm_client.jobs.retry import accused_by
+from efedllm_client.payments.rules import Amount, PaymentTerms, answer_demand, next_voucher
 from efedllm_client.payments.session import PaidSession
-from efedllm_client.policy import Amount, Terms, accused_by, answer_demand, next_voucher
-
-INBOX = 1024  # messages
-MOST_OTHERS = 64  # contradicting commitments kept of a job
-NOTICE_SECONDS = 0.5  # between a node's complaint and the end of its neighbour's connection
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How long the client waits, seconds."""
-
-    opening: float = 30.0  # for every node to accept the job
-    first_token: float = 120.0  # the nodes work through the whole prompt first
-    token: float = 30.0  # for each further token
-    receipts: float = 30.0  # for the commitments after the last token
-
-
-class RouteFailure(Exception):  # noqa: N818  (a result the caller acts on: it tries another route)
+class RouteFailure(Exception):  # noqa: N818  (a result that the caller acts on: it tries another route)
     """The route stopped working. `dead` nodes lost the connection, `accused` ones broke the protocol or complained."""
 
     def __init__(self, error: EfedError, dead: Collection[str] = (), accused: Collection[str] = ()) -> None:
@@ -57,9 +44,22 @@ class RouteFailure(Exception):  # noqa: N818  (a result the caller acts on: it t
         self.accused = frozenset(accused)
 
 
+@dataclass(frozen=True)
+class JobOrder:
+    """Everything about a job that is fixed before it starts."""
+
+    session: PaidSession
+    spec: JobSpec
+    prompt: tuple[int, ...]  # token ids
+    route: tuple[RouteHop, ...]
+    domain: Domain
+    terms: PaymentTerms
+    config: ClientConfig
+
+
 @dataclass
-class JobRecord:
-    """What is known of a job so far; complete once `Job.run` has ended."""
+class PaidJobRecord:
+    """What is known of a job so far. It is complete once `PaidJob.run` has ended."""
 
     spec: JobSpec
     spec_signature: bytes
@@ -78,39 +78,43 @@ class JobRecord:
     others: list[tuple[int, SignedCommit]] = field(default_factory=list)  # hop and what it sent besides
 
 
-class Job:
-    """Runs once. `run` yields token ids; `record` holds everything else."""
+class PaidJob(ABC):
+    """Runs once. `run` yields token ids, `record` holds everything else. Subclasses take the results."""
 
-    def __init__(
-        self,
-        session: PaidSession,
-        spec: JobSpec,
-        prompt: Sequence[int],
-        route: Sequence[RouteHop],
-        domain: Domain,
-        terms: Terms,
-        patience: Patience,
-    ) -> None:
-        self._session = session
-        self._domain = domain
-        self._terms = terms
-        self._patience = patience
-        # Bounded: a node that floods us stops being read, and its connection's own limits hold it.
-        self._inbox: asyncio.Queue[Arrival] = asyncio.Queue(INBOX)
+    def __init__(self, order: JobOrder) -> None:
+        self._session = order.session
+        self._domain = order.domain
+        self._terms = order.terms
+        self._config = order.config
+        # Bounded: the client stops reading from a node that floods it, and the connection's own limits hold the rest.
+        self._inbox: asyncio.Queue[Arrival] = asyncio.Queue(order.config.inbox_messages)
         self._links: list[HopLink] = []
-        self._tree = BoundaryTree(spec.job_id, 0, WireDtype.I32, 1)
-        self._tree.append(ids_bytes(prompt))
-        self._prev = ZERO32
-        self._demand: tuple[int, PayMsg] | None = None  # hop and what it asked for, while not met
+        self._prev = ZERO32  # digest of the last envelope
+        self._demand: tuple[int, PayMsg] | None = None  # hop and the payment it waits for
         self._stopping = False
-        self.record = JobRecord(
-            spec=spec,
-            spec_signature=session.sign_spec(spec),
-            prompt=tuple(prompt),
-            route=tuple(route),
-            commits=[None] * len(route),
-            open_ms=[0.0] * len(route),
+        self.record = PaidJobRecord(
+            spec=order.spec,
+            spec_signature=order.session.sign_spec(order.spec),
+            prompt=order.prompt,
+            route=order.route,
+            commits=[None] * len(order.route),
+            open_ms=[0.0] * len(order.route),
         )
+
+    @abstractmethod
+    async def _take(self, act: ActMsg, at: float) -> None:
+        """Check, acknowledge and pay for results of the last hop; `at`: time.perf_counter of their arrival.
+
+        Raises ProtocolError when the last hop may not send them.
+        """
+
+    @abstractmethod
+    def _complete(self) -> bool:
+        """Whether all results are here."""
+
+    @abstractmethod
+    def _own_reason(self) -> str:
+        """Finish reason of a complete job whose last hop did not send one."""
 
     async def run(self) -> AsyncGenerator[int]:
         """Token ids in order. Raises RouteFailure; stopping early cancels the job at the nodes.
@@ -128,8 +132,8 @@ class Job:
             while record.finish_reason is None:
                 failure: RouteFailure | None = None
                 try:
-                    patience = self._patience.token if record.emitted else self._patience.first_token
-                    await self._handle(await self._next(patience))
+                    seconds = self._config.token_seconds if record.emitted else self._config.first_token_seconds
+                    await self._handle(await self._next(seconds))
                 except RouteFailure as error:
                     failure = error
                 while shown < len(record.emitted) and not self._stopping:
@@ -140,7 +144,7 @@ class Job:
                 if failure is not None:
                     if not self._complete():
                         raise failure
-                    # Nothing more was to come but the word that it ended.
+                    # Only the message that it ended is missing.
                     record.finish_reason = self._own_reason()
             if not self._complete():
                 raise self._ended_early()
@@ -158,7 +162,8 @@ class Job:
     async def _connect(self) -> None:
         hops = self.record.route
         results = await asyncio.gather(
-            *(HopLink.open(i, hop, self._domain) for i, hop in enumerate(hops)), return_exceptions=True
+            *(HopLink.open(i, hop, self._domain, self._config.connect_seconds) for i, hop in enumerate(hops)),
+            return_exceptions=True,
         )
         self._links = [link for link in results if isinstance(link, HopLink)]
         failures = {i: error for i, error in enumerate(results) if isinstance(error, EfedError)}
@@ -193,7 +198,7 @@ class Job:
             )
             await self._send(i, message)
         waiting = set(range(len(self._links)))
-        deadline = sent + self._patience.opening
+        deadline = sent + self._config.opening_seconds
         while waiting:
             arrival = await self._next(max(deadline - time.perf_counter(), 0.001), "opening", waiting)
             if isinstance(arrival.message, OpenedMsg) and arrival.message.job_id == record.spec.job_id:
@@ -225,7 +230,7 @@ class Job:
         """Nodes whose connection ends in the next moment: a neighbour may complain before we notice ourselves."""
         dead = self._dead()
         try:
-            async with asyncio.timeout(NOTICE_SECONDS):
+            async with asyncio.timeout(self._config.notice_seconds):
                 while not dead:
                     arrival = await self._inbox.get()
                     dead = [self._node(arrival.index)] if arrival.error is not None else []
@@ -279,37 +284,28 @@ class Job:
             elif isinstance(message, CommitMsg) and message.commit.job_id == record.spec.job_id:
                 if record.commits[arrival.index] is None:
                     record.commits[arrival.index] = message.signed
-                elif record.commits[arrival.index] != message.signed and len(record.others) < MOST_OTHERS:
+                elif (
+                    record.commits[arrival.index] != message.signed
+                    and len(record.others) < self._config.max_contradictions
+                ):
                     record.others.append((arrival.index, message.signed))
         except ProtocolError as error:
             raise RouteFailure(error, accused=[self._node(arrival.index)]) from error
 
-    async def _take(self, act: ActMsg, at: float) -> None:
-        """Check, acknowledge and pay for new tokens. Raises ProtocolError when the last hop may not send them."""
-        record, spec = self.record, self.record.spec
-        if act.job_id != spec.job_id:
-            return
-        position = spec.prompt_tokens + len(record.emitted)
-        if act.boundary != 0 or act.from_pos != position or act.prev != self._prev:
-            raise ProtocolError("out-of-order", f"Expected the token at position {position}, got {act.from_pos}.")
-        if len(record.emitted) + act.n > spec.max_new_tokens:
-            raise ProtocolError("too-many-tokens", f"More than the {spec.max_new_tokens} tokens asked for.")
-        tokens = [int.from_bytes(act.payload[i : i + 4], "little") for i in range(0, len(act.payload), 4)]
-        if max(tokens) > 0x7FFFFFFF:
-            raise ProtocolError("bad-message", "A token id must be in [0, 2**31).")
-        digest = act.envelope(self._tree.append(act.payload)).digest(self._domain)
+    def _check_envelope(self, act: ActMsg, chunk: bytes, at: float) -> bytes:
+        """The digest of the envelope of `act`, whose payload has the root `chunk`. Raises ProtocolError when the last
+        hop did not sign it."""
+        record = self.record
+        digest = act.envelope(chunk).digest(self._domain)
         check(digest, act.signature, record.route[-1].signer)
         self._prev = digest
-        record.emitted += tokens
         record.first_token = record.first_token or at
         record.last_token = at
-        last = len(self._links) - 1
-        await self._send(last, AckMsg(spec.job_id, 0, act.from_pos, act.n, self._session.sign_digest(digest)))
-        demand = self._demand
-        amount = next_voucher(self._terms, self._session.signed, len(record.emitted))
-        if demand is not None and amount is None:
-            amount = answer_demand(self._terms, self._session.signed, len(record.emitted), demand[1].due)
-        await self._promise(amount)
+        return digest
+
+    async def _acknowledge(self, act: ActMsg, digest: bytes) -> None:
+        ack = AckMsg(act.job_id, act.boundary, act.from_pos, act.n, self._session.sign_digest(digest))
+        await self._send(len(self._links) - 1, ack)
 
     async def _pay(self, hop: int, demand: PayMsg) -> None:
         """Answer a node that waits for money, as far as it is due. Raises ProtocolError "overcharge"."""
@@ -332,17 +328,6 @@ class Job:
 
     # --- ending ---
 
-    def _complete(self) -> bool:
-        if self._stopping:
-            return True
-        emitted, spec = self.record.emitted, self.record.spec
-        return len(emitted) == spec.max_new_tokens or (bool(emitted) and emitted[-1] == spec.eos_token)
-
-    def _own_reason(self) -> str:
-        if len(self.record.emitted) == self.record.spec.max_new_tokens:
-            return "length"
-        return "cancelled" if self._stopping else "eos"
-
     def _ended_early(self) -> RouteFailure:
         error = ProtocolError("ended-early", f"The route ended the job after {len(self.record.emitted)} tokens.")
         return RouteFailure(error, accused=[self._node(len(self._links) - 1)])
@@ -350,7 +335,7 @@ class Job:
     async def _collect_receipts(self) -> None:
         """Wait for every hop's commitment. A missing one is no failure of the job: the link check reports it."""
         record = self.record
-        deadline = time.perf_counter() + self._patience.receipts
+        deadline = time.perf_counter() + self._config.receipts_seconds
         while any(commit is None for commit in record.commits):
             missing = [i for i, commit in enumerate(record.commits) if commit is None]
             try:

@@ -1,4 +1,4 @@
-"""What a person asks for, checked and turned into the fields of a signed job."""
+"""Options of a request, checked and converted to the fields of a signed job."""
 
 from __future__ import annotations
 
@@ -8,10 +8,21 @@ from dataclasses import dataclass
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.messages import NO_EOS, PPM, JobSpec, ids_hash
 from efedllm.errors import ConfigError
-from efedllm_client.routes.newcomers import SHARE
 
 WIRE = {"f32": WireDtype.F32, "bf16": WireDtype.BF16}
 MAX_TEMPERATURE = 100.0
+
+
+@dataclass(frozen=True)
+class RouteOptions:
+    """Which nodes may work, and what they may cost."""
+
+    nodes: tuple[str, ...] = ()  # addresses in layer order, or their first digits; empty chooses the cheapest route
+    avoid: tuple[str, ...] = ()
+    max_price: int | None = None  # gwei of EFED per 1000 tokens for the whole route; None accepts the best route's
+    deposit: int | None = None  # wei for a new session; None takes the cost of several such jobs
+    fresh_session: bool = False
+    explore: float | None = None  # share of jobs that try a node without trust, 0 to 1; None takes the ClientConfig's
 
 
 @dataclass(frozen=True)
@@ -25,20 +36,13 @@ class GenerateOptions:
     seed: str | None = None  # decimal number or 0x hex of up to 32 bytes; None draws one
     wire: str = "f32"  # number format between the nodes: f32 or bf16
     stop_at_eos: bool = True
-    route: tuple[str, ...] = ()  # nodes by address, in layer order; empty chooses
-    avoid: tuple[str, ...] = ()
-    max_price: int | None = (
-        None  # gwei of EFED per 1000 tokens for the whole route; None takes what the best route costs
-    )
-    deposit: int | None = None  # wei for a new session; None chooses
-    fresh_session: bool = False
-    explore: float = SHARE  # of jobs that try a node without trust, 0 to 1, see `efedllm_client.routes.newcomers`
-    min_quality: float | None = None  # of the model, see `efedllm_client.routes.quality`; None asks for nothing
+    min_quality: float | None = None  # of the model, see `efedllm_client.routes.quality`; None accepts any
+    route: RouteOptions = RouteOptions()
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """The part of a job that stays the same over all routes it may need."""
+    """The part of a job that is the same on every route."""
 
     temperature_milli: int
     top_k: int

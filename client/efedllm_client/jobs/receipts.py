@@ -9,14 +9,14 @@ from efedllm.chain.deployment import write_json
 from efedllm.commitments.eip712 import to_hex
 from efedllm.commitments.messages import SessionKey, signed_job_json
 from efedllm_client.jobs.blame import Finding
-from efedllm_client.jobs.job import JobRecord
+from efedllm_client.jobs.job import PaidJobRecord
 
 
 def receipt_path(home: Path, job_id: bytes) -> Path:
     return home / "receipts" / f"{job_id.hex()}.json"
 
 
-def receipt_document(record: JobRecord, key: SessionKey, findings: list[Finding]) -> dict[str, Any]:
+def receipt_document(record: PaidJobRecord, key: SessionKey, findings: list[Finding]) -> dict[str, Any]:
     """Everything signed about a job, with the ids it is about. `complete`: every hop signed and nothing contradicts."""
     return {
         "job_id": to_hex(record.spec.job_id),

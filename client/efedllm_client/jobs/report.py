@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from efedllm.chain.amounts import format_amount
-from efedllm_client.jobs.generation import Finished, JobOutcome
+from efedllm_client.jobs.generation import GenerationFinished
+from efedllm_client.jobs.outcome import JobOutcome
 
 
 @dataclass(frozen=True)
-class Report:
+class GenerationReport:
     """Times in seconds where the name ends in _s, milliseconds in _ms, Unix seconds in _at; amounts in wei."""
 
     text: str
@@ -54,13 +55,13 @@ class Report:
         return "".join(f"tried newcomer {node[:8]}, " for node in self.explored)
 
 
-def report_of(finished: Finished, prompt: str, model_id: bytes) -> Report:
+def report_of(finished: GenerationFinished, prompt: str, model_id: bytes) -> GenerationReport:
     """The report of a generation; route, session and job are those of its last job, sums are over all."""
     jobs = finished.jobs
     last = jobs[-1]
     faults = [finding.to_json() for job in jobs for finding in job.findings]
     commits = [signed for job in jobs for signed in job.record.commits if signed is not None]
-    return Report(
+    return GenerationReport(
         text=finished.text,
         prompt=prompt,
         prompt_tokens=len(finished.prompt_ids),

@@ -10,14 +10,13 @@ from typing import Literal
 from efedllm.chain import Chain, format_amount
 from efedllm.commitments.messages import SessionKey
 from efedllm.errors import ConfigError
-from efedllm_client.payments.locks import try_lock
-from efedllm_client.payments.store import CLOSED, Store
-from efedllm_client.payments.wallet import SessionView, abi_key, session_views
+from efedllm_client.payments.store import CLOSED, ClientStore, session_lock
+from efedllm_client.payments.wallet import CLOSED_ON_CHAIN, SessionView, session_views
 
-Step = Literal["close", "finalize", "forget", "wait", "keep"]
+CloseStep = Literal["close", "finalize", "forget", "wait", "keep"]
 
 
-def next_step(view: SessionView, now: int, grace: int, close_open: bool) -> Step:
+def next_step(view: SessionView, now: int, grace: int, close_open: bool) -> CloseStep:
     """What to do with a session at chain time `now` (seconds).
 
     An expired session may be finalised `grace` seconds after its expiry without asking first.
@@ -44,12 +43,12 @@ class Closed:
     closes_at: int  # chain time from which it can be finalised, 0 unless closing
 
 
-async def close_sessions(chain: Chain, store: Store, directory: Path, close_open: bool = True) -> list[Closed]:
+async def close_sessions(chain: Chain, store: ClientStore, directory: Path, close_open: bool = True) -> list[Closed]:
     """Take every session of this wallet one step further towards closed; sessions in use are left alone."""
-    grace = int(await chain.call("SessionEscrow", "grace"))
+    grace = await chain.contracts.session_escrow.grace()
     done = []
     for view in await session_views(chain, store):
-        with try_lock(directory / "locks" / f"{view.session_id.hex()}.lock") as free:
+        with session_lock(directory, view.session_id) as free:
             if free:
                 done.append(await _advance(chain, store, view, grace, close_open))
             else:
@@ -57,7 +56,8 @@ async def close_sessions(chain: Chain, store: Store, directory: Path, close_open
     return done
 
 
-async def _advance(chain: Chain, store: Store, view: SessionView, grace: int, close_open: bool) -> Closed:
+async def _advance(chain: Chain, store: ClientStore, view: SessionView, grace: int, close_open: bool) -> Closed:
+    escrow = chain.contracts.session_escrow
     step = next_step(view, (await chain.now()).timestamp, grace, close_open)
     key = SessionKey.from_json(json.loads((await store.session(view.session_id)).key_json))
     if step == "forget":
@@ -68,22 +68,16 @@ async def _advance(chain: Chain, store: Store, view: SessionView, grace: int, cl
     if step == "keep":
         return Closed(view.session_id, "kept", 0, 0)
     if step == "finalize":
-        result = await chain.send("SessionEscrow", "finalizeClose", abi_key(key))
+        result = await escrow.finalize_close(key)
         await store.set_session(view.session_id, CLOSED)
         return Closed(view.session_id, "closed", int(result.event("SessionClosed").args["refund"]), 0)
     last = await store.last_voucher(view.session_id)
-    if last is None or last.cumulative <= view.settled:
-        await chain.send("SessionEscrow", "requestClose", abi_key(key))
+    if last is None or last.voucher.cumulative <= view.settled:
+        await escrow.request_close(key)
     else:
-        voucher = {
-            "sessionId": last.session_id,
-            "cumulative": last.cumulative,
-            "tokens": last.tokens,
-            "receiptsRoot": last.receipts_root,
-        }
-        await chain.send("SessionEscrow", "settleAndClose", abi_key(key), voucher, last.signature)
+        await escrow.settle_and_close(key, last.voucher, last.signature)
     after = await chain.session(view.session_id)
-    if after.status == 3:
+    if after.status == CLOSED_ON_CHAIN:
         await store.set_session(view.session_id, CLOSED)
         return Closed(view.session_id, "closed", 0, 0)
     return Closed(view.session_id, "closing", after.remaining, after.closes_at)
@@ -103,7 +97,7 @@ class Withdrawal:
         return [item for item in self.sessions if item.outcome == "closing"]
 
 
-async def withdraw(chain: Chain, store: Store, directory: Path, amount: int | None) -> Withdrawal:
+async def withdraw(chain: Chain, store: ClientStore, directory: Path, amount: int | None) -> Withdrawal:
     """Move `amount` wei (None: everything that is free) from the escrow to the wallet.
 
     Finished sessions are finalised first. When that is not enough, the open ones are closed too, whose refunds come
@@ -120,7 +114,7 @@ async def withdraw(chain: Chain, store: Store, directory: Path, amount: int | No
     if free < wanted:
         raise not_yet(wanted, free, [item for item in sessions if item.outcome == "closing"], await _now(chain))
     if wanted:
-        await chain.send("SessionEscrow", "withdraw", wanted)
+        await chain.contracts.session_escrow.withdraw(wanted)
     return Withdrawal(wanted, free - wanted, sessions)
 
 
@@ -143,7 +137,7 @@ def not_yet(wanted: int, free: int, waiting: list[Closed], now: int) -> ConfigEr
 
 
 async def _free(chain: Chain) -> int:
-    return int(await chain.call("SessionEscrow", "balanceOf", chain.account_address))
+    return await chain.contracts.session_escrow.balance_of(chain.account_address)
 
 
 async def _now(chain: Chain) -> int:

@@ -19,19 +19,22 @@ from efedllm.commitments.eip712 import Domain
 from efedllm.commitments.hashing import ZERO32, keccak
 from efedllm.commitments.messages import JobSpec, SessionKey, Voucher
 from efedllm.commitments.signing import Signer
-from efedllm.errors import ChainError, ConfigError
+from efedllm.errors import ConfigError
 from efedllm.wire.messages import VoucherMsg
-from efedllm_client.payments.locks import try_lock
+from efedllm_client.config import ClientConfig
+from efedllm_client.payments.rules import Amount, PaymentTerms, payable, session_deposit, split_shares
 from efedllm_client.payments.session_keys import create_signer, load_signer
-from efedllm_client.payments.shares import split_shares
-from efedllm_client.payments.store import CLOSED, OPEN, OPENING, Store, StoredSession, StoredVoucher
-from efedllm_client.payments.wallet import abi_key, fund_escrow
-from efedllm_client.policy import JOBS_AHEAD, Amount, Terms, payable, session_deposit
-from efedllm_client.routes.choose import Route
+from efedllm_client.payments.store import CLOSED, OPEN, OPENING, ClientStore, StoredSession, session_lock
+from efedllm_client.payments.wallet import OPEN_ON_CHAIN, fund_escrow
 
-LIFETIME = 24 * 3600  # seconds from opening to expiry
-MARGIN = 600  # an open session is used again only when it lives at least this much longer, seconds
-ON_CHAIN_OPEN = 1
+
+@dataclass(frozen=True)
+class PaidHop:
+    """A node of a route as far as its payment is concerned."""
+
+    node: str  # EIP-55 address
+    price: int  # gwei of EFED per 1000 tokens
+    layers: int
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,25 @@ class SessionRequest:
     """What a job needs from a session."""
 
     model_id: bytes
-    route: Route
+    hops: tuple[PaidHop, ...]  # in layer order, at the prices that the client accepted
     tokens: int  # prompt and new tokens together, at most
-    deposit: int | None = None  # wei; None chooses
-    fresh: bool = False  # never use an open session again
+    deposit: int | None = None  # wei; None takes the cost of `jobs_ahead` such jobs
+    fresh: bool = False  # always open a new session
+    jobs_ahead: int = ClientConfig.jobs_ahead
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return tuple(hop.node for hop in self.hops)
+
+    @property
+    def price(self) -> int:
+        """Gwei of EFED per 1000 tokens for the whole route."""
+        return sum(hop.price for hop in self.hops)
 
 
 @dataclass(frozen=True)
 class Domains:
-    """Where this network's signatures count."""
+    """The signing domains of one network."""
 
     efl: Domain  # jobs, envelopes, commitments
     escrow: tuple[int, str]  # chain id and SessionEscrow: sessions and vouchers
@@ -58,14 +71,14 @@ class PaidSession:
 
     def __init__(
         self,
-        store: Store,
+        store: ClientStore,
         domains: Domains,
         key: SessionKey,
         signer: Signer,
         stored: StoredSession,
-        last: Amount,
-        root: bytes,
+        last: Voucher | None = None,
     ) -> None:
+        """`last`: the voucher that promises most so far."""
         self._store = store
         self._domains = domains
         self._signer = signer
@@ -73,14 +86,10 @@ class PaidSession:
         self.session_id = stored.session_id
         self.deposit = stored.deposit
         self.price = stored.price
-        # After a crash nobody knows how far the last job came; the nodes were promised at most the last voucher.
-        self.billed_tokens = max(stored.billed_tokens, last.tokens) if stored.in_job else stored.billed_tokens
-        self.signed = last
-        self.receipts_root = root
-
-    @property
-    def signer_address(self) -> str:
-        return self._signer.address
+        self.signed = Amount(0, 0) if last is None else Amount(last.cumulative, last.tokens)
+        self.receipts_root = ZERO32 if last is None else last.receipts_root
+        # After a crash nobody knows how far the last job came. The nodes were promised at most the last voucher.
+        self.billed_tokens = max(stored.billed_tokens, self.signed.tokens) if stored.in_job else stored.billed_tokens
 
     async def take_job(self) -> int:
         """A job number of this session that was never used."""
@@ -96,12 +105,24 @@ class PaidSession:
     async def sign(self, amount: Amount) -> VoucherMsg:
         """A signed voucher for `amount`, kept before it is returned. Raises ConfigError "voucher-regression"."""
         voucher = Voucher(self.session_id, amount.cumulative, amount.tokens, self.receipts_root)
-        signature = self._signer.sign(voucher.digest(*self._domains.escrow))
-        await self._store.save_voucher(
-            StoredVoucher(self.session_id, amount.cumulative, amount.tokens, self.receipts_root, signature)
-        )
+        signed = VoucherMsg(voucher, self._signer.sign(voucher.digest(*self._domains.escrow)))
+        await self._store.save_voucher(signed)
         self.signed = amount
-        return VoucherMsg(voucher, signature)
+        return signed
+
+    def terms(self, prompt_tokens: int, max_new_tokens: int, config: ClientConfig) -> PaymentTerms:
+        """Payment terms of the next job. Raises ConfigError "deposit-exhausted" when the prompt is not covered."""
+        terms = PaymentTerms(
+            price=self.price,
+            deposit=self.deposit,
+            billed_before=self.billed_tokens,
+            prompt_tokens=prompt_tokens,
+            max_new_tokens=max_new_tokens,
+            advance=config.advance_tokens,
+            every=config.voucher_tokens,
+        )
+        payable(terms, 0)
+        return terms
 
     def sign_spec(self, spec: JobSpec) -> bytes:
         return self._signer.sign(spec.digest(self._domains.efl))
@@ -114,13 +135,22 @@ class PaidSession:
 class Sessions:
     """Opens sessions from one wallet and finds those that can be used again."""
 
-    def __init__(self, chain: Chain, store: Store, wallet: LocalAccount, directory: Path) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        store: ClientStore,
+        wallet: LocalAccount,
+        directory: Path,
+        config: ClientConfig | None = None,
+    ) -> None:
+        """`directory`: the folder of the session keys and locks."""
         self._chain = chain
+        self._contracts = chain.contracts
         self._store = store
         self._domains = Domains(chain.efl_domain, chain.escrow_domain)
         self._wallet = wallet
-        self._signers = directory / "signers"
-        self._locks = directory / "locks"
+        self._directory = directory
+        self._config = config or ClientConfig()
 
     @property
     def client(self) -> str:
@@ -141,13 +171,14 @@ class Sessions:
         """How many jobs this wallet ever started on this network."""
         return sum(session.next_job for session in await self.known())
 
-    async def may_open(self, route: Route, model_id: bytes, tokens: int) -> bool:
-        """Whether the contracts take a session on `route` that holds what `tokens` cost: no node is excluded, or on
-        probation and capped below that."""
-        nodes = list(route.addresses)
+    async def may_open(self, nodes: Sequence[str], model_id: bytes, tokens: int) -> bool:
+        """Whether the contracts accept a session on a route that holds the cost of `tokens`.
+
+        They refuse one with an excluded node, and one with a node on probation whose cap is lower.
+        """
         try:
-            price = int(await self._chain.call("NodeRegistry", "checkRoute", model_id, nodes))
-            await self._chain.call("VerifierCommittee", "checkStanding", nodes, cost_of_tokens(tokens, price))
+            price = await self._contracts.node_registry.check_route(model_id, nodes)
+            await self._contracts.verifier_committee.check_standing(nodes, cost_of_tokens(tokens, price))
         except RevertError:
             return False
         return True
@@ -159,15 +190,14 @@ class Sessions:
         Raises ChainError (with the contract's reason), ConfigError "insufficient-balance", "deposit-too-small",
         "probation-cap" or "price-raised".
         """
-        nodes = list(request.route.addresses)
-        price = int(await self._chain.call("NodeRegistry", "checkRoute", request.model_id, nodes))
-        if price > request.route.price:
-            # What the route was chosen and its price accepted by may be old: prices change with the epoch.
+        price = await self._contracts.node_registry.check_route(request.model_id, request.nodes)
+        if price > request.price:
+            # Prices change with the epoch: the accepted ones may be old.
             raise ConfigError(
                 "price-raised",
                 f"The route costs {format_amount(price * GWEI)} per 1000 tokens, not "
-                f"{format_amount(request.route.price * GWEI)} as when it was chosen.",
-                "Start again: the route is then chosen by today's prices.",
+                f"{format_amount(request.price * GWEI)} as when it was chosen.",
+                "Run the command again: it chooses the route by today's prices.",
             )
         with ExitStack() as held:
             session = None if request.fresh else await self._reuse(request, price, held)
@@ -179,10 +209,10 @@ class Sessions:
             if stored.status == CLOSED:
                 continue
             key = SessionKey.from_json(json.loads(stored.key_json))
-            if not fits(key, stored, request, price, now):
+            if not fits(key, stored, request, price, now, self._config.session_margin_seconds):
                 continue
             lock = ExitStack()
-            if not lock.enter_context(try_lock(self._lock_path(stored.session_id))):
+            if not lock.enter_context(session_lock(self._directory, stored.session_id)):
                 lock.close()
                 continue
             session = await self._resume(stored.session_id, key, request)
@@ -195,41 +225,35 @@ class Sessions:
     async def _resume(self, session_id: bytes, key: SessionKey, request: SessionRequest) -> PaidSession | None:
         """The session when the chain has it open with enough left. Called with its lock held."""
         on_chain = await self._chain.session(session_id)
-        if on_chain.status != ON_CHAIN_OPEN:
-            if on_chain.status > ON_CHAIN_OPEN:
+        if on_chain.status != OPEN_ON_CHAIN:
+            if on_chain.status > OPEN_ON_CHAIN:
                 await self._store.set_session(session_id, CLOSED)
             return None
         await self._store.set_session(session_id, OPEN, on_chain.deposit)
         stored = await self._store.session(session_id)
         last = await self._store.last_voucher(session_id)
-        signer = load_signer(self._signers, self._wallet, key.signer)
-        amount = Amount(last.cumulative, last.tokens) if last else Amount(0, 0)
-        session = PaidSession(
-            self._store, self._domains, key, signer, stored, amount, last.receipts_root if last else ZERO32
-        )
+        signer = load_signer(self._directory / "signers", self._wallet, key.signer)
+        session = PaidSession(self._store, self._domains, key, signer, stored, last.voucher if last else None)
         return session if has_room(on_chain, session.billed_tokens + request.tokens, stored.price) else None
 
     async def _open(self, request: SessionRequest, price: int, held: ExitStack) -> PaidSession:
-        nodes = request.route.addresses
         job_cost = cost_of_tokens(request.tokens, price)
-        # A route that is only tried will hardly carry the next jobs too.
-        ahead = 1 if request.route.newcomer else JOBS_AHEAD
-        wanted = session_deposit(job_cost, request.deposit, None, ahead)
-        cap = await self._probation_cap(nodes, wanted)
-        # One wei opens a free route: the escrow refuses an empty deposit.
-        wanted = max(session_deposit(job_cost, request.deposit, cap, ahead), 1)
+        wanted = session_deposit(job_cost, request.deposit, None, request.jobs_ahead)
+        cap = await self._probation_cap(request.nodes, wanted)
+        # The escrow refuses an empty deposit, so a free route takes one wei.
+        wanted = max(session_deposit(job_cost, request.deposit, cap, request.jobs_ahead), 1)
         amount = await fund_escrow(self._chain, max(job_cost, 1), wanted, exact=request.deposit is not None)
-        signer = create_signer(self._signers, self._wallet)
+        signer = create_signer(self._directory / "signers", self._wallet)
         now = await self._chain.now()
         key = SessionKey(
             client=str(self._wallet.address),
             signer=signer.address,
             model_id=request.model_id,
             nonce=secrets.randbits(63),
-            expiry=now.timestamp + LIFETIME,
+            expiry=now.timestamp + self._config.session_seconds,
             max_price_per_ktok=price,
-            nodes=nodes,
-            shares=split_shares([(hop.price, hop.hi - hop.lo) for hop in request.route.hops]),
+            nodes=request.nodes,
+            shares=split_shares([(hop.price, hop.layers) for hop in request.hops]),
         )
         chain_id, escrow = self._chain.escrow_domain
         session_id = key.session_id(chain_id, escrow)
@@ -243,18 +267,18 @@ class Sessions:
             deposit=amount,
             status=OPENING,
         )
-        held.enter_context(try_lock(self._lock_path(session_id)))
+        held.enter_context(session_lock(self._directory, session_id))
         await self._store.add_session(stored)
-        await self._chain.send("SessionEscrow", "open", abi_key(key), amount)
+        await self._contracts.session_escrow.open(key, amount)
         await self._store.set_session(session_id, OPEN)
-        return PaidSession(self._store, self._domains, key, signer, stored, Amount(0, 0), ZERO32)
+        return PaidSession(self._store, self._domains, key, signer, stored)
 
     async def _probation_cap(self, nodes: Sequence[str], value: int) -> int | None:
         """Most wei a session on `nodes` may hold when below `value`. Raises RevertError when a node is excluded."""
         cap: int | None = None
         for _ in nodes:
             try:
-                await self._chain.call("VerifierCommittee", "checkStanding", list(nodes), value)
+                await self._contracts.verifier_committee.check_standing(nodes, value)
                 return cap
             except RevertError as error:
                 if error.name != "ProbationCapExceeded":
@@ -264,47 +288,19 @@ class Sessions:
                     return 0
         return cap
 
-    def _lock_path(self, session_id: bytes) -> Path:
-        return self._locks / f"{session_id.hex()}.lock"
 
-
-def fits(key: SessionKey, stored: StoredSession, request: SessionRequest, price: int, now: ChainTime) -> bool:
-    """Whether a known session has the route, the model and today's price, and lives long enough."""
+def fits(
+    key: SessionKey, stored: StoredSession, request: SessionRequest, price: int, now: ChainTime, margin: int
+) -> bool:
+    """Whether a known session has the route, the model and today's price, and lives `margin` seconds longer."""
     return (
-        key.nodes == request.route.addresses
+        key.nodes == request.nodes
         and key.model_id == request.model_id
         and stored.price == price
-        and key.expiry >= now.timestamp + MARGIN
+        and key.expiry >= now.timestamp + margin
     )
 
 
 def has_room(session: SessionInfo, tokens: int, price: int) -> bool:
     """Whether the deposit covers `tokens`, counted over the whole session."""
     return cost_of_tokens(tokens, price) <= session.deposit
-
-
-def is_route_error(error: ChainError) -> bool:
-    """Whether the chain refused a node of the route, so that another route may do."""
-    return isinstance(error, RevertError) and error.name in {
-        "NodeNotActive",
-        "NodeJailed",
-        "NodeExcluded",
-        "ProbationCapExceeded",
-        "RouteGap",
-        "RouteIncomplete",
-        "StakeTooLow",
-        "WrongModel",
-    }
-
-
-def terms_for(session: PaidSession, prompt_tokens: int, max_new_tokens: int) -> Terms:
-    """Payment terms of a job on a session. Raises ConfigError "deposit-exhausted" when the prompt is not covered."""
-    terms = Terms(
-        price=session.price,
-        deposit=session.deposit,
-        billed_before=session.billed_tokens,
-        prompt_tokens=prompt_tokens,
-        max_new_tokens=max_new_tokens,
-    )
-    payable(terms, 0)
-    return terms

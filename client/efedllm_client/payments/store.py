@@ -1,27 +1,44 @@
-"""What a client must not lose: its sessions, the last voucher of each, the job numbers used up. SQLite by default."""
+"""The client's database: its sessions, their vouchers, and the job numbers used up. SQLite by default."""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Dialect, Integer, String, event, func, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Dialect,
+    Float,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.types import TypeDecorator
 
+from efedllm.commitments.session import Voucher
 from efedllm.errors import ConfigError
+from efedllm.storage import open_sqlite
+from efedllm.wire.messages import VoucherMsg
 
 OPENING, OPEN, CLOSED = "opening", "open", "closed"
 
 
-class Wei(TypeDecorator[int]):
-    """uint128 as zero-padded decimal text: SQLite integers end at 2**63, and padded text still sorts by value."""
+class _Wei(TypeDecorator[int]):
+    """uint128 as zero-padded decimal text: SQLite integers end at 2**63, and padded text sorts by value."""
 
     impl = String(39)
     cache_ok = True
@@ -33,40 +50,41 @@ class Wei(TypeDecorator[int]):
         return None if value is None else int(value)
 
 
-class Base(DeclarativeBase):
-    pass
+_METADATA = MetaData()
 
+_SESSIONS = Table(
+    "client_sessions",
+    _METADATA,
+    Column("session_id", String(64), primary_key=True),  # hex, as every hash below
+    Column("chain_id", Integer, nullable=False),
+    Column("escrow", String(42), nullable=False),
+    Column("client", String(42), nullable=False, index=True),
+    Column("key_json", String, nullable=False),  # the SessionKey
+    Column("price", Integer, nullable=False),  # gwei per 1000 tokens, whole route
+    Column("deposit", _Wei, nullable=False),
+    Column("status", String(8), nullable=False),
+    Column("billed_tokens", Integer, nullable=False, default=0),
+    Column("next_job", Integer, nullable=False, default=0),
+    Column("in_job", Boolean, nullable=False, default=False),  # a job started and is not accounted for
+    Column("created", Float, nullable=False),  # Unix seconds of this machine, for the order only
+)
 
-class SessionRow(Base):
-    __tablename__ = "client_sessions"
-
-    session_id: Mapped[str] = mapped_column(String(64), primary_key=True)  # hex
-    chain_id: Mapped[int] = mapped_column(Integer)
-    escrow: Mapped[str] = mapped_column(String(42))
-    client: Mapped[str] = mapped_column(String(42), index=True)
-    key_json: Mapped[str] = mapped_column(String)  # the SessionKey
-    price: Mapped[int] = mapped_column(Integer)  # gwei per 1000 tokens, whole route
-    deposit: Mapped[int] = mapped_column(Wei)
-    status: Mapped[str] = mapped_column(String(8))
-    billed_tokens: Mapped[int] = mapped_column(Integer, default=0)
-    next_job: Mapped[int] = mapped_column(Integer, default=0)
-    in_job: Mapped[bool] = mapped_column(default=False)  # a job was started and not yet accounted for
-    created: Mapped[float] = mapped_column()
-
-
-class VoucherRow(Base):
-    __tablename__ = "client_vouchers"
-
-    session_id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    cumulative: Mapped[int] = mapped_column(Wei, primary_key=True)
-    tokens: Mapped[int] = mapped_column(Integer, primary_key=True)
-    receipts_root: Mapped[str] = mapped_column(String(64), primary_key=True)
-    signature: Mapped[str] = mapped_column(String(130))
-    created: Mapped[float] = mapped_column()
+_VOUCHERS = Table(
+    "client_vouchers",
+    _METADATA,
+    Column("session_id", String(64), primary_key=True),
+    Column("cumulative", _Wei, primary_key=True),
+    Column("tokens", Integer, primary_key=True),
+    Column("receipts_root", String(64), primary_key=True),
+    Column("signature", String(130), nullable=False),
+    Column("created", Float, nullable=False),
+)
 
 
 @dataclass(frozen=True)
 class StoredSession:
+    """One row of the session table. `price`: gwei per 1000 tokens of the whole route; `deposit`: wei."""
+
     session_id: bytes
     chain_id: int
     escrow: str
@@ -80,186 +98,138 @@ class StoredSession:
     in_job: bool = False
 
 
-@dataclass(frozen=True)
-class StoredVoucher:
-    session_id: bytes
-    cumulative: int
-    tokens: int
-    receipts_root: bytes
-    signature: bytes
-
-
-class Store:
-    """Async access; every method is one transaction, on disk when it returns."""
+class ClientStore:
+    """Async access. Every method is one transaction, which is on disk when the method returns."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
     @classmethod
-    async def open(cls, url: str) -> Store:
-        """`url` is an SQLAlchemy async URL, e.g. sqlite+aiosqlite:////home/me/.efedllm/client.db."""
-        engine = create_async_engine(url)
-        if engine.dialect.name == "sqlite":
-            _configure_sqlite(engine)
-        async with engine.begin() as connection:
-            await connection.run_sync(Base.metadata.create_all)
-        return cls(engine)
-
-    @classmethod
-    async def at(cls, path: Path) -> Store:
+    async def at(cls, path: Path) -> ClientStore:
         """The SQLite store in file `path`, made with mode 0600 when missing."""
         await asyncio.to_thread(_make_private, path)
-        return await cls.open(f"sqlite+aiosqlite:///{path}")
+        engine = open_sqlite(path)
+        async with engine.begin() as connection:
+            await connection.run_sync(_METADATA.create_all)
+        return cls(engine)
 
     async def close(self) -> None:
         await self._engine.dispose()
 
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
-        async with self._engine.begin() as connection:
-            yield connection
-
     async def add_session(self, session: StoredSession) -> None:
         """Record a session before it is opened on chain, so that a crash in between loses no deposit."""
-        async with self._transaction() as db:
-            await db.execute(
-                SessionRow.__table__.insert().values(  # type: ignore[attr-defined]
-                    session_id=session.session_id.hex(),
-                    chain_id=session.chain_id,
-                    escrow=session.escrow,
-                    client=session.client,
-                    key_json=session.key_json,
-                    price=session.price,
-                    deposit=session.deposit,
-                    status=session.status,
-                    billed_tokens=session.billed_tokens,
-                    next_job=session.next_job,
-                    in_job=session.in_job,
-                    created=time.time(),
-                )
-            )
+        values = asdict(session) | {"session_id": session.session_id.hex(), "created": time.time()}
+        async with self._engine.begin() as db:
+            await db.execute(insert(_SESSIONS).values(values))
 
     async def set_session(self, session_id: bytes, status: str, deposit: int | None = None) -> None:
+        """Change the status of a session, and its deposit (wei) unless None."""
         values: dict[str, object] = {"status": status}
         if deposit is not None:
             values["deposit"] = deposit
-        async with self._transaction() as db:
-            await db.execute(update(SessionRow).where(SessionRow.session_id == session_id.hex()).values(**values))
+        async with self._engine.begin() as db:
+            await db.execute(update(_SESSIONS).where(_SESSIONS.c.session_id == session_id.hex()).values(**values))
 
     async def sessions(self, client: str, escrow: str, chain_id: int) -> list[StoredSession]:
         """Sessions of one wallet on one network, newest first."""
+        columns = _SESSIONS.c
         query = (
-            select(SessionRow.__table__)
-            .where(SessionRow.client == client, SessionRow.escrow == escrow, SessionRow.chain_id == chain_id)
-            .order_by(SessionRow.created.desc())
+            select(_SESSIONS)
+            .where(columns.client == client, columns.escrow == escrow, columns.chain_id == chain_id)
+            .order_by(columns.created.desc())
         )
-        async with self._transaction() as db:
+        async with self._engine.begin() as db:
             return [_session(row) for row in (await db.execute(query)).mappings()]
 
     async def session(self, session_id: bytes) -> StoredSession:
         """One session. Raises ConfigError "unknown-session"."""
-        query = select(SessionRow.__table__).where(SessionRow.session_id == session_id.hex())
-        async with self._transaction() as db:
+        query = select(_SESSIONS).where(_SESSIONS.c.session_id == session_id.hex())
+        async with self._engine.begin() as db:
             row = (await db.execute(query)).mappings().one_or_none()
         if row is None:
             raise _unknown(session_id)
         return _session(row)
 
     async def take_job(self, session_id: bytes) -> int:
-        """The next job number of a session; never given twice, not even after a crash."""
-        async with self._transaction() as db:
-            number = await db.scalar(select(SessionRow.next_job).where(SessionRow.session_id == session_id.hex()))
+        """The next job number of a session. No number is given twice, not even after a crash."""
+        here = _SESSIONS.c.session_id == session_id.hex()
+        async with self._engine.begin() as db:
+            number = await db.scalar(select(_SESSIONS.c.next_job).where(here))
             if number is None:
                 raise _unknown(session_id)
-            await db.execute(
-                update(SessionRow)
-                .where(SessionRow.session_id == session_id.hex())
-                .values(next_job=number + 1, in_job=True)
-            )
-        return number
+            await db.execute(update(_SESSIONS).where(here).values(next_job=number + 1, in_job=True))
+        return int(number)
 
     async def end_job(self, session_id: bytes, billed_tokens: int) -> None:
         """Account for the job that `take_job` started. `billed_tokens`: of the whole session; never lowered."""
-        here = SessionRow.session_id == session_id.hex()
-        async with self._transaction() as db:
+        here = _SESSIONS.c.session_id == session_id.hex()
+        async with self._engine.begin() as db:
             await db.execute(
-                update(SessionRow)
-                .where(here, SessionRow.billed_tokens < billed_tokens)
+                update(_SESSIONS)
+                .where(here, _SESSIONS.c.billed_tokens < billed_tokens)
                 .values(billed_tokens=billed_tokens)
             )
-            await db.execute(update(SessionRow).where(here).values(in_job=False))
+            await db.execute(update(_SESSIONS).where(here).values(in_job=False))
 
-    async def last_voucher(self, session_id: bytes) -> StoredVoucher | None:
+    async def last_voucher(self, session_id: bytes) -> VoucherMsg | None:
         """The voucher worth most. Nodes hold at most this one."""
-        async with self._transaction() as db:
+        async with self._engine.begin() as db:
             return await _last_voucher(db, session_id)
 
-    async def save_voucher(self, voucher: StoredVoucher) -> None:
+    async def save_voucher(self, signed: VoucherMsg) -> None:
         """Keep a voucher before it is sent.
 
-        Raises ConfigError "voucher-regression" when it promises less than an earlier one of its session: somebody else
-        uses the session, or the file was restored from an old copy. "unknown-session" when the store lacks the session.
+        Raises ConfigError "unknown-session" when the store lacks the session, "voucher-regression" when the voucher
+        promises less than an earlier one of its session: somebody else uses the session, or the file was restored from
+        an old copy.
         """
-        async with self._transaction() as db:
-            known = await db.scalar(
-                select(func.count()).where(SessionRow.session_id == voucher.session_id.hex()).select_from(SessionRow)
-            )
-            if not known:
+        voucher = signed.voucher
+        async with self._engine.begin() as db:
+            here = _SESSIONS.c.session_id == voucher.session_id.hex()
+            if not await db.scalar(select(func.count()).where(here).select_from(_SESSIONS)):
                 raise _unknown(voucher.session_id)
             last = await _last_voucher(db, voucher.session_id)
-            if last is not None and (voucher.cumulative, voucher.tokens) < (last.cumulative, last.tokens):
+            if last is not None and (voucher.cumulative, voucher.tokens) < (
+                last.voucher.cumulative,
+                last.voucher.tokens,
+            ):
                 raise ConfigError(
                     "voucher-regression",
-                    f"A voucher of {voucher.cumulative} wei cannot follow one of {last.cumulative} wei.",
+                    f"A voucher of {voucher.cumulative} wei cannot follow one of {last.voucher.cumulative} wei.",
                     "Use a new session (--new-session): this one was used from elsewhere.",
                 )
-            if last == voucher:
+            if last == signed:
                 return
             await db.execute(
-                VoucherRow.__table__.insert().values(  # type: ignore[attr-defined]
+                insert(_VOUCHERS).values(
                     session_id=voucher.session_id.hex(),
                     cumulative=voucher.cumulative,
                     tokens=voucher.tokens,
                     receipts_root=voucher.receipts_root.hex(),
-                    signature=voucher.signature.hex(),
+                    signature=signed.signature.hex(),
                     created=time.time(),
                 )
             )
 
 
-async def _last_voucher(db: AsyncConnection, session_id: bytes) -> StoredVoucher | None:
+async def _last_voucher(db: AsyncConnection, session_id: bytes) -> VoucherMsg | None:
+    columns = _VOUCHERS.c
     query = (
-        select(VoucherRow.__table__)
-        .where(VoucherRow.session_id == session_id.hex())
-        .order_by(VoucherRow.cumulative.desc(), VoucherRow.tokens.desc(), VoucherRow.created.desc())
+        select(_VOUCHERS)
+        .where(columns.session_id == session_id.hex())
+        .order_by(columns.cumulative.desc(), columns.tokens.desc(), columns.created.desc())
         .limit(1)
     )
     row = (await db.execute(query)).mappings().one_or_none()
     if row is None:
         return None
-    return StoredVoucher(
-        session_id=session_id,
-        cumulative=row["cumulative"],
-        tokens=row["tokens"],
-        receipts_root=bytes.fromhex(row["receipts_root"]),
-        signature=bytes.fromhex(row["signature"]),
-    )
+    voucher = Voucher(session_id, row["cumulative"], row["tokens"], bytes.fromhex(row["receipts_root"]))
+    return VoucherMsg(voucher, bytes.fromhex(row["signature"]))
 
 
 def _session(row: Any) -> StoredSession:
-    return StoredSession(
-        session_id=bytes.fromhex(row["session_id"]),
-        chain_id=row["chain_id"],
-        escrow=row["escrow"],
-        client=row["client"],
-        key_json=row["key_json"],
-        price=row["price"],
-        deposit=row["deposit"],
-        status=row["status"],
-        billed_tokens=row["billed_tokens"],
-        next_job=row["next_job"],
-        in_job=row["in_job"],
-    )
+    values = {name: value for name, value in row.items() if name != "created"}
+    return StoredSession(**values | {"session_id": bytes.fromhex(values["session_id"])})
 
 
 def _unknown(session_id: bytes) -> ConfigError:
@@ -275,18 +245,21 @@ def _make_private(path: Path) -> None:
     path.touch(mode=0o600, exist_ok=True)
 
 
-def _configure_sqlite(engine: AsyncEngine) -> None:
-    """WAL with full fsync, and transactions that take the write lock at once: two clients may share a home."""
+@contextmanager
+def session_lock(directory: Path, session_id: bytes) -> Iterator[bool]:
+    """Use a session exclusively while the block runs; yields False at once when another process uses it.
 
-    @event.listens_for(engine.sync_engine, "connect")
-    def connect(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver must not begin transactions of its own
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")
-        cursor.execute("PRAGMA busy_timeout=10000")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    `directory`: the client's folder. The lock ends with its process.
+    """
+    path = directory / "locks" / f"{session_id.hex()}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)

@@ -9,14 +9,14 @@ from typing import Any
 from efedllm.chain import Chain, format_amount
 from efedllm.commitments.messages import SessionKey
 from efedllm.errors import ConfigError
-from efedllm_client.payments.store import CLOSED, Store, StoredSession
+from efedllm_client.payments.store import CLOSED, ClientStore, StoredSession
 
 OPEN_ON_CHAIN, CLOSING_ON_CHAIN, CLOSED_ON_CHAIN = 1, 2, 3
-PERMIT_SECONDS = 3600
+PERMIT_SECONDS = 3600  # validity of the signature that lets the escrow take the deposit
 
 
 @dataclass(frozen=True)
-class Balances:
+class WalletBalances:
     """All in wei."""
 
     address: str
@@ -27,17 +27,17 @@ class Balances:
     promised: int  # part of `in_sessions` that signed vouchers give away
 
 
-async def balances(chain: Chain, store: Store) -> Balances:
+async def balances(chain: Chain, store: ClientStore) -> WalletBalances:
     """Where this wallet's money is now."""
     address = chain.account_address
     eth = await chain.rpc.integer("eth_getBalance", [address, "latest"])
     efed = await chain.token_balance(address)
-    escrow = int(await chain.call("SessionEscrow", "balanceOf", address))
+    escrow = await chain.contracts.session_escrow.balance_of(address)
     locked = promised = 0
     for view in await session_views(chain, store):
         locked += view.remaining
         promised += min(max(view.promised - view.settled, 0), view.remaining)
-    return Balances(address, eth, efed, escrow, locked, promised)
+    return WalletBalances(address, eth, efed, escrow, locked, promised)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class SessionView:
 _STATUS = {0: "opening", OPEN_ON_CHAIN: "open", CLOSING_ON_CHAIN: "closing", CLOSED_ON_CHAIN: "closed"}
 
 
-async def session_views(chain: Chain, store: Store, with_closed: bool = False) -> list[SessionView]:
+async def session_views(chain: Chain, store: ClientStore, with_closed: bool = False) -> list[SessionView]:
     """This wallet's sessions on this network, newest first."""
     chain_id, escrow = chain.escrow_domain
     views = []
@@ -77,7 +77,7 @@ async def session_views(chain: Chain, store: Store, with_closed: bool = False) -
     return views
 
 
-async def _view(chain: Chain, store: Store, stored: StoredSession) -> SessionView:
+async def _view(chain: Chain, store: ClientStore, stored: StoredSession) -> SessionView:
     on_chain = await chain.session(stored.session_id)
     key = SessionKey.from_json(json.loads(stored.key_json))
     last = await store.last_voucher(stored.session_id)
@@ -88,7 +88,7 @@ async def _view(chain: Chain, store: Store, stored: StoredSession) -> SessionVie
         nodes=key.nodes,
         deposit=on_chain.deposit,
         settled=on_chain.settled,
-        promised=last.cumulative if last else 0,
+        promised=last.voucher.cumulative if last else 0,
         tokens=stored.billed_tokens,
         expiry=key.expiry,
         closes_at=on_chain.closes_at,
@@ -103,18 +103,18 @@ async def deposit(chain: Chain, amount: int) -> str:
     held = await chain.token_balance(chain.account_address)
     if held < amount:
         raise insufficient(amount, held, 0)
-    escrow = chain.address("SessionEscrow")
-    if int(await chain.call("EfedToken", "allowance", chain.account_address, escrow)) >= amount:
-        return (await chain.send("SessionEscrow", "deposit", amount)).hash
+    escrow, address = chain.contracts.session_escrow, chain.address("SessionEscrow")
+    if await chain.contracts.efed_token.allowance(chain.account_address, address) >= amount:
+        return (await escrow.deposit(amount)).hash
     deadline = (await chain.now()).timestamp + PERMIT_SECONDS
-    v, r, s = await _sign_permit(chain, escrow, amount, deadline)
-    return (await chain.send("SessionEscrow", "depositWithPermit", amount, deadline, v, r, s)).hash
+    v, r, s = await _sign_permit(chain, address, amount, deadline)
+    return (await escrow.deposit_with_permit(amount, deadline, v, r, s)).hash
 
 
 async def _sign_permit(chain: Chain, spender: str, amount: int, deadline: int) -> tuple[int, bytes, bytes]:
     assert chain.account is not None
-    name = await chain.call("EfedToken", "name")
-    nonce = int(await chain.call("EfedToken", "nonces", chain.account_address))
+    name = await chain.contracts.efed_token.name()
+    nonce = await chain.contracts.efed_token.nonces(chain.account_address)
     signed = chain.account.sign_typed_data(
         domain_data={
             "name": name,
@@ -148,7 +148,7 @@ async def fund_escrow(chain: Chain, least: int, wanted: int, exact: bool) -> int
     With less money than that, takes what there is as long as it is `least`, unless `exact`.
     Raises ConfigError "insufficient-balance".
     """
-    escrow = int(await chain.call("SessionEscrow", "balanceOf", chain.account_address))
+    escrow = await chain.contracts.session_escrow.balance_of(chain.account_address)
     if escrow >= wanted:
         return wanted
     held = await chain.token_balance(chain.account_address)
@@ -173,17 +173,3 @@ def insufficient(needed: int, held: int, escrow: int) -> ConfigError:
         f"This needs {format_amount(needed)}; {where}.",
         "Send EFED to the wallet (`efedllm wallet balance` shows its address), or ask for fewer tokens.",
     )
-
-
-def abi_key(key: SessionKey) -> dict[str, object]:
-    """The key as the contract's struct."""
-    return {
-        "client": key.client,
-        "signer": key.signer,
-        "modelId": key.model_id,
-        "nonce": key.nonce,
-        "expiry": key.expiry,
-        "maxPricePerKTok": key.max_price_per_ktok,
-        "nodes": list(key.nodes),
-        "shares": list(key.shares),
-    }

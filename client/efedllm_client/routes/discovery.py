@@ -1,4 +1,4 @@
-"""Who offers what: models and nodes from the chain, and how fast each node answers now."""
+"""Discovery: models and nodes from the chain, and a probe of how fast each node answers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import aiohttp
 from efedllm.chain import Chain
 from efedllm.chain.types import ModelInfo, NodeInfo
 from efedllm.errors import ConfigError, ProtocolError
+from efedllm_client.config import ClientConfig
 from efedllm_client.http import get_json
 from efedllm_client.routes.choose import Candidate
 
-PROBE_SECONDS = 3.0  # for one node, all tries; nodes are probed at once, so also for the whole network
 MAX_INFO_BYTES = 64 * 1024
 MODEL_ACTIVE = 1
 
@@ -53,22 +53,26 @@ def short_id(model_id: bytes) -> str:
     return "0x" + model_id.hex()[:8]
 
 
-async def find_candidates(chain: Chain, model: ModelInfo, seconds: float = PROBE_SECONDS) -> list[Candidate]:
+async def find_candidates(
+    chain: Chain, model: ModelInfo, seconds: float = ClientConfig.probe_seconds
+) -> list[Candidate]:
     """Every registered node of a model with the result of a probe, in layer order. Takes at most about `seconds`."""
     nodes = await chain.nodes(model.model_id)
     found = await probe_all(nodes, chain.chain_id, seconds)
     return sorted(found, key=lambda c: (c.lo, c.hi, c.address))
 
 
-async def probe_all(nodes: Sequence[NodeInfo], chain_id: int, seconds: float = PROBE_SECONDS) -> list[Candidate]:
-    """Probe nodes at once."""
+async def probe_all(
+    nodes: Sequence[NodeInfo], chain_id: int, seconds: float = ClientConfig.probe_seconds
+) -> list[Candidate]:
+    """Probe nodes at once, for at most `seconds`."""
     timeout = aiohttp.ClientTimeout(total=seconds)
     async with aiohttp.ClientSession(timeout=timeout) as http:
         return list(await asyncio.gather(*(probe(http, node, chain_id) for node in nodes)))
 
 
 async def probe(http: aiohttp.ClientSession, node: NodeInfo, chain_id: int) -> Candidate:
-    """Who answers at the node's endpoint, how busy it is, and the round trip to it; or why there is no answer."""
+    """Ask a node who it is and how busy it is, and measure the round trip; or say why there is no usable answer."""
     latency: float | None = None
     info: dict[str, Any] = {}
     problem = ""

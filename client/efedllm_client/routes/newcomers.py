@@ -1,5 +1,7 @@
-"""Trying newcomers: now and then a route through a node without trust, which by cost alone would get no work, hence no
-audits and no trust. Pure: the same jobs of the same client give the same choices.
+"""Sends a small share of the jobs through nodes without trust, so that newcomers can earn it.
+
+By cost alone they would get no work, hence no audits and no trust. Pure functions: the same jobs of the same client
+give the same choices.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from efedllm_client.routes.choose import (
 )
 
 DOMAIN = b"EFL.explore.1"
-SHARE = 0.05  # of a client's jobs
 PPM = 1_000_000
 TRUST_GAP = 200_000  # ppm of trust below the most trusted node of one of its layers: a newcomer
 PRICE_LIMIT_PERCENT = 125  # a route that tries a newcomer may charge this much of what the best one charges
@@ -72,11 +73,11 @@ def explored_route(
     max_price: int | None = None,
     weights: CostWeights | None = None,
 ) -> Route | None:
-    """The cheapest route through the newcomer that `lot` picks among those for whom there is a bearable one, or None.
+    """The cheapest acceptable route through a newcomer that `lot` picks, or None when there is none.
 
-    Bearable: at most PRICE_LIMIT_PERCENT of the money that `best` takes and at most `max_price` gwei per 1000 tokens;
-    and apart from distrust no costlier than `best` by more than full distrust, so that nobody waits long for a node far
-    away.
+    Acceptable: a price of at most PRICE_LIMIT_PERCENT of the price of `best`, and of at most `max_price` gwei per 1000
+    tokens. Without its distrust term the cost may exceed that of `best` by at most the cost of full distrust: this
+    excludes nodes that are far away.
     """
     weights = weights or CostWeights()
     usable = usable_nodes(candidates, layers, avoid)
@@ -90,8 +91,8 @@ def explored_route(
         hops = (*before.hops, node, *after.hops)
         cost = sum(hop_cost(hop, reference, weights) for hop in hops)
         route = Route(hops, cost, newcomer=node.address)
-        bearable = sum(hop_cost(hop, reference, plain) for hop in hops) <= best.cost + weights.distrust
+        acceptable = sum(hop_cost(hop, reference, plain) for hop in hops) <= best.cost + weights.distrust
         affordable = max_price is None or route.price <= max_price
-        if bearable and affordable and route.price * 100 <= best.price * PRICE_LIMIT_PERCENT:
+        if acceptable and affordable and route.price * 100 <= best.price * PRICE_LIMIT_PERCENT:
             routes.append(route)
     return routes[lot.pick % len(routes)] if routes else None

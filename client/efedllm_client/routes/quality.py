@@ -1,4 +1,4 @@
-"""What compression cost a model, by the certificate its publisher registered, and choosing a model by it."""
+"""The certified quality of compressed models, and choosing a model by it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from efedllm.errors import ConfigError, ModelError
 from efedllm.models.certificate import Certificate
 from efedllm.models.manifest import Manifest
 from efedllm.models.source import WeightSource, is_url
+from efedllm_client.config import ClientConfig
 from efedllm_client.routes.choose import Candidate, choose_route
 from efedllm_client.routes.discovery import MODEL_ACTIVE, choose_model, find_candidates, short_id
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A registered model with its manifest, or why that could not be had."""
+    """A registered model with its manifest, or `problem`: why the manifest could not be had."""
 
     model: ModelInfo
     manifest: Manifest | None
@@ -37,8 +38,8 @@ class ModelCard:
 
 
 @dataclass(frozen=True)
-class Offer:
-    """A model that somebody serves whole. `price`: gwei of EFED per 1000 tokens of the route a client would take."""
+class ModelOffer:
+    """A model that a route serves. `price`: gwei of EFED per 1000 tokens of the cheapest route."""
 
     card: ModelCard
     price: int
@@ -83,10 +84,10 @@ async def fetch_card(model: ModelInfo, endpoints: Sequence[str]) -> ModelCard:
     return ModelCard(model, manifest)
 
 
-async def find_offers(chain: Chain, models: Sequence[ModelInfo]) -> list[Offer]:
+async def find_offers(chain: Chain, models: Sequence[ModelInfo], seconds: float) -> list[ModelOffer]:
     """The active ones of `models` for which there is a route, with their cards."""
     active = [model for model in models if model.status == MODEL_ACTIVE]
-    candidates = await asyncio.gather(*(find_candidates(chain, model) for model in active))
+    candidates = await asyncio.gather(*(find_candidates(chain, model, seconds) for model in active))
     priced: dict[bytes, int] = {}
     for model, nodes in zip(active, candidates, strict=True):
         price = _price(nodes, model)
@@ -99,7 +100,7 @@ async def find_offers(chain: Chain, models: Sequence[ModelInfo]) -> list[Offer]:
             if model.model_id in priced
         )
     )
-    return [Offer(card, priced[card.model.model_id]) for card in cards]
+    return [ModelOffer(card, priced[card.model.model_id]) for card in cards]
 
 
 def _price(candidates: Sequence[Candidate], model: ModelInfo) -> int | None:
@@ -109,7 +110,7 @@ def _price(candidates: Sequence[Candidate], model: ModelInfo) -> int | None:
         return None
 
 
-def choose_by_quality(offers: Sequence[Offer], least: float) -> ModelInfo:
+def choose_by_quality(offers: Sequence[ModelOffer], least: float) -> ModelInfo:
     """The cheapest offer of at least this quality; of equally cheap ones the best. Pure.
 
     Raises ConfigError "bad-option", "quality-too-low" when there is none, "choose-model" when those that are good
@@ -130,9 +131,11 @@ def choose_by_quality(offers: Sequence[Offer], least: float) -> ModelInfo:
     return min(fit, key=lambda pair: (pair[0].price, -pair[1], pair[0].card.model.model_id))[0].card.model
 
 
-async def find_model_by_quality(chain: Chain, wanted: str | None, least: float) -> ModelInfo:
+async def find_model_by_quality(
+    chain: Chain, wanted: str | None, least: float, seconds: float = ClientConfig.probe_seconds
+) -> ModelInfo:
     """As `discovery.find_model`, with a floor on certified quality. Raises as `choose_by_quality`."""
     models = await chain.models()
     if wanted is not None:
         models = [choose_model(models, wanted)]
-    return choose_by_quality(await find_offers(chain, models), least)
+    return choose_by_quality(await find_offers(chain, models, seconds), least)

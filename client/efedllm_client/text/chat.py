@@ -1,15 +1,15 @@
-"""A conversation as a prompt, cut to what the model can still take in."""
+"""A conversation as a prompt, cut to the context of the model."""
 
 from __future__ import annotations
 
-from efedllm_client.text.tokenizer import Text
+from efedllm_client.text.tokenizer import ModelTokenizer
 
 
 class Conversation:
     """Turns so far. The format is plain text ("User: ...", "Assistant: ..."), which any text model can continue."""
 
-    def __init__(self, text: Text) -> None:
-        self._text = text
+    def __init__(self, tokenizer: ModelTokenizer) -> None:
+        self._tokenizer = tokenizer
         self._turns: list[tuple[str, str]] = []
 
     def reset(self) -> None:
@@ -22,8 +22,8 @@ class Conversation:
     def prompt(self, said: str, new_tokens: int) -> list[int]:
         """Token ids of the conversation with a new question; the oldest turns go when the context would overflow."""
         for dropped in range(len(self._turns) + 1):
-            ids = self._text.encode(format_turns(self._turns[dropped:], said))
-            if self._text.context is None or len(ids) + new_tokens <= self._text.context:
+            ids = self._tokenizer.encode(format_turns(self._turns[dropped:], said))
+            if self._tokenizer.context is None or len(ids) + new_tokens <= self._tokenizer.context:
                 return ids
         return ids
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a registered model: fetched from whoever has it, checked by hash, kept in the home directory."""
+"""The tokenizer of a registered model: fetched from any source, checked by hash, kept in the home directory."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ OPTIONAL_FILES = ("config.json", "tokenizer_config.json", "generation_config.jso
 
 
 @dataclass(frozen=True)
-class Text:
-    """A tokenizer with what a client must know about the model beside it."""
+class ModelTokenizer:
+    """The tokenizer of a model, and what else a client needs to know of the model's files."""
 
     tokenizer: Tokenizer
     eos: tuple[int, ...]  # ids that end a text; the first is sent to the nodes
@@ -62,7 +62,7 @@ class Text:
             )
 
 
-async def load_text(model: ModelInfo, endpoints: Sequence[str], models_dir: Path) -> Text:
+async def load_tokenizer(model: ModelInfo, endpoints: Sequence[str], models_dir: Path) -> ModelTokenizer:
     """Fetch (once) and load the tokenizer of `model`.
 
     Sources in order: the cache in `models_dir`, the model's own location on chain, the nodes at `endpoints`. Everything
@@ -81,11 +81,11 @@ async def load_text(model: ModelInfo, endpoints: Sequence[str], models_dir: Path
             "no-tokenizer", f"The model has no {TOKENIZER_FILE}.", "Ask its publisher to add a fast tokenizer."
         )
     await source.fetch([TOKENIZER_FILE, *(name for name in OPTIONAL_FILES if name in listed)], directory)
-    return await asyncio.to_thread(read_text, directory)
+    return await asyncio.to_thread(read_tokenizer, directory)
 
 
-def read_text(directory: Path) -> Text:
-    """Load the files that `load_text` fetched. Raises ModelError "bad-tokenizer"."""
+def read_tokenizer(directory: Path) -> ModelTokenizer:
+    """Load the files that `load_tokenizer` fetched. Raises ModelError "bad-tokenizer"."""
     try:
         tokenizer = open_tokenizer(directory / TOKENIZER_FILE)
     except Exception as error:
@@ -94,7 +94,7 @@ def read_text(directory: Path) -> Text:
         ) from error
     config, settings, generation = (_json(directory / name) for name in OPTIONAL_FILES)
     template = settings.get("chat_template")
-    return Text(
+    return ModelTokenizer(
         tokenizer=tokenizer,
         eos=eos_ids(config, settings, generation, tokenizer),
         bos=bos if isinstance(bos := config.get("bos_token_id"), int) else None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from efedllm.engine.base import EngineShape
 from efedllm.engine.exact.layer import Attention, ExactLayer, Mlp
@@ -15,9 +15,11 @@ from efedllm.engine.exact.linear import Factors, Int8Rows, Linears, Published
 from efedllm.engine.exact.packed import PackedRows
 from efedllm.engine.exact.products import Kernel
 from efedllm.engine.exact.steps import Heads, Norm, steps_for
-from efedllm.engine.load import TensorReader
+from efedllm.engine.tensors import TensorReader
 from efedllm.kernels.matrix import Scratch
-from efedllm.models.families import Skeleton, linear_shape
+from efedllm.models.architecture import LinearShape, has_head_norms, layer_linears, sliding_window
+from efedllm.models.exact_config import ExactConfig, GatedConfig, Gpt2Config
+from efedllm.models.families import FAMILIES, is_tied
 from efedllm.models.manifest import EMBED_FILE, HEAD_FILE, Manifest, TensorInfo, layer_file
 from efedllm.models.packing import PACKED_BITS
 from efedllm.models.tensorfile import TensorFile, check_layout
@@ -83,15 +85,15 @@ class ExactFiles:
         self,
         model_dir: Path,
         manifest: Manifest,
-        skeleton: Skeleton,
+        config: ExactConfig,
         shape: EngineShape,
         kernel: Kernel,
         device: str = "cpu",
     ) -> None:
         """`device`: where everything read is put, the CPU for the native kernel."""
         self._dir = model_dir
-        self._skeleton = skeleton
-        self._loader = _Loader(TensorReader(manifest.tensors_for(shape.lo, shape.hi)), skeleton, shape, kernel, device)
+        self._config = config
+        self._loader = _Loader(TensorReader(manifest.tensors_for(shape.lo, shape.hi)), config, shape, kernel, device)
         self.shape = shape
 
     def path(self, index: int) -> Path:
@@ -109,37 +111,36 @@ class ExactFiles:
     def modules(self, layers: tuple[ExactLayer, ...]) -> ExactModules:
         """What an engine runs beside `layers`, embeddings at the start and norm and head at the end of the model, and
         those."""
-        skeleton, shape, loader = self._skeleton, self.shape, self._loader
+        shape, loader, tied = self.shape, self._loader, is_tied(self._config)
         embed: Table | None = None
         positions: Table | None = None
         norm: Norm | None = None
         head: Linears | None = None
-        family = skeleton.family
+        family = FAMILIES[self._config.model_type]
         last = shape.hi == shape.layers
         starts = shape.lo == 0
-        if starts or (last and skeleton.tied):
+        if starts or (last and tied):
             with TensorFile(self._dir / EMBED_FILE) as file:
-                embed = loader.table(file, family.embed)
+                embed = loader.table(file, family.embed, shape.vocab)
                 if family.positions is not None:
-                    positions = loader.table(file, family.positions)
+                    positions = loader.table(file, family.positions, shape.max_positions)
         if last:
             with TensorFile(self._dir / HEAD_FILE) as file:
                 norm = loader.norm(file, family.norm, shape.hidden)
-                if skeleton.tied:
+                if tied:
                     assert embed is not None
                     assert embed.scales is not None
-                    tied = Published(Int8Rows(embed.values, embed.scales), None, None)
-                    head = loader.linears([tied])
+                    head = loader.linears([Published(Int8Rows(embed.values, embed.scales), None, None)])
                 else:
-                    module = skeleton.model.get_submodule(family.head)
-                    head = loader.linears([loader.published(file, family.head, module)])
+                    linear = LinearShape(shape.vocab, shape.hidden, False)
+                    head = loader.linears([loader.published(file, family.head, linear)])
         return ExactModules(layers, embed if starts else None, positions if starts else None, norm, head)
 
 
 @dataclass(frozen=True)
 class _Loader:
     reader: TensorReader
-    skeleton: Skeleton
+    config: ExactConfig
     shape: EngineShape
     kernel: Kernel
     device: str
@@ -147,20 +148,16 @@ class _Loader:
     """Shared by all maps of the engine."""
 
     def layer(self, file: TensorFile, index: int) -> ExactLayer:
-        return self._gpt2(file, index) if self.skeleton.config.model_type == "gpt2" else self._llama(file, index)
+        config = self.config
+        return self._gpt2(file, index, config) if isinstance(config, Gpt2Config) else self._llama(file, index)
 
     def _llama(self, file: TensorFile, index: int) -> ExactLayer:
-        module, prefix = self.skeleton.layer(index), self.skeleton.layer_prefix(index)
-        attention = module.get_submodule("self_attn")
-        shape, config = self.shape, self.skeleton.config
-
-        def head_norm(name: str) -> Norm | None:
-            path = f"{prefix}self_attn.{name}"
-            return self.norm(file, path, shape.head_dim) if hasattr(attention, name) else None
-
-        # Mistral slides in every layer; Qwen says which layers do.
-        slides = config if config.model_type == "mistral" else attention
-        sliding = getattr(slides, "sliding_window", None)
+        prefix, shape = self._prefix(index), self.shape
+        query_norm = key_norm = None
+        if has_head_norms(self.config):
+            query_norm, key_norm = (
+                self.norm(file, f"{prefix}self_attn.{name}", shape.head_dim) for name in ("q_norm", "k_norm")
+            )
         return ExactLayer(
             self.norm(file, f"{prefix}input_layernorm", shape.hidden),
             Attention(
@@ -170,9 +167,9 @@ class _Loader:
                     dim=shape.head_dim,
                     # IEEE square root and division; a power would be libm's.
                     scaling=1.0 / math.sqrt(shape.head_dim),
-                    window=None if sliding is None else int(sliding),
-                    query_norm=head_norm("q_norm"),
-                    key_norm=head_norm("k_norm"),
+                    window=sliding_window(self.config, index),
+                    query_norm=query_norm,
+                    key_norm=key_norm,
                 ),
                 qkv=self._linears(file, index, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
                 out=self._linears(file, index, "self_attn.o_proj"),
@@ -186,8 +183,8 @@ class _Loader:
             steps_for(self.kernel, shape.head_dim),
         )
 
-    def _gpt2(self, file: TensorFile, index: int) -> ExactLayer:
-        prefix, shape, config = self.skeleton.layer_prefix(index), self.shape, self.skeleton.config
+    def _gpt2(self, file: TensorFile, index: int, config: Gpt2Config) -> ExactLayer:
+        prefix, shape = self._prefix(index), self.shape
         scaling = 1.0 / math.sqrt(shape.head_dim) if config.scale_attn_weights else 1.0
         return ExactLayer(
             self.norm(file, f"{prefix}ln_1", shape.hidden),
@@ -214,34 +211,33 @@ class _Loader:
         )
 
     def _linears(self, file: TensorFile, index: int, *paths: str) -> Linears:
-        module, prefix = self.skeleton.layer(index), self.skeleton.layer_prefix(index)
-        return self.linears([self.published(file, prefix + p, module.get_submodule(p)) for p in paths])
+        shapes, prefix = layer_linears(self.config), self._prefix(index)
+        return self.linears([self.published(file, prefix + path, shapes[path]) for path in paths])
+
+    def _prefix(self, index: int) -> str:
+        return FAMILIES[self.config.model_type].layer_prefix(index)
 
     def linears(self, published: list[Published]) -> Linears:
         return Linears(published, self.kernel, self.scratch, self.device)
 
     def norm(self, file: TensorFile, path: str, size: int) -> Norm:
-        config, module = self.skeleton.config, self.skeleton.model.get_submodule(path)
         weight = self.reader.vector(file, f"{path}.weight", size).to(self.device).double()
-        if not isinstance(module, nn.LayerNorm):
-            return Norm(weight, float(config.rms_norm_eps))
+        if isinstance(self.config, GatedConfig):
+            return Norm(weight, float(self.config.rms_norm_eps))
         bias = self.reader.vector(file, f"{path}.bias", size).to(self.device).double()
-        return Norm(weight, float(config.layer_norm_epsilon), bias)
+        return Norm(weight, float(self.config.layer_norm_epsilon), bias)
 
-    def table(self, file: TensorFile, path: str) -> Table:
-        rows, columns = self.skeleton.model.get_submodule(path).get_parameter("weight").shape
-        tensor = self.reader.entry(f"{path}.weight", (rows, columns))
+    def table(self, file: TensorFile, path: str, rows: int) -> Table:
+        tensor = self.reader.entry(f"{path}.weight", (rows, self.shape.hidden))
         check_layout(file, tensor)
         parts = self.reader.parts(file, tensor)
         return Table(parts[0], parts[1] if tensor.dtype == "int8" else None).to(self.device)
 
-    def published(self, file: TensorFile, path: str, module: nn.Module) -> Published:
+    def published(self, file: TensorFile, path: str, shape: LinearShape) -> Published:
         """The published form of the linear module named `path`."""
-        rows, columns = linear_shape(module)
-        tensor = self.reader.entry(f"{path}.weight", (rows, columns))
+        tensor = self.reader.entry(f"{path}.weight", (shape.rows, shape.columns))
         check_layout(file, tensor)
-        has_bias = getattr(module, "bias", None) is not None
-        bias = self.reader.vector(file, f"{path}.bias", rows) if has_bias else None
+        bias = self.reader.vector(file, f"{path}.bias", shape.rows) if shape.bias else None
         return _published(tensor, self.reader.parts(file, tensor), bias)
 
 

@@ -31,7 +31,7 @@ from efedllm.engine.protocol import Float32, Int32, StepItem
 from efedllm.engine.taps import Tapped
 from efedllm.errors import ModelError
 from efedllm.models.exact import check_supported
-from efedllm.models.families import build_skeleton, read_config
+from efedllm.models.exact_config import GatedConfig, read_exact_config
 from efedllm.models.source import open_published
 
 BLOCK_TOKENS = 96
@@ -93,18 +93,17 @@ class ExactShardEngine(RangeEngine):
         """
         check_device(device)
         manifest = open_published(model_dir, verify_root, lo, hi)
-        config = read_config(model_dir)
+        config = read_exact_config(model_dir)
         check_supported(manifest.tensors, config)
         torch.set_num_threads(threads)
-        skeleton = build_skeleton(config, "eager")
-        shape = engine_shape(model_dir, manifest, skeleton, lo, hi)
+        shape = engine_shape(model_dir, manifest, config, lo, hi)
         tables = None
-        if skeleton.family.rotary is not None:
+        if isinstance(config, GatedConfig):
             tables = make_tables(shape.head_dim, shape.max_positions, config.rope_parameters)
         with torch.inference_mode():
             check_rounding(device)
             chosen = kernel or fastest_kernel(device)
-            files = ExactFiles(model_dir, manifest, skeleton, shape, chosen, device)
+            files = ExactFiles(model_dir, manifest, config, shape, chosen, device)
             if ram is None:
                 return cls(shape, load_exact(files), tables, chosen, manifest.root, block=block, device=device)
             modules = files.modules(())

@@ -1,4 +1,4 @@
-"""What the batcher has to know of a job, as the job's wiring says it."""
+"""What the engine has to know of a job."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Inputs = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class WorkSpec:
-    """How a job's rows are written and its tokens chosen. `sample_from`: first position whose output is sampled, None
-    for a hop without the head. `exact`: sample in integers.
+    """How a job's rows are encoded and its tokens chosen.
+
+    `sample_from`: first position whose output is sampled; None on a hop that samples nothing.
     """
 
     dtype: WireDtype
     sample_from: int | None
     sampling: SamplingSpec
-    exact: bool = False

@@ -14,15 +14,15 @@ from efedllm.commitments.leaves import batch_root, hop_leaf
 from efedllm.errors import ChainError
 from efedllm.logs import get_logger
 from efedllm_node.config import Policy
-from efedllm_node.metrics import Metrics
+from efedllm_node.metrics import NodeMetrics
 from efedllm_node.storage.records import BatchRecord, PendingLeaf
-from efedllm_node.storage.store import Store
+from efedllm_node.storage.store import NodeStore
 
 MAX_BATCH = 1024  # leaves; more go into the next batch. Auditors read at most 64 MiB, prompts included
 
 
 @dataclass(frozen=True)
-class CommitView:
+class BatchView:
     """What the decision depends on. `landed`: the planned batch is on chain, in the epoch its root names."""
 
     time: ChainTime
@@ -74,7 +74,7 @@ class GiveUp:
 Step = Plan | Send | Confirm | Release | GiveUp | None
 
 
-def next_step(view: CommitView, policy: Policy) -> Step:
+def next_step(view: BatchView, policy: Policy) -> Step:
     """The next thing to do, None when there is nothing (yet).
 
     A batch root names its epoch, so a transaction is only sent while it will probably be mined in that epoch; mined
@@ -102,16 +102,16 @@ def next_step(view: CommitView, policy: Policy) -> Step:
     return Plan(view.next_seq, time.epoch, places)
 
 
-class Committer:
+class BatchPoster:
     """Carries the steps out."""
 
-    def __init__(self, chain: Chain, store: Store, policy: Policy, metrics: Metrics) -> None:
+    def __init__(self, chain: Chain, store: NodeStore, policy: Policy, metrics: NodeMetrics) -> None:
         self._chain = chain
         self._store = store
         self._policy = policy
         self._metrics = metrics
         self._node = chain.account_address
-        self._log = get_logger("committer")
+        self._log = get_logger("batch_poster")
 
     async def tick(self, time: ChainTime, draining: bool) -> bool:
         """Do what is due. True when nothing of ours waits to be posted. Raises ChainError: try again later."""
@@ -129,15 +129,14 @@ class Committer:
 
     async def _view(
         self, time: ChainTime, planned: BatchRecord | None, leaves: Sequence[PendingLeaf], draining: bool
-    ) -> CommitView:
-        next_seq = int(await self._chain.call("CommitmentLog", "nextSeq", self._node))
+    ) -> BatchView:
+        next_seq = await self._chain.contracts.commitment_log.next_seq(self._node)
         landed = False
         if planned is not None and next_seq > planned.seq:
-            b = planned
-            landed = bool(
-                await self._chain.call("CommitmentLog", "isCommitted", self._node, b.seq, b.root, b.count, b.epoch)
+            landed = await self._chain.contracts.commitment_log.is_committed(
+                self._node, planned.seq, planned.root, planned.count, planned.epoch
             )
-        return CommitView(
+        return BatchView(
             time=time,
             next_seq=next_seq,
             planned=planned,
@@ -172,7 +171,7 @@ class Committer:
     async def _send(self, batch: BatchRecord) -> None:
         """Post; the next look at the chain tells whether it arrived."""
         try:
-            await self._chain.send("CommitmentLog", "post", batch.epoch, batch.seq, batch.root, batch.count)
+            await self._chain.contracts.commitment_log.post(batch.epoch, batch.seq, batch.root, batch.count)
         except ChainError as error:
             # The number is taken: by this very batch, if an earlier attempt got through. Or the epoch is over.
             if error.code not in ("revert:WrongSequence", "revert:WrongEpoch"):

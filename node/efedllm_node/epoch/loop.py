@@ -9,44 +9,44 @@ from typing import Any
 from efedllm.chain import Chain, ChainTime
 from efedllm.errors import ChainError
 from efedllm.logs import get_logger
+from efedllm_node.chain_clock import ChainClock
 from efedllm_node.compute.trace_files import Traces
 from efedllm_node.config import Policy
-from efedllm_node.epoch.batch_poster import Committer
-from efedllm_node.epoch.chain_clock import Clock
-from efedllm_node.epoch.rewards import Rewards
-from efedllm_node.metrics import Metrics
-from efedllm_node.payments.sessions import Book
+from efedllm_node.epoch.batch_poster import BatchPoster
+from efedllm_node.epoch.rewards import RewardCollector
+from efedllm_node.metrics import NodeMetrics
+from efedllm_node.payments.sessions import ServedSessions
 from efedllm_node.payments.settler import Settler
-from efedllm_node.storage.store import Store
+from efedllm_node.storage.store import NodeStore
 
 
-class Duties:
+class EpochLoop:
     """A duty that fails is put off to the next tick; all of them are safe to repeat."""
 
     def __init__(
         self,
         chain: Chain,
-        clock: Clock,
-        store: Store,
+        clock: ChainClock,
+        store: NodeStore,
         traces: Traces,
-        book: Book,
+        sessions: ServedSessions,
         policy: Policy,
-        metrics: Metrics,
+        metrics: NodeMetrics,
     ) -> None:
         self._chain = chain
         self._clock = clock
         self._store = store
         self._traces = traces
-        self._book = book
+        self._sessions = sessions
         self._policy = policy
         self._metrics = metrics
-        self._committer = Committer(chain, store, policy, metrics)
-        self._settler = Settler(chain, book, policy, metrics)
-        self._rewards = Rewards(chain, store, policy)
+        self._batch_poster = BatchPoster(chain, store, policy, metrics)
+        self._settler = Settler(chain, sessions, policy, metrics)
+        self._rewards = RewardCollector(chain, store, policy)
         self._pruned = 0
         self._busy = asyncio.Lock()
         self._window: int | None = None
-        self._log = get_logger("duties")
+        self._log = get_logger("epoch_loop")
 
     async def run(self) -> None:
         """Look at the chain once a tick until cancelled."""
@@ -65,9 +65,9 @@ class Duties:
             return
         time = self._clock.time
         if time.epoch != epoch:
-            self._book.forget_nodes()
-            self._book.sweep(time.timestamp)
-        await self._guarded("post", lambda: self._committer.tick(time, False))
+            self._sessions.forget_nodes()
+            self._sessions.sweep(time.timestamp)
+        await self._guarded("post", lambda: self._batch_poster.tick(time, False))
         await self._guarded("settle", lambda: self._settler.tick(time, False))
         await self._guarded("rewards", lambda: self._rewards.tick(time))
         if self._pruned < time.epoch and await self._guarded("forget", lambda: self._forget(time)):
@@ -105,14 +105,14 @@ class Duties:
         async def note(duty: Awaitable[bool]) -> None:
             clear.append(await duty)
 
-        await self._guarded("post", lambda: note(self._committer.tick(time, True)))
+        await self._guarded("post", lambda: note(self._batch_poster.tick(time, True)))
         await self._guarded("settle", lambda: note(self._settler.tick(time, True)))
         return clear == [True, True]
 
     async def _forget(self, time: ChainTime) -> None:
         """Drop evidence nobody can ask for any more."""
         if self._window is None:
-            self._window = int(await self._chain.call("CommitmentLog", "challengeWindow"))
+            self._window = await self._chain.contracts.commitment_log.challenge_window()
         keep = max(self._window, self._policy.keep_epochs * time.epoch_length)
         while old := await self._store.expired(time.timestamp - keep, time.epoch - self._policy.keep_epochs):
             for job_id in old:

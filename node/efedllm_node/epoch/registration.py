@@ -26,7 +26,7 @@ class Action(Enum):
 
 
 @dataclass(frozen=True)
-class Offer:
+class WantedRegistration:
     """What the node wants to be registered as."""
 
     model_id: bytes
@@ -39,7 +39,7 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Terms:
+class ServingTerms:
     """What is known before the weights are: from the flags, else from the registration."""
 
     model: ModelInfo
@@ -48,7 +48,7 @@ class Terms:
     price: int
 
 
-def plan(current: NodeInfo, offer: Offer) -> tuple[Action, ...]:
+def plan(current: NodeInfo, offer: WantedRegistration) -> tuple[Action, ...]:
     """The transactions that are missing, in order; none when the registration says it all.
 
     Raises ConfigError "other-registration" when only retiring could change it.
@@ -84,7 +84,7 @@ def missing_stake(active: int, wanted: int | None, minimum: int) -> int:
     return target - active
 
 
-async def terms(chain: Chain, config: NodeConfig) -> Terms:
+async def terms(chain: Chain, config: NodeConfig) -> ServingTerms:
     """Model, layers and price. Raises ConfigError "not-registered" when nobody says them."""
     current = await chain.node(chain.account_address)
     known = current if current.status in (ACTIVE, PAUSED) else None
@@ -104,31 +104,29 @@ async def terms(chain: Chain, config: NodeConfig) -> Terms:
             f"Layers {layers[0]}:{layers[1]} are not a range of this model, which has {model.layers} layers.",
             f"Use --layers LO:HI with HI at most {model.layers}.",
         )
-    return Terms(model, layers[0], layers[1], price)
+    return ServingTerms(model, layers[0], layers[1], price)
 
 
 async def ensure_stake(chain: Chain, lo: int, hi: int, wanted: int | None) -> int:
     """Stake what is missing; the wei added."""
     active, minimum = await asyncio.gather(
-        chain.call("StakeVault", "stakeOf", chain.account_address), chain.call("NodeRegistry", "minStakePerLayer")
+        chain.contracts.stake_vault.stake_of(chain.account_address), chain.contracts.node_registry.min_stake_per_layer()
     )
-    missing = missing_stake(int(active.active), wanted, int(minimum) * (hi - lo))
+    missing = missing_stake(active.active, wanted, minimum * (hi - lo))
     if missing:
         await chain.ensure_allowance("StakeVault", missing)
-        await chain.send("StakeVault", "stake", missing)
+        await chain.contracts.stake_vault.stake(missing)
         get_logger("registration").info("staked", amount=format_amount(missing))
     return missing
 
 
-async def ensure_registered(chain: Chain, offer: Offer) -> tuple[Action, ...]:
+async def ensure_registered(chain: Chain, offer: WantedRegistration) -> tuple[Action, ...]:
     """Send what is missing; the actions taken. No transaction when nothing is."""
     actions = plan(await chain.node(chain.account_address), offer)
     for action in actions:
         match action:
             case Action.REGISTER:
-                await chain.send(
-                    "NodeRegistry",
-                    "register",
+                await chain.contracts.node_registry.register(
                     offer.model_id,
                     offer.lo,
                     offer.hi,
@@ -138,11 +136,11 @@ async def ensure_registered(chain: Chain, offer: Offer) -> tuple[Action, ...]:
                     offer.endpoint,
                 )
             case Action.UPDATE:
-                await chain.send("NodeRegistry", "update", offer.price, offer.signer)
+                await chain.contracts.node_registry.update(offer.price, offer.signer)
             case Action.ENDPOINT:
-                await chain.send("NodeRegistry", "setEndpoint", offer.endpoint)
+                await chain.contracts.node_registry.set_endpoint(offer.endpoint)
             case Action.RESUME:
-                await chain.send("NodeRegistry", "resume")
+                await chain.contracts.node_registry.resume()
         get_logger("registration").info("registry", action=action.value, layers=f"{offer.lo}:{offer.hi}")
     return actions
 

@@ -9,7 +9,7 @@ from efedllm.chain import Chain, ChainTime, format_amount
 from efedllm.errors import ChainError
 from efedllm.logs import get_logger
 from efedllm_node.config import Policy
-from efedllm_node.storage.store import Store
+from efedllm_node.storage.store import NodeStore
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,16 @@ async def claimable_epochs(chain: Chain, time: ChainTime, me: str, lookback: int
     """Wei that the account `me` can claim now, by epoch; epochs without a reward are left out."""
     found = {}
     for epoch in claim_range(time, lookback):
-        amount = int(await chain.call("RewardPool", "claimable", epoch, me))
+        amount = await chain.contracts.reward_pool.claimable(epoch, me)
         if amount:
             found[epoch] = amount
     return found
 
 
-class Rewards:
+class RewardCollector:
     """Carries it out. What was claimed is read from the chain and remembered, so nothing is claimed twice."""
 
-    def __init__(self, chain: Chain, store: Store, policy: Policy) -> None:
+    def __init__(self, chain: Chain, store: NodeStore, policy: Policy) -> None:
         self._chain = chain
         self._store = store
         self._policy = policy
@@ -77,18 +77,18 @@ class Rewards:
         if epoch < 1:
             return
         weighed, claimed = await self._store.reward(epoch)
-        work = 0 if weighed else int(await self._chain.call("SessionEscrow", "workOf", epoch, self._me))
+        work = 0 if weighed else await self._chain.contracts.session_escrow.work_of(epoch, self._me)
         if not should_weigh(time, EpochReward(epoch, weighed, claimed, work)):
             return
         try:
-            await self._chain.send("RewardPool", "weigh", epoch, [self._me])
+            await self._chain.contracts.reward_pool.weigh(epoch, [self._me])
         except ChainError as error:
             if error.code != "revert:NotFinalized":
                 raise
             if time.fraction < self._policy.finalize_at:
                 return
-            await self._chain.send("VerifierCommittee", "finalize", epoch, [self._me])
-            await self._chain.send("RewardPool", "weigh", epoch, [self._me])
+            await self._chain.contracts.verifier_committee.finalize(epoch, [self._me])
+            await self._chain.contracts.reward_pool.weigh(epoch, [self._me])
         await self._store.mark_reward(epoch, weighed=1)
         self._log.info("weighed", epoch=epoch, work=work)
 
@@ -99,7 +99,7 @@ class Rewards:
             weighed, claimed = await self._store.reward(epoch)
             if claimed:
                 continue
-            amount = int(await self._chain.call("RewardPool", "claimable", epoch, self._me))
+            amount = await self._chain.contracts.reward_pool.claimable(epoch, self._me)
             if amount == 0:
                 # The epoch's tally is closed: nothing can be added to it.
                 await self._store.mark_reward(epoch, claimed=1)
@@ -108,7 +108,7 @@ class Rewards:
         due = to_claim(time, epochs)
         total = sum(e.claimable or 0 for e in epochs if e.epoch in due)
         if due:
-            await self._chain.send("RewardPool", "claim", list(due))
+            await self._chain.contracts.reward_pool.claim(list(due))
             for epoch in due:
                 await self._store.mark_reward(epoch, claimed=1)
             self._log.info("claimed", epochs=due, amount=format_amount(total))
@@ -116,9 +116,9 @@ class Rewards:
 
     async def withdraw_fees(self) -> int:
         """Take the fees the escrow holds for us; wei, 0 when too few for a transaction."""
-        owed = int(await self._chain.call("SessionEscrow", "owedOf", self._me))
+        owed = await self._chain.contracts.session_escrow.owed_of(self._me)
         if owed < self._policy.settle_min:
             return 0
-        await self._chain.send("SessionEscrow", "withdrawFees", self._me)
+        await self._chain.contracts.session_escrow.withdraw_fees(self._me)
         self._log.info("fees withdrawn", amount=format_amount(owed))
         return owed

@@ -20,9 +20,9 @@ STANDING = {0: "excluded", 1: "probation", 2: "active"}
 async def status_of(chain: Chain, address: str, time: ChainTime, raw: bool) -> dict[str, Any]:
     """Registration, stake, trust and earnings of a node; see `describe`. Needs no account. Raises ChainError."""
     info, stake, rewards = await asyncio.gather(
-        chain.node(address), chain.call("StakeVault", "stakeOf", address), claimable_epochs(chain, time, address)
+        chain.node(address), chain.contracts.stake_vault.stake_of(address), claimable_epochs(chain, time, address)
     )
-    return describe(info, time.epoch, sum(rewards.values()), int(stake.readyAt), raw)
+    return describe(info, time.epoch, sum(rewards.values()), stake.ready_at, raw)
 
 
 def describe(info: NodeInfo, epoch: int, rewards: int, ready_at: int, raw: bool) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from efedllm.models.manifest import MANIFEST_NAME, Manifest
 from efedllm.wire import WS_PATH, Identity, accept, handshake
 from efedllm_node.compute.trace_files import IN, OUT, TAPS
 from efedllm_node.http.tap_release import open_taps, taps_open
-from efedllm_node.jobs.dispatcher import Desk
+from efedllm_node.jobs.dispatcher import Dispatcher
 from efedllm_node.jobs.peers import Link, pump
 from efedllm_node.storage.records import BatchRecord, BoundaryPlace, LeafRecord
 
@@ -33,9 +33,11 @@ MOST_TAPS = 64  # positions opened in one answer
 Info = Callable[[], Awaitable[dict[str, Any]]]
 
 
-def make_app(desk: Desk, identity: Identity, model_dir: Path, manifest: Manifest, info: Info) -> web.Application:
+def make_app(
+    dispatcher: Dispatcher, identity: Identity, model_dir: Path, manifest: Manifest, info: Info
+) -> web.Application:
     """The node's HTTP application."""
-    pages = Pages(desk, identity, model_dir, manifest, info)
+    pages = Pages(dispatcher, identity, model_dir, manifest, info)
     app = web.Application(client_max_size=1 << 16, middlewares=[_errors])
     app.add_routes(
         [
@@ -93,9 +95,11 @@ def _missing(what: str) -> ProtocolError:
 class Pages:
     """The handlers."""
 
-    def __init__(self, desk: Desk, identity: Identity, model_dir: Path, manifest: Manifest, info: Info) -> None:
-        self._desk = desk
-        self._shop = desk.shop
+    def __init__(
+        self, dispatcher: Dispatcher, identity: Identity, model_dir: Path, manifest: Manifest, info: Info
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._services = dispatcher.services
         self._identity = identity
         self._model_dir = model_dir
         self._manifest = manifest
@@ -105,9 +109,9 @@ class Pages:
 
     async def websocket(self, request: web.Request) -> web.StreamResponse:
         """Clients and other nodes."""
-        if self._desk.connections >= self._shop.limits.max_connections:
+        if self._dispatcher.connections >= self._services.limits.max_connections:
             return web.json_response({"error": {"code": "busy", "message": "Too many connections."}}, status=503)
-        peer = await accept(request, stats=self._shop.metrics.wire)
+        peer = await accept(request, stats=self._services.metrics.wire)
         try:
             remote = await handshake(peer, self._identity)
         except ProtocolError as error:
@@ -115,11 +119,11 @@ class Pages:
             await peer.close()
             return cast(web.WebSocketResponse, peer.socket)
         link = Link(peer, remote)
-        self._desk.welcome(link)
+        self._dispatcher.welcome(link)
         try:
-            await pump(link, self._desk)
+            await pump(link, self._dispatcher)
         finally:
-            self._desk.farewell(link)
+            self._dispatcher.farewell(link)
             await peer.close()
         return cast(web.WebSocketResponse, peer.socket)
 
@@ -127,18 +131,18 @@ class Pages:
         return web.json_response(await self._info())
 
     async def health(self, _request: web.Request) -> web.Response:
-        draining = self._desk.draining
+        draining = self._dispatcher.draining
         return web.json_response({"status": "draining" if draining else "ok"}, status=503 if draining else 200)
 
     async def metrics(self, _request: web.Request) -> web.Response:
-        return web.Response(body=self._shop.metrics.render(), content_type="text/plain", charset="utf-8")
+        return web.Response(body=self._services.metrics.render(), content_type="text/plain", charset="utf-8")
 
     async def batch(self, request: web.Request) -> web.Response:
         """A posted batch with everything an auditor needs to repeat its hops."""
         text = request.match_info["seq"]
         if not text.isascii() or not text.isdigit() or len(text) > 18:
             raise ProtocolError("bad-request", "The sequence number must be a number.")
-        found = await self._shop.store.posted(int(text))
+        found = await self._services.store.posted(int(text))
         if found is None:
             raise _missing(f"batch {text}")
         batch, leaves = found
@@ -151,7 +155,7 @@ class Pages:
 
     async def boundary(self, request: web.Request) -> web.StreamResponse:
         """Rows by their root."""
-        place = await self._shop.store.boundary_by_root(_h32(request.match_info["root"], "root"))
+        place = await self._services.store.boundary_by_root(_h32(request.match_info["root"], "root"))
         if place is None:
             raise _missing("such boundary")
         dtype, dim = self._shape(place)
@@ -163,7 +167,7 @@ class Pages:
             "X-Count": str(place.count),
         }
         # From the disk as it is read: rows are large, and readers may be slow and many.
-        path = self._shop.traces.path(place.job_id, IN if place.incoming else OUT)
+        path = self._services.traces.path(place.job_id, IN if place.incoming else OUT)
         if not path.is_file():
             raise ModelError("no-trace", f"The trace of job 0x{place.job_id.hex()} is not kept.")
         headers["Content-Type"] = "application/octet-stream"
@@ -176,8 +180,8 @@ class Pages:
         if not text.isascii() or not text.isdigit() or len(text) > 5:
             raise ProtocolError("bad-request", "Say which boundary: ?boundary=NUMBER.")
         boundary = int(text)
-        place = await self._shop.store.boundary_of(job_id, boundary)
-        envelopes = tuple(await self._shop.store.evidence(job_id, boundary))
+        place = await self._services.store.boundary_of(job_id, boundary)
+        envelopes = tuple(await self._services.store.evidence(job_id, boundary))
         if place is None and not envelopes:
             raise _missing("evidence of that boundary")
         leaves: tuple[bytes, ...] = ()
@@ -189,14 +193,14 @@ class Pages:
 
     async def receipt(self, request: web.Request) -> web.Response:
         """Our commitment of a job."""
-        signed = await self._shop.store.receipt(_h32(request.match_info["job_id"], "job_id"))
+        signed = await self._services.store.receipt(_h32(request.match_info["job_id"], "job_id"))
         if signed is None:
             raise _missing("receipt of that job")
         return web.json_response(signed.to_json())
 
     async def previous(self, request: web.Request) -> web.Response:
         """The commitment of the hop before that ours names: proof against it where it signed another one as well."""
-        kept = await self._shop.store.previous(_h32(request.match_info["job_id"], "job_id"))
+        kept = await self._services.store.previous(_h32(request.match_info["job_id"], "job_id"))
         if kept is None:
             raise _missing("commitment of a hop before")
         return web.json_response(kept.signed.to_json())
@@ -205,19 +209,19 @@ class Pages:
         """Taps of some positions of a committed job with their proofs, once no verifier can attest them any more."""
         job_id = _h32(request.match_info["job_id"], "job_id")
         positions = _positions(request.query.get("positions", ""))
-        signed = await self._shop.store.receipt(job_id)
+        signed = await self._services.store.receipt(job_id)
         if signed is None or signed.commit.aux_root == ZERO32:
             raise _missing("taps of that job")
         # What is shown too early lets verifiers attest what they did not compute. The time seen last is at most behind;
         # asking the chain here would let anybody keep its server busy in our name.
-        if not taps_open(await self._shop.store.audited_epoch(job_id), self._shop.clock.time):
+        if not taps_open(await self._services.store.audited_epoch(job_id), self._services.clock.time):
             raise ProtocolError(
                 "taps-closed", "The verifiers of this job have not revealed yet, or it is forgotten.", "Ask later."
             )
         commit = signed.commit
         if positions[-1] >= commit.tokens:
             raise ProtocolError("bad-request", f"The job has {commit.tokens} positions.")
-        rows = await self._shop.traces.read(job_id, TAPS)
+        rows = await self._services.traces.read(job_id, TAPS)
         async with self._heavy:
             opened = await asyncio.to_thread(open_taps, job_id, commit.hop, rows, positions)
         return web.json_response({"count": commit.tokens, "taps": [item.to_json() for item in opened]})
@@ -236,10 +240,10 @@ class Pages:
     def _shape(self, place: BoundaryPlace) -> tuple[WireDtype, int]:
         if place.boundary == 0:
             return WireDtype.I32, 1
-        return WireDtype(place.wire_dtype), self._shop.facts.hidden
+        return WireDtype(place.wire_dtype), self._services.facts.hidden
 
     async def _rows(self, place: BoundaryPlace) -> bytes:
-        return await self._shop.traces.read(place.job_id, IN if place.incoming else OUT)
+        return await self._services.traces.read(place.job_id, IN if place.incoming else OUT)
 
 
 def _leaves(place: BoundaryPlace, dtype: WireDtype, dim: int, rows: bytes) -> tuple[bytes, ...]:

@@ -1,4 +1,4 @@
-"""What a node accepts, as pure functions: jobs, rows of a boundary, commitments. All raise ProtocolError."""
+"""Which jobs a node admits, as pure functions that raise ProtocolError."""
 
 from __future__ import annotations
 
@@ -8,35 +8,13 @@ from dataclasses import dataclass
 from efedllm.chain.types import ChainTime, NodeInfo
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.eip712 import Domain
-from efedllm.commitments.hashing import ZERO32
-from efedllm.commitments.messages import EXACT_PROFILE, HopCommit, RouteHop, SignedCommit, ids_hash
+from efedllm.commitments.messages import RouteHop, ids_hash
 from efedllm.commitments.signing import check
 from efedllm.errors import ProtocolError
-from efedllm.wire.messages import ActMsg, OpenJobMsg
+from efedllm.wire.messages import OpenJobMsg
+from efedllm_node.facts import NodeFacts
 
 ACTIVE = 1
-
-
-@dataclass(frozen=True)
-class NodeFacts:
-    """What this node serves. `max_positions`: the smaller of the model's and the operator's limit. `encoder`: texts go
-    through whole, and no tokens come out. `profile`: as in HopCommit, 0 float, 1 exact, 2 float in bfloat16."""
-
-    address: str
-    model_id: bytes
-    lo: int
-    hi: int
-    layers: int
-    hidden: int
-    vocab: int
-    shard_root: bytes
-    max_positions: int
-    encoder: bool = False
-    profile: int = 0
-
-    @property
-    def exact(self) -> bool:
-        return self.profile == EXACT_PROFILE
 
 
 @dataclass(frozen=True)
@@ -134,127 +112,3 @@ def check_route(msg: OpenJobMsg, nodes: Sequence[NodeInfo]) -> tuple[RouteHop, .
             )
         hops.append(RouteHop(info.address, info.signer, info.endpoint, info.lo, info.hi, info.shard_root))
     return tuple(hops)
-
-
-@dataclass(frozen=True)
-class Expected:
-    """The next rows a boundary takes. `end`: no position from here on; `single_from`: from here one row at a time."""
-
-    boundary: int
-    position: int
-    prev: bytes
-    dtype: WireDtype
-    dim: int
-    end: int
-    single_from: int
-
-
-def check_act(msg: ActMsg, expected: Expected) -> None:
-    """Whether these are the next rows: "out-of-order", "broken-chain", "bad-shape" or "too-long"."""
-    if msg.boundary != expected.boundary or msg.from_pos != expected.position:
-        raise ProtocolError(
-            "out-of-order",
-            f"Expected boundary {expected.boundary} from position {expected.position}, "
-            f"got boundary {msg.boundary} from {msg.from_pos}.",
-        )
-    if msg.prev != expected.prev:
-        raise ProtocolError("broken-chain", f"The envelope at position {msg.from_pos} does not follow the one before.")
-    if msg.dtype is not expected.dtype or msg.dim != expected.dim:
-        raise ProtocolError("bad-shape", f"Expected rows of {expected.dim} {expected.dtype.name}.")
-    last = msg.from_pos + msg.n
-    if last > expected.end:
-        raise ProtocolError("too-long", f"Position {last - 1} is beyond what this job may have at this point.")
-    if last > expected.single_from and msg.n > 1:
-        raise ProtocolError("too-long", "Generated positions come one at a time.")
-
-
-@dataclass(frozen=True)
-class OwnHop:
-    """What a hop knows of a job when it commits. `spec_hash`: digest of the signed spec it was opened with; `tokens`:
-    positions; `emitted`: on the last hop only."""
-
-    job_id: bytes
-    spec_hash: bytes
-    hop: int
-    lo: int
-    hi: int
-    wire_dtype: int
-    model_id: bytes
-    shard_root: bytes
-    tokens: int
-    in_root: bytes
-    out_root: bytes
-    emitted: tuple[int, ...] | None
-    profile: int = 0
-    aux_root: bytes = ZERO32
-
-
-def check_previous(signed: SignedCommit, own: OwnHop, prev: RouteHop, domain: Domain) -> None:
-    """Whether the previous hop's commitment fits what we received from it: "bad-signature" or "commit-mismatch"."""
-    check(signed.commit.digest(domain), signed.signature, prev.signer)
-    commit = signed.commit
-    wanted = (
-        own.job_id,
-        own.spec_hash,
-        own.hop - 1,
-        prev.lo,
-        prev.hi,
-        own.wire_dtype,
-        own.tokens,
-        own.model_id,
-        own.in_root,
-        own.profile == EXACT_PROFILE,
-    )
-    got = (
-        commit.job_id,
-        commit.spec_hash,
-        commit.hop,
-        commit.lo,
-        commit.hi,
-        commit.wire_dtype,
-        commit.tokens,
-        commit.model_id,
-        commit.out_root,
-        # Neighbours may compute a float model in different dtypes.
-        commit.profile == EXACT_PROFILE,
-    )
-    names = ("job", "spec", "hop", "lo", "hi", "wire dtype", "positions", "model", "output root", "profile")
-    wrong = [name for name, a, b in zip(names, wanted, got, strict=True) if a != b]
-    if prev.shard_root is not None and commit.shard_root != prev.shard_root:
-        wrong.append("shard")
-    if wrong:
-        raise ProtocolError("commit-mismatch", f"The commitment of hop {own.hop - 1} has another {', '.join(wrong)}.")
-
-
-def make_commit(own: OwnHop, prev_commit: bytes, epoch: int) -> HopCommit:
-    """Our commitment."""
-    return HopCommit(
-        job_id=own.job_id,
-        spec_hash=own.spec_hash,
-        hop=own.hop,
-        lo=own.lo,
-        hi=own.hi,
-        profile=own.profile,
-        wire_dtype=own.wire_dtype,
-        tokens=own.tokens,
-        model_id=own.model_id,
-        shard_root=own.shard_root,
-        in_root=own.in_root,
-        out_root=own.out_root,
-        tokens_hash=ZERO32 if own.emitted is None else ids_hash(list(own.emitted)),
-        aux_root=own.aux_root,
-        prev_commit=prev_commit,
-        epoch=epoch,
-    )
-
-
-def ended(token: int, generated: int, max_new: int, eos: int) -> str | None:
-    """Why generation stops after `token`, the `generated`-th; None when it goes on."""
-    if token == eos:
-        return "eos"
-    return "length" if generated >= max_new else None
-
-
-def job_exists() -> ProtocolError:
-    """A job number is used once."""
-    return ProtocolError("job-exists", "This job number of the session was used before.", "Use the next one.")

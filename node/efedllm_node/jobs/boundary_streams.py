@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from efedllm.commitments.canonical import WireDtype
@@ -13,12 +12,11 @@ from efedllm.commitments.messages import Envelope
 from efedllm.commitments.signing import Signer, check
 from efedllm.errors import ProtocolError
 from efedllm.wire.messages import AckMsg, ActMsg
-from efedllm_node.jobs.admission import Expected, check_act
 
 
 @dataclass(frozen=True)
 class Lane:
-    """What never changes of a boundary's traffic."""
+    """The constants of one boundary: every row has `dim` values of `dtype`."""
 
     domain: Domain
     job_id: bytes
@@ -84,18 +82,37 @@ class Inbound:
         self._prev = ZERO32
         self._records: list[EnvelopeRecord] = []
 
-    def expected(self, end: int, single_from: int) -> Expected:
-        """The next rows, if positions stop before `end` and are single from `single_from` on."""
-        lane = self._lane
-        return Expected(lane.boundary, self._position, self._prev, lane.dtype, lane.dim, end, single_from)
+    def check(self, act: ActMsg, end: int, single_from: int) -> None:
+        """Whether `act` holds the next rows; its signature is left to `accept`.
 
-    def accept(self, act: ActMsg, expected: Expected, hashed: Callable[[bytes], bytes]) -> AckMsg:
-        """Check order, chain and signature of rows; the acknowledgement to send.
-
-        `hashed` gives the chunk hash of the payload (and may keep its leaves); it is called once the order is right.
+        `end`: first position that must not come; `single_from`: from here on rows come one at a time. Raises
+        ProtocolError "out-of-order", "broken-chain", "bad-shape" or "too-long".
         """
-        check_act(act, expected)
-        envelope = act.envelope(hashed(act.payload))
+        lane = self._lane
+        if act.boundary != lane.boundary or act.from_pos != self._position:
+            raise ProtocolError(
+                "out-of-order",
+                f"Expected boundary {lane.boundary} from position {self._position}, "
+                f"got boundary {act.boundary} from {act.from_pos}.",
+            )
+        if act.prev != self._prev:
+            raise ProtocolError(
+                "broken-chain", f"The envelope at position {act.from_pos} does not follow the one before."
+            )
+        if act.dtype is not lane.dtype or act.dim != lane.dim:
+            raise ProtocolError("bad-shape", f"Expected rows of {lane.dim} {lane.dtype.name}.")
+        last = act.from_pos + act.n
+        if last > end:
+            raise ProtocolError("too-long", f"Position {last - 1} is beyond what this job may have at this point.")
+        if last > single_from and act.n > 1:
+            raise ProtocolError("too-long", "Generated positions come one at a time.")
+
+    def accept(self, act: ActMsg, chunk: bytes) -> AckMsg:
+        """Take rows that `check` passed, whose leaves hash to `chunk`; returns the acknowledgement to send.
+
+        Raises ProtocolError "bad-signature".
+        """
+        envelope = act.envelope(chunk)
         digest = envelope.digest(self._lane.domain)
         check(digest, act.signature, self._lane.other_signer)
         signature = self._signer.sign(digest)

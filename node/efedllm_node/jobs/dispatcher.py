@@ -1,8 +1,10 @@
-"""What clients and neighbours say, and to which job it belongs."""
+"""Opens jobs, and hands every message of clients and other nodes to the job that it belongs to."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from efedllm.chain import Chain
 from efedllm.commitments.messages import RouteHop, ids_bytes
@@ -23,33 +25,35 @@ from efedllm.wire.messages import (
     VoucherMsg,
 )
 from efedllm_node.jobs import job_events as events
-from efedllm_node.jobs.admission import Load, check_open, check_own, check_route, job_exists
-from efedllm_node.jobs.job import Job
-from efedllm_node.jobs.job_state import Workshop
+from efedllm_node.jobs.admission import Load, check_open, check_own, check_route
+from efedllm_node.jobs.embedding_hop import EmbeddingHop
+from efedllm_node.jobs.generation_hop import GenerationHop
+from efedllm_node.jobs.job_hop import JobHop
 from efedllm_node.jobs.peers import Link, Neighbours
+from efedllm_node.jobs.services import NodeServices
 from efedllm_node.payments.rules import check_credit
-from efedllm_node.payments.sessions import Entry
-from efedllm_node.storage.records import JobRecord
+from efedllm_node.payments.sessions import ServedSession
+from efedllm_node.storage.records import OpenedJob, job_exists
 
 TOKEN_BYTES = 4
 
 
-class Desk:
-    """All jobs of the node, and the door through which they come. Implements `links.Handler`."""
+class Dispatcher:
+    """All jobs of the node; receives every message of clients and other nodes. Implements `peers.Handler`."""
 
-    def __init__(self, shop: Workshop, chain: Chain, identity: Identity) -> None:
-        self.shop = shop
+    def __init__(self, services: NodeServices, chain: Chain, identity: Identity) -> None:
+        self.services = services
         self.draining = False
         self._closing = False
-        self.neighbours = Neighbours(identity, self, shop.limits.connect_timeout, shop.metrics.wire)
+        self.neighbours = Neighbours(identity, self, services.limits.connect_timeout, services.metrics.wire)
         self._chain = chain
-        self._jobs: dict[bytes, Job] = {}
+        self._jobs: dict[bytes, JobHop] = {}
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
-        self._opening: dict[bytes, bytes] = {}  # job -> session, while OPEN_JOB is being looked at
+        self._opening: dict[bytes, bytes] = {}  # job -> session, while a job is being opened
         self._guests: set[Link] = set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._log = get_logger("desk")
+        self._log = get_logger("dispatcher")
 
     @property
     def running(self) -> int:
@@ -76,7 +80,7 @@ class Desk:
     async def handle(self, link: Link, message: AnyMessage) -> None:
         """One message of a link. Failures go back over the link; they never end it."""
         if self._closing:
-            # Our jobs are gone: whoever writes to them shall hear that we are, and not that there never were any.
+            # Our jobs are gone. A sender must see that the link ends, not that its job is unknown.
             return
         try:
             if link.is_node and isinstance(message, CommitMsg) and message.commit.job_id not in self._jobs:
@@ -93,33 +97,33 @@ class Desk:
         self.neighbours.forget(link)
         for job in list(self._jobs.values()):
             if job.uses(link):
-                job.post(events.Gone(link))
+                job.post(events.LinkLost(link))
 
     def _from_node(self, link: Link, message: AnyMessage) -> None:
         match message:
             case ActMsg():
-                # Job ids can be guessed: what strangers send must not reach a job, which would end by it.
+                # Job ids can be guessed: a message of a stranger must not reach a job, because it would end it.
                 job = self._neighbours_job(link, message.job_id, following=False)
                 if job is None:
                     raise ProtocolError("unknown-job", f"There is no job 0x{message.job_id.hex()} of yours here.")
-                job.post(events.Rows(message, link))
+                job.post(events.RowsArrived(message, link))
             case AckMsg():
                 # It may arrive after the end.
                 job = self._neighbours_job(link, message.job_id)
                 if job is not None:
-                    job.post(events.Acknowledged(message, link))
+                    job.post(events.AckArrived(message, link))
             case CommitMsg():
                 job = self._neighbours_job(link, message.commit.job_id, following=False)
                 if job is not None:
-                    job.post(events.Committed(message.signed))
+                    job.post(events.CommitArrived(message.signed))
             case FinishMsg():
                 job = self._neighbours_job(link, message.job_id, following=False)
                 if job is not None:
-                    job.post(events.Finished(message))
+                    job.post(events.FinishArrived(message))
             case CancelMsg():
                 job = self._neighbours_job(link, message.job_id, following=False)
                 if job is not None:
-                    job.post(events.Stop("last" if job.record.hop == 0 else "previous"))
+                    job.post(events.StopAsked("last" if job.record.hop == 0 else "previous"))
             case ErrorMsg():
                 self._error_from_node(link, message)
             case _:
@@ -127,9 +131,9 @@ class Desk:
 
     async def _late_commit(self, link: Link, message: CommitMsg) -> None:
         """The job is over: a commitment can only contradict the one that we know."""
-        kept = await self.shop.store.previous(message.commit.job_id)
+        kept = await self.services.store.previous(message.commit.job_id)
         if kept is not None and kept.node == link.remote.node:
-            await self.shop.witness.compare(kept.node, kept.signed, message.signed)
+            await self.services.equivocation_watch.compare(kept.node, kept.signed, message.signed)
 
     def _error_from_node(self, link: Link, message: ErrorMsg) -> None:
         if message.job_id is None:
@@ -138,9 +142,9 @@ class Desk:
         job = self._neighbours_job(link, message.job_id) or self._neighbours_job(link, message.job_id, following=False)
         if job is not None:
             error = ProtocolError(message.code, f"Node {link.remote.node} gave up: {message.message}", message.hint)
-            job.post(events.Failed(error, link))
+            job.post(events.JobFailed(error, link))
 
-    def _neighbours_job(self, link: Link, job_id: bytes, *, following: bool = True) -> Job | None:
+    def _neighbours_job(self, link: Link, job_id: bytes, *, following: bool = True) -> JobHop | None:
         """The job, if the link's node is its next hop (or with following=False its previous one)."""
         job = self._jobs.get(job_id)
         if job is None:
@@ -155,25 +159,25 @@ class Desk:
                 try:
                     await self._open(link, message)
                 except EfedError as error:
-                    self.shop.metrics.refusals.labels(error.code).inc()
+                    self.services.metrics.refusals.labels(error.code).inc()
                     self._log.info("job refused", code=error.code, reason=error.message)
                     raise
             case StartMsg():
-                self._clients_job(link, message.job_id).post(events.Started())
+                self._clients_job(link, message.job_id).post(events.StartArrived())
             case VoucherMsg():
                 await self._voucher(message)
             case CancelMsg():
                 if message.job_id in self._jobs:
-                    self._clients_job(link, message.job_id).post(events.Stop("client"))
+                    self._clients_job(link, message.job_id).post(events.StopAsked("client"))
             case AckMsg():
                 if message.job_id in self._jobs:
-                    self._clients_job(link, message.job_id).post(events.Acknowledged(message, link))
+                    self._clients_job(link, message.job_id).post(events.AckArrived(message, link))
             case ErrorMsg():
                 self._log.info("client reports", code=message.code, reason=message.message)
             case _:
                 raise ProtocolError("unexpected", f"A client does not send {message.TYPE.name}.")
 
-    def _clients_job(self, link: Link, job_id: bytes) -> Job:
+    def _clients_job(self, link: Link, job_id: bytes) -> JobHop:
         job = self._jobs.get(job_id)
         if job is None or job.client is not link:
             raise ProtocolError("unknown-job", f"There is no job 0x{job_id.hex()} of yours here.", "Open it first.")
@@ -183,78 +187,90 @@ class Desk:
 
     async def _voucher(self, message: VoucherMsg) -> None:
         session_id = message.voucher.session_id
-        entry = self.shop.book.get(session_id)
-        if entry is None:
+        session = self.services.sessions.get(session_id)
+        if session is None:
             raise ProtocolError(
                 "wrong-session", "This is a voucher for a session this node does not serve.", "Open a job in it first."
             )
-        await self.shop.book.take(entry, message.voucher, message.signature)
-        for job_id in list(entry.running):
+        await self.services.sessions.take(session, message.voucher, message.signature)
+        for job_id in list(session.running):
             if job_id in self._jobs:
-                self._jobs[job_id].post(events.Paid())
+                self._jobs[job_id].post(events.VoucherTaken())
 
     async def _open(self, link: Link, msg: OpenJobMsg) -> None:
-        shop, spec = self.shop, msg.job_spec
+        """Open a job, or raise the ProtocolError or ChainError that refuses it; a refused job leaves nothing behind."""
+        services, spec = self.services, msg.job_spec
         session_id = msg.session_key.session_id(*self._chain.escrow_domain)
-        check_open(msg, session_id, shop.facts, shop.domain, shop.clock.time, self._load(session_id))
-        job_id = spec.job_id
+        check_open(msg, session_id, services.facts, services.domain, services.clock.time, self._load(session_id))
+        with self._opening_job(spec.job_id, session_id):
+            if await services.store.has_job(spec.job_id):
+                raise job_exists()
+            session, route = await self._admit(msg)
+            with session.reserve(spec.job_id, spec.prompt_tokens):
+                job = await self._make_job(link, msg, session, route)
+            self._run(job)
+            await link.send(OpenedMsg(spec.job_id, msg.hop, True))
+
+    @contextmanager
+    def _opening_job(self, job_id: bytes, session_id: bytes) -> Iterator[None]:
+        """Hold a job number while the job is being opened: another connection may ask for it meanwhile."""
         if job_id in self._jobs or job_id in self._opening:
             raise job_exists()
-        # Taken before anything is waited for: the same number may be asked for on another connection meanwhile.
         self._opening[job_id] = session_id
         self._idle.clear()
         try:
-            if await shop.store.has_job(job_id):
-                raise job_exists()
-            await self._admit(link, msg)
+            yield
         finally:
             del self._opening[job_id]
             self._check_idle()
 
-    async def _admit(self, link: Link, msg: OpenJobMsg) -> None:
-        shop, spec = self.shop, msg.job_spec
-        # Our own registration, then the session, which costs money: only for that we ask about everybody else.
-        (own,) = await shop.book.route((shop.facts.address,))
-        check_own(own, shop.signer.address, shop.endpoint)
-        entry = await shop.book.enter(msg.session_key, msg.hop, own.price_per_ktok)
-        route = check_route(msg, await shop.book.route(msg.session_key.nodes))
-        if msg.voucher is not None and msg.voucher_signature is not None:
-            await shop.book.take(entry, msg.voucher, msg.voucher_signature)
-        check_credit(entry.account(shop.credit), entry.record.deposit, spec.prompt_tokens)
-        # From here on the job counts, before anything else is waited for: others may be opening beside it.
-        entry.running[spec.job_id] = spec.prompt_tokens
-        try:
-            await self._begin(link, msg, entry, route)
-        finally:
-            if spec.job_id not in self._jobs:
-                entry.running.pop(spec.job_id, None)
+    async def _admit(self, msg: OpenJobMsg) -> tuple[ServedSession, tuple[RouteHop, ...]]:
+        """The session that pays for the job, and its route as the chain knows it.
 
-    async def _begin(self, link: Link, msg: OpenJobMsg, entry: Entry, route: tuple[RouteHop, ...]) -> None:
-        shop, spec = self.shop, msg.job_spec
+        Nothing is waited for after the credit is checked, so that jobs opened at once get it once.
+        """
+        services = self.services
+        # Our own registration, then the session, which costs money: only for that we ask about everybody else.
+        (own,) = await services.sessions.route((services.facts.address,))
+        check_own(own, services.signer.address, services.endpoint)
+        session = await services.sessions.enter(msg.session_key, msg.hop, own.price_per_ktok)
+        route = check_route(msg, await services.sessions.route(msg.session_key.nodes))
+        if msg.voucher is not None and msg.voucher_signature is not None:
+            await services.sessions.take(session, msg.voucher, msg.voucher_signature)
+        check_credit(session.account(services.credit), session.record.deposit, msg.job_spec.prompt_tokens)
+        return session, route
+
+    async def _make_job(
+        self, link: Link, msg: OpenJobMsg, session: ServedSession, route: tuple[RouteHop, ...]
+    ) -> JobHop:
+        """The job, once it is in the store and its next hop can be reached."""
+        services, spec = self.services, msg.job_spec
         following = await self._following(route, msg.hop)
-        record = JobRecord(
+        record = OpenedJob(
             job_id=spec.job_id,
-            session_id=entry.record.session_id,
+            session_id=session.record.session_id,
             hop=msg.hop,
             hops=len(route),
             spec=spec,
             spec_sig=msg.spec_signature,
             route=route,
             prompt=None if msg.prompt is None else ids_bytes(msg.prompt),
-            in_row=TOKEN_BYTES if msg.hop == 0 else shop.facts.hidden * (4 if spec.wire_dtype == 1 else 2),
+            in_row=TOKEN_BYTES if msg.hop == 0 else services.facts.hidden * (4 if spec.wire_dtype == 1 else 2),
         )
-        await shop.store.add_job(record)
-        job = Job(shop, entry, record, link, following)
-        self._jobs[record.job_id] = job
-        task = asyncio.create_task(job.run(), name=f"job {record.job_id.hex()[:16]}")
-        self._tasks[record.job_id] = task
-        task.add_done_callback(lambda _done: self._ended(record.job_id))
-        await link.send(OpenedMsg(record.job_id, record.hop, True))
+        await services.store.add_job(record)
+        kind = EmbeddingHop if spec.embeds else GenerationHop
+        return kind(services, session, record, link, following)
+
+    def _run(self, job: JobHop) -> None:
+        self._jobs[job.id] = job
+        task = asyncio.create_task(job.run(), name=f"job {job.id.hex()[:16]}")
+        self._tasks[job.id] = task
+        task.add_done_callback(lambda _done: self._ended(job.id))
 
     def _load(self, session_id: bytes) -> Load:
         mine = sum(other == session_id for other in self._opening.values())
         mine += sum(job.record.session_id == session_id for job in self._jobs.values())
-        limits = self.shop.limits
+        limits = self.services.limits
         return Load(self.running, mine, limits.max_jobs, limits.max_jobs_per_session, self.draining)
 
     async def _following(self, route: tuple[RouteHop, ...], hop: int) -> Link | None:
@@ -284,7 +300,9 @@ class Desk:
         except TimeoutError:
             left = list(self._jobs.values())
             for job in left:
-                job.post(events.Failed(ProtocolError("draining", "The node is shutting down.", "Choose another node.")))
+                job.post(
+                    events.JobFailed(ProtocolError("draining", "The node is shutting down.", "Choose another node."))
+                )
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
             return len(left)
         return 0

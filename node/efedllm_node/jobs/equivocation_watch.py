@@ -12,13 +12,13 @@ from efedllm.commitments.signing import recover
 from efedllm.logs import get_logger
 
 
-class Witness:
+class EquivocationWatch:
     """Compares what the hop before signs with what it signed first."""
 
     def __init__(self, domain: Domain, folder: EvidenceFolder) -> None:
         self._domain = domain
         self._folder = folder
-        self._log = get_logger("witness")
+        self._log = get_logger("equivocation_watch")
 
     async def compare(self, node: str, kept: SignedCommit, shown: SignedCommit) -> bool:
         """Whether the two prove that `node` lied; then the proof is on disk. `kept`: its signature was checked."""

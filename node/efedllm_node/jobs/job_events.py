@@ -8,17 +8,17 @@ from typing import Literal
 from efedllm.commitments.messages import SignedCommit
 from efedllm.errors import EfedError
 from efedllm.wire.messages import AckMsg, ActMsg, FinishMsg
-from efedllm_node.compute.batcher import Output
+from efedllm_node.compute.engine_step import Output
 from efedllm_node.jobs.peers import Link
 
 
 @dataclass(frozen=True)
-class Started:
+class StartArrived:
     """The client has opened the job on every hop."""
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowsArrived:
     """Rows of a boundary arrived."""
 
     act: ActMsg
@@ -26,7 +26,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Acknowledged:
+class AckArrived:
     """The other side signed for rows we sent."""
 
     ack: AckMsg
@@ -41,44 +41,55 @@ class Computed:
 
 
 @dataclass(frozen=True)
-class Paid:
+class VoucherTaken:
     """The session has a better voucher."""
 
 
 @dataclass(frozen=True)
-class Stop:
+class StopAsked:
     """Cancel. From the client or the last hop: a request to hop 0. From the previous hop: no rows follow."""
 
     source: Literal["client", "previous", "last"]
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishArrived:
     """The last hop says that generation is over."""
 
     message: FinishMsg
 
 
 @dataclass(frozen=True)
-class Committed:
+class CommitArrived:
     """The previous hop's commitment."""
 
     signed: SignedCommit
 
 
 @dataclass(frozen=True)
-class Gone:
+class LinkLost:
     """A link ended."""
 
     link: Link
 
 
 @dataclass(frozen=True)
-class Failed:
+class JobFailed:
     """Another hop gave the job up, or this node has to. `source`: who must not be told again."""
 
     error: EfedError
     source: Link | None = None
 
 
-Event = Started | Rows | Acknowledged | Computed | Paid | Stop | Finished | Committed | Gone | Failed
+Event = (
+    StartArrived
+    | RowsArrived
+    | AckArrived
+    | Computed
+    | VoucherTaken
+    | StopAsked
+    | FinishArrived
+    | CommitArrived
+    | LinkLost
+    | JobFailed
+)

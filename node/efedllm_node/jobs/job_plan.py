@@ -1,4 +1,4 @@
-"""What a job is made of at one hop: its trees, its streams, its bookkeeping. Built once, from the job's terms."""
+"""The trees and streams of a job at one hop, built once from what the client signed, and the job's progress."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from efedllm.commitments.taps import TapTree
 from efedllm.engine.taps import TAP_BYTES
 from efedllm.sampling.float import SamplingSpec
 from efedllm_node.compute.work_item import Inputs, WorkSpec
-from efedllm_node.jobs.admission import NodeFacts, OwnHop
+from efedllm_node.facts import NodeFacts
 from efedllm_node.jobs.boundary_streams import Inbound, Lane, Outbound
-from efedllm_node.storage.records import JobRecord
+from efedllm_node.jobs.own_commit import OwnHop
+from efedllm_node.storage.records import OpenedJob
 
 
 @dataclass
-class Wiring:
+class JobPlan:
     """One hop's ends of its boundaries.
 
     `inbound`: rows from the previous hop, or on hop 0 tokens from the last; None where none come. `outbound`: rows to
@@ -65,8 +66,18 @@ class Progress:
     stop_passed: bool = False
     finished: str | None = None
 
+    @property
+    def held_positions(self) -> int:
+        """Positions that wait for payment, or for the rest of their text."""
+        return sum(map(len, self.held))
 
-def wire(record: JobRecord, client_signer: str, facts: NodeFacts, domain: Domain, signer: Signer) -> Wiring:
+    @property
+    def busy(self) -> bool:
+        """Whether positions are in the engine or wait for it."""
+        return self.given != self.done or bool(self.held)
+
+
+def plan_job(record: OpenedJob, client_signer: str, facts: NodeFacts, domain: Domain, signer: Signer) -> JobPlan:
     """The trees and streams of one hop of a job."""
     spec, hop, last = record.spec, record.hop, record.hops - 1
     dtype = WireDtype(spec.wire_dtype)
@@ -92,7 +103,7 @@ def wire(record: JobRecord, client_signer: str, facts: NodeFacts, domain: Domain
         if emits
         else Outbound(lane(hop + 1, receiver), signer, 0)
     )
-    return Wiring(
+    return JobPlan(
         in_tree=BoundaryTree(record.job_id, hop, in_dtype, in_dim),
         out_tree=BoundaryTree(record.job_id, hop + 1, dtype, facts.hidden),
         inbound=inbound,
@@ -101,7 +112,6 @@ def wire(record: JobRecord, client_signer: str, facts: NodeFacts, domain: Domain
             dtype,
             spec.prompt_tokens - 1 if emits else None,
             SamplingSpec.from_job(spec),
-            facts.exact,
         ),
         previous=previous,
         following=following,
@@ -119,7 +129,7 @@ def token_chunk(job_id: bytes, position: int, row: bytes) -> bytes:
     return chunk_hash([act_leaf(job_id, 0, position, WireDtype.I32, 1, row)])
 
 
-def own_hop(record: JobRecord, wiring: Wiring, progress: Progress, facts: NodeFacts, domain: Domain) -> OwnHop:
+def own_hop(record: OpenedJob, plan: JobPlan, progress: Progress, facts: NodeFacts, domain: Domain) -> OwnHop:
     """What this hop commits to, once both boundaries are complete."""
     return OwnHop(
         job_id=record.job_id,
@@ -130,10 +140,10 @@ def own_hop(record: JobRecord, wiring: Wiring, progress: Progress, facts: NodeFa
         wire_dtype=record.spec.wire_dtype,
         model_id=facts.model_id,
         shard_root=facts.shard_root,
-        tokens=wiring.in_tree.length,
-        in_root=wiring.in_tree.root(),
-        out_root=wiring.out_tree.root(),
+        tokens=plan.in_tree.length,
+        in_root=plan.in_tree.root(),
+        out_root=plan.out_tree.root(),
         emitted=tuple(progress.tokens) if record.hop == record.hops - 1 else None,
         profile=facts.profile,
-        aux_root=ZERO32 if wiring.taps is None else wiring.taps.root(),
+        aux_root=ZERO32 if plan.taps is None else plan.taps.root(),
     )

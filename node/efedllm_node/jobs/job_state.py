@@ -1,91 +1,67 @@
-"""What a job at one hop consists of, how it talks, and how it ends. `jobs.job` decides what happens when."""
+"""State of one job at one hop: its inbox, its messages to others, and its end."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import time
-from dataclasses import dataclass
+from typing import ClassVar
 
-from efedllm.commitments.eip712 import Domain
 from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.messages import SignedCommit, ids_bytes
-from efedllm.commitments.signing import Signer
 from efedllm.errors import EfedError, ProtocolError
 from efedllm.logs import get_logger
 from efedllm.wire.messages import CommitMsg, ErrorMsg, Message
-from efedllm_node.compute.batcher import Batcher
-from efedllm_node.compute.trace_files import Traces
-from efedllm_node.config import Limits
-from efedllm_node.epoch.chain_clock import Clock
 from efedllm_node.jobs import job_events as events
-from efedllm_node.jobs.admission import NodeFacts, check_previous, make_commit
-from efedllm_node.jobs.equivocation_watch import Witness
-from efedllm_node.jobs.job_plan import Progress, own_hop, wire
+from efedllm_node.jobs.job_plan import Progress, own_hop, plan_job
+from efedllm_node.jobs.own_commit import check_previous, make_commit
 from efedllm_node.jobs.peers import Link
-from efedllm_node.metrics import Metrics
+from efedllm_node.jobs.services import NodeServices
 from efedllm_node.payments.rules import billed_tokens
-from efedllm_node.payments.sessions import Book, Entry
-from efedllm_node.storage.records import Committed, JobRecord
-from efedllm_node.storage.store import Store
+from efedllm_node.payments.sessions import ServedSession
+from efedllm_node.storage.records import CommittedJob, OpenedJob
 
 
-@dataclass(frozen=True)
-class Workshop:
-    """What every job of a node shares. `endpoint`: where this process is registered to be reached."""
-
-    facts: NodeFacts
-    domain: Domain
-    signer: Signer
-    store: Store
-    traces: Traces
-    batcher: Batcher
-    book: Book
-    clock: Clock
-    limits: Limits
-    credit: int
-    metrics: Metrics
-    endpoint: str
-    witness: Witness
-
-
-class Over(Exception):  # noqa: N818  (not an error: the actor's way out)
-    """The job has ended."""
+class JobOver(Exception):  # noqa: N818 - no error: it ends the loop of the job
+    """Raised to end the loop of a job."""
 
 
 class JobCore:
-    """State of one job at one hop."""
+    """Base of `JobHop`. `emits`: the job generates tokens; False for a text that is embedded."""
 
-    def __init__(self, shop: Workshop, entry: Entry, record: JobRecord, client: Link, following: Link | None) -> None:
+    emits: ClassVar[bool]
+
+    def __init__(
+        self, services: NodeServices, session: ServedSession, record: OpenedJob, client: Link, following: Link | None
+    ) -> None:
         self.record = record
         self.id = record.job_id
         self.client = client
-        self._shop = shop
-        self._entry = entry
+        self._services = services
+        self._session = session
         self._following = following
         self._previous: Link | None = None
         self._first = record.hop == 0
         self._last = record.hop == record.hops - 1
-        self._wiring = wire(record, entry.record.key.signer, shop.facts, shop.domain, shop.signer)
+        self._plan = plan_job(record, session.record.key.signer, services.facts, services.domain, services.signer)
         self._progress = Progress()
         self._inbox: asyncio.Queue[events.Event] = asyncio.Queue()
         self._overflow = False
         self._waiting_bytes = 0  # of rows in the inbox
         spec = record.spec
         self._most_bytes = record.in_row * (spec.prompt_tokens + spec.max_new_tokens)
-        self._trace = shop.traces.writer(self.id)
+        self._trace = services.traces.writer(self.id)
         self._prev_commit: SignedCommit | None = None
         self._log = get_logger("job").bind(job=self.id.hex()[:16], hop=record.hop)
         now = time.monotonic()
         self._moved = now
         self._paused: float | None = None
         self._client_gone: float | None = None
-        entry.running[self.id] = record.spec.prompt_tokens
 
     def post(self, event: events.Event) -> None:
         """Queue an event. A flood ends the job instead of filling the memory."""
-        rows = len(event.act.payload) if isinstance(event, events.Rows) else 0
-        too_many = self._inbox.qsize() >= self._shop.limits.job_inbox
+        rows = len(event.act.payload) if isinstance(event, events.RowsArrived) else 0
+        too_many = self._inbox.qsize() >= self._services.limits.job_inbox
         if too_many or self._waiting_bytes + rows > self._most_bytes:
             self._overflow = True
             return
@@ -94,7 +70,7 @@ class JobCore:
 
     async def _receive(self) -> events.Event:
         event = await self._inbox.get()
-        if isinstance(event, events.Rows):
+        if isinstance(event, events.RowsArrived):
             self._waiting_bytes -= len(event.act.payload)
         return event
 
@@ -102,7 +78,7 @@ class JobCore:
         return link in (self.client, self._following, self._previous)
 
     def _deadline(self) -> float:
-        limits = self._shop.limits
+        limits = self._services.limits
         quiet = limits.stall_timeout if self._progress.given else limits.start_timeout
         deadline = self._moved + quiet
         if self._paused is not None:
@@ -115,26 +91,26 @@ class JobCore:
 
     async def _commit(self) -> None:
         """Commit once every row we sent is acknowledged: keep it, then show it."""
-        wiring, shop = self._wiring, self._shop
-        if wiring.following is not None and not wiring.outbound.all_acknowledged:
+        plan, services = self._plan, self._services
+        if plan.following is not None and not plan.outbound.all_acknowledged:
             return
-        own = own_hop(self.record, wiring, self._progress, shop.facts, shop.domain)
+        own = own_hop(self.record, plan, self._progress, services.facts, services.domain)
         prev = ZERO32
         if self._prev_commit is not None:
-            assert wiring.previous is not None
-            check_previous(self._prev_commit, own, wiring.previous, shop.domain)
-            prev = self._prev_commit.commit.digest(shop.domain)
-        commit = make_commit(own, prev, shop.clock.time.epoch)
-        digest = commit.digest(shop.domain)
-        signed = SignedCommit(commit, shop.signer.sign(digest))
+            assert plan.previous is not None
+            check_previous(self._prev_commit, own, plan.previous, services.domain)
+            prev = self._prev_commit.commit.digest(services.domain)
+        commit = make_commit(own, prev, services.clock.time.epoch)
+        digest = commit.digest(services.domain)
+        signed = SignedCommit(commit, services.signer.sign(digest))
         billed = self._billed(own.tokens)
         emitted = None if own.emitted is None else ids_bytes(list(own.emitted))
         await self._trace.finish()
-        done = Committed(signed, digest, os.urandom(32), emitted, wiring.envelopes, billed, self._prev_commit)
+        done = CommittedJob(signed, digest, os.urandom(32), emitted, plan.envelopes, billed, self._prev_commit)
         # From here on nothing but this commitment may ever be shown for the job: two of them cost half the stake.
-        if not await shop.store.finish_job(self.id, done):
+        if not await services.store.finish_job(self.id, done):
             raise ProtocolError("job-ended", "The job has ended already.")
-        shop.book.bill(self._entry, self.id, billed)
+        services.sessions.bill(self._session, self.id, billed)
         message = CommitMsg(commit, signed.signature)
         try:
             if not self._last:
@@ -143,22 +119,21 @@ class JobCore:
             # Our part is done and kept; the next hop gives up by itself.
             self._log.warning("commitment not delivered", reason=error.message)
         await self._tell(message)
-        shop.metrics.ended("done")
+        services.metrics.ended("done")
         self._log.info("job done", reason=self._progress.finished, positions=own.tokens)
-        raise Over
+        raise JobOver
 
     def _billed(self, positions: int) -> int:
-        spec = self.record.spec
-        return billed_tokens(positions, spec.prompt_tokens, emits=not spec.embeds)
+        return billed_tokens(positions, self.record.spec.prompt_tokens, emits=self.emits)
 
     async def _end(self, status: str, billed: int, fault: str | None = None) -> None:
         """End without a commitment."""
         await self._trace.abandon()
-        evidence = self._wiring.envelopes
-        if await self._shop.store.end_job(self.id, status, self._progress.done, billed, fault, evidence):
-            self._shop.book.bill(self._entry, self.id, billed)
-            self._shop.metrics.ended(status)
-        raise Over
+        evidence = self._plan.envelopes
+        if await self._services.store.end_job(self.id, status, self._progress.done, billed, fault, evidence):
+            self._services.sessions.bill(self._session, self.id, billed)
+            self._services.metrics.ended(status)
+        raise JobOver
 
     async def _abort(self, error: EfedError, source: Link | None = None) -> None:
         """Give the job up, and tell everyone concerned but `source`."""

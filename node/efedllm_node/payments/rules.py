@@ -19,7 +19,7 @@ def tokens_covered(cumulative: int, price_per_ktok: int) -> int | None:
 
 
 @dataclass(frozen=True)
-class Account:
+class SessionAccount:
     """What one session has paid and used. `billed`: tokens of its other jobs, finished and running; a running one
     counts its prompt from the start.
     """
@@ -39,7 +39,7 @@ class Due:
     tokens: int
 
 
-def payment_due(account: Account, prompt: int, done: int, more: int) -> Due | None:
+def payment_due(account: SessionAccount, prompt: int, done: int, more: int) -> Due | None:
     """None when a job with `done` positions behind it may work on `more`, else what must be paid first.
 
     A job may always process its prompt (its session was checked when it was opened); beyond the prompt the work of the
@@ -56,7 +56,7 @@ def payment_due(account: Account, prompt: int, done: int, more: int) -> Due | No
     return Due(cost_of_tokens(account.billed + done, account.price), account.cumulative, account.billed + done)
 
 
-def check_credit(account: Account, deposit: int, prompt: int) -> None:
+def check_credit(account: SessionAccount, deposit: int, prompt: int) -> None:
     """Whether a session may open another job. ProtocolError "payment-required" or "deposit-exhausted"."""
     covered = tokens_covered(account.cumulative, account.price)
     if covered is not None and account.billed > covered + account.credit:
@@ -95,7 +95,7 @@ def billed_tokens(positions: int, prompt: int, *, emits: bool = True) -> int:
     return positions + 1 if emits and positions >= prompt else positions
 
 
-def billed_on_crash(positions: int, prompt: int, account: Account, *, emits: bool = True) -> int:
+def billed_on_crash(positions: int, prompt: int, account: SessionAccount, *, emits: bool = True) -> int:
     """Tokens counted for a job that this node's own crash ended: nothing beyond what is paid.
 
     Every other end counts all work: whoever can end a job without owing for it, a client by a wrong message or its
@@ -107,11 +107,15 @@ def billed_on_crash(positions: int, prompt: int, account: Account, *, emits: boo
 
 
 def check_share(own_price: int, route_price: int, share_bps: int, hops: int) -> None:
-    """Whether our share of the route price pays our own price. Shares are rounded, by up to one bps for each hop."""
+    """ProtocolError "price-too-low" unless our share of the route price pays our own price; prices are in gwei.
+
+    Clients round shares by up to one bps for each hop, so that much less is accepted.
+    """
     if (share_bps + hops) * route_price < own_price * BPS:
         raise ProtocolError(
             "price-too-low",
-            f"The session pays this node {share_bps} bps of {route_price} gwei, its price is {own_price} gwei.",
+            f"The session pays this node {share_bps * route_price // BPS} gwei for 1000 tokens ({share_bps} bps of "
+            f"{route_price} gwei). Its price is {own_price} gwei.",
             "Open a session with shares in proportion to the nodes' prices.",
         )
 

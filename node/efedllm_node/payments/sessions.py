@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -14,11 +15,11 @@ from efedllm.commitments.messages import SessionKey, Voucher
 from efedllm.commitments.signing import check
 from efedllm.errors import ChainError, ProtocolError
 from efedllm.logs import get_logger
-from efedllm_node.jobs.admission import NodeFacts
+from efedllm_node.facts import NodeFacts
 from efedllm_node.payments.rules import (
     CLOSED,
     OPEN,
-    Account,
+    SessionAccount,
     Standing,
     Unsettled,
     check_share,
@@ -26,7 +27,7 @@ from efedllm_node.payments.rules import (
     check_voucher,
 )
 from efedllm_node.storage.records import SessionRecord
-from efedllm_node.storage.store import Store
+from efedllm_node.storage.store import NodeStore
 from efedllm_node.storage.store_origin import session_too_old
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ FRESH = 15.0  # seconds for which what the chain said of a session or node is us
 
 
 @dataclass
-class Entry:
+class ServedSession:
     """One session in memory. `running`: tokens each of its running jobs has used, at least those of its prompt.
     `young`: known to have been opened after the store's origin; `too_old`: when it was last found not to have been.
     `settled_in`: the last epoch in which more of it was seen to be settled.
@@ -54,14 +55,24 @@ class Entry:
         r, busy = self.record, bool(self.running)
         return Unsettled(r.session_id, r.hop, r.cumulative, r.settled, r.status, r.key.expiry, busy, self.settled_in)
 
-    def account(self, credit: int, job_id: bytes | None = None) -> Account:
+    @contextmanager
+    def reserve(self, job_id: bytes, tokens: int) -> Iterator[None]:
+        """Count `tokens` for a job while the block makes it. They stay counted unless the block raises."""
+        self.running[job_id] = tokens
+        try:
+            yield
+        except BaseException:
+            self.running.pop(job_id, None)
+            raise
+
+    def account(self, credit: int, job_id: bytes | None = None) -> SessionAccount:
         """The session's account as seen by one of its jobs."""
         others = sum(used for other, used in self.running.items() if other != job_id)
         record = self.record
-        return Account(record.price, record.cumulative, record.billed + others, credit)
+        return SessionAccount(record.price, record.cumulative, record.billed + others, credit)
 
 
-class Book:
+class ServedSessions:
     """Sessions by id, backed by the store. The chain is asked when what is known is old; it may be down for a while.
 
     origin: block after which sessions must have been opened (`efedllm_node.storage.store_origin`).
@@ -70,7 +81,7 @@ class Book:
     def __init__(
         self,
         chain: Chain,
-        store: Store,
+        store: NodeStore,
         facts: NodeFacts,
         patience: float,
         origin: int,
@@ -83,67 +94,69 @@ class Book:
         self._facts = facts
         self._patience = patience
         self._origin = origin
-        self._entries: dict[bytes, Entry] = {}
+        self._sessions: dict[bytes, ServedSession] = {}
         self._nodes: dict[str, tuple[float, NodeInfo]] = {}
         self._log = get_logger("sessions")
 
     async def load(self) -> None:
         """Read what an earlier process kept."""
         for record in await self._store.sessions():
-            self._entries[record.session_id] = Entry(record, asked=float("-inf"))
+            self._sessions[record.session_id] = ServedSession(record, asked=float("-inf"))
 
-    def get(self, session_id: bytes) -> Entry | None:
-        return self._entries.get(session_id)
+    def get(self, session_id: bytes) -> ServedSession | None:
+        return self._sessions.get(session_id)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._sessions)
 
-    async def enter(self, key: SessionKey, hop: int, own_price: int) -> Entry:
-        """The entry of a session that is open on chain now. ProtocolError "session-not-open", "contract-signer",
-        "session-too-old", "price-too-low", or the ChainError that kept us from finding out.
+    async def enter(self, key: SessionKey, hop: int, own_price: int) -> ServedSession:
+        """The session of `key`, which must be open on chain.
+
+        Raises ProtocolError "session-not-open", "contract-signer", "session-too-old" or "price-too-low", and
+        ChainError when the chain does not answer.
         """
         session_id = key.session_id(*self._chain.escrow_domain)
-        entry = self._entries.get(session_id)
-        if entry is None:
-            entry = await self._first_seen(session_id, key, hop)
+        session = self._sessions.get(session_id)
+        if session is None:
+            session = await self._first_seen(session_id, key, hop)
         else:
-            await self.refresh(entry)
-        if entry.record.status != OPEN:
+            await self.refresh(session)
+        if session.record.status != OPEN:
             raise ProtocolError(
                 "session-not-open", f"Session 0x{session_id.hex()} is not open on chain.", "Open a session first."
             )
-        check_share(own_price, entry.record.price, key.shares[hop], len(key.nodes))
+        check_share(own_price, session.record.price, key.shares[hop], len(key.nodes))
         # Last: it may take several looks at the chain, which only what is paid for is worth.
-        await self._check_age(entry)
-        return entry
+        await self._check_age(session)
+        return session
 
-    async def _check_age(self, entry: Entry) -> None:
+    async def _check_age(self, session: ServedSession) -> None:
         """ProtocolError "session-too-old" for a session that may have had jobs which the store does not know."""
-        if entry.young:
+        if session.young:
             return
-        session_id, now = entry.record.session_id, time.monotonic()
+        session_id, now = session.record.session_id, time.monotonic()
         # Not asked again at once: logs may lag behind, and strangers may insist.
-        if now - entry.too_old >= FRESH:
-            entry.young = await self._patiently(self._chain.opened_after(session_id, self._origin))
-            entry.too_old = now
-        if not entry.young:
+        if now - session.too_old >= FRESH:
+            session.young = await self._patiently(self._chain.opened_after(session_id, self._origin))
+            session.too_old = now
+        if not session.young:
             raise session_too_old(session_id)
 
-    async def _first_seen(self, session_id: bytes, key: SessionKey, hop: int) -> Entry:
+    async def _first_seen(self, session_id: bytes, key: SessionKey, hop: int) -> ServedSession:
         info = await self._ask(session_id)
         if info.status == 0:
             raise ProtocolError(
                 "session-not-open", f"Session 0x{session_id.hex()} does not exist on chain.", "Open a session first."
             )
         check_signer(info.contract_signer, allowed=self._contract_signers)
-        call = self._chain.call("NodeRegistry", "checkRoute", key.model_id, list(key.nodes))
-        price = int(await self._patiently(call))
+        call = self._chain.contracts.node_registry.check_route(key.model_id, list(key.nodes))
+        price = await self._patiently(call)
         # A price raised after the session was opened does not bind its client.
         price = min(price, key.max_price_per_ktok)
         record = SessionRecord(session_id, key, hop, price, info.deposit, info.settled, info.status)
         # On disk before anybody finds it here: a voucher of a session that the disk lacks would be lost.
         await self._store.add_session(record)
-        return self._entries.setdefault(session_id, Entry(record, time.monotonic()))
+        return self._sessions.setdefault(session_id, ServedSession(record, time.monotonic()))
 
     async def _ask(self, session_id: bytes) -> SessionInfo:
         return await self._patiently(self._chain.session(session_id))
@@ -155,54 +168,56 @@ class Book:
         except TimeoutError:
             raise ChainError("rpc-down", "The chain does not answer this node.", "Try again later.") from None
 
-    async def refresh(self, entry: Entry, *, max_age: float = FRESH) -> None:
+    async def refresh(self, session: ServedSession, *, max_age: float = FRESH) -> None:
         """Ask the chain again when the answer is old. While it is down, what is known goes on being used."""
-        if time.monotonic() - entry.asked < max_age:
+        if time.monotonic() - session.asked < max_age:
             return
         try:
-            info = await self._ask(entry.record.session_id)
+            info = await self._ask(session.record.session_id)
         except ChainError as error:
-            self._log.warning("session not refreshed", session=entry.record.session_id, reason=error.message)
+            self._log.warning("session not refreshed", session=session.record.session_id, reason=error.message)
             return
-        await self.update(entry, info)
+        await self.update(session, info)
 
-    async def update(self, entry: Entry, info: SessionInfo) -> None:
+    async def update(self, session: ServedSession, info: SessionInfo) -> None:
         """Keep what the chain says."""
-        entry.asked = time.monotonic()
-        old = entry.record
+        session.asked = time.monotonic()
+        old = session.record
         if (old.deposit, old.settled, old.status) == (info.deposit, info.settled, info.status):
             return
-        entry.record = replace(old, deposit=info.deposit, settled=info.settled, status=info.status)
+        session.record = replace(old, deposit=info.deposit, settled=info.settled, status=info.status)
         await self._store.save_chain_state(old.session_id, info.deposit, info.settled, info.status)
 
-    async def take(self, entry: Entry, voucher: Voucher, signature: bytes) -> None:
+    async def take(self, session: ServedSession, voucher: Voucher, signature: bytes) -> None:
         """Check a voucher and keep it; it is on disk when this returns. Raises ProtocolError."""
-        async with entry.taking:
-            if voucher.session_id == entry.record.session_id:
+        async with session.taking:
+            if voucher.session_id == session.record.session_id:
                 # First, so that strangers cannot make us ask the chain.
-                check(voucher.digest(*self._chain.escrow_domain), signature, entry.record.key.signer)
-                if voucher.cumulative > entry.record.deposit:
-                    await self.refresh(entry, max_age=0.0)
-            news = check_voucher(self._standing(entry), voucher)
-            if news and entry.record.status == CLOSED:
+                check(voucher.digest(*self._chain.escrow_domain), signature, session.record.key.signer)
+                if voucher.cumulative > session.record.deposit:
+                    await self.refresh(session, max_age=0.0)
+            news = check_voucher(self._standing(session), voucher)
+            if news and session.record.status == CLOSED:
                 raise ProtocolError("session-not-open", "The session is closed: nothing more is paid from it.")
             if not news:
                 return
             await self._store.save_voucher(voucher, signature)
-            entry.record = replace(entry.record, cumulative=voucher.cumulative, voucher=voucher, voucher_sig=signature)
+            session.record = replace(
+                session.record, cumulative=voucher.cumulative, voucher=voucher, voucher_sig=signature
+            )
 
-    def _standing(self, entry: Entry) -> Standing:
-        return Standing(entry.record.session_id, entry.record.deposit, entry.record.cumulative)
+    def _standing(self, session: ServedSession) -> Standing:
+        return Standing(session.record.session_id, session.record.deposit, session.record.cumulative)
 
-    def bill(self, entry: Entry, job_id: bytes, tokens: int) -> None:
+    def bill(self, session: ServedSession, job_id: bytes, tokens: int) -> None:
         """A job ended; the store has counted it too."""
-        entry.running.pop(job_id, None)
-        entry.record = replace(entry.record, billed=entry.record.billed + tokens)
+        session.running.pop(job_id, None)
+        session.record = replace(session.record, billed=session.record.billed + tokens)
 
-    def unsettled(self) -> list[Entry]:
+    def unsettled(self) -> list[ServedSession]:
         """Sessions with a voucher beyond what was settled."""
-        records = ((entry, entry.record) for entry in self._entries.values())
-        return [entry for entry, r in records if r.voucher is not None and r.cumulative > r.settled]
+        records = ((session, session.record) for session in self._sessions.values())
+        return [session for session, r in records if r.voucher is not None and r.cumulative > r.settled]
 
     async def route(self, addresses: tuple[str, ...]) -> list[NodeInfo]:
         """The registrations of a route's nodes. ChainError when one is unknown to us and the chain is down."""
@@ -224,11 +239,11 @@ class Book:
 
     def sweep(self, timestamp: int) -> None:
         """Drop sessions from memory that can neither be used nor settled any more."""
-        for session_id, entry in list(self._entries.items()):
-            record = entry.record
+        for session_id, session in list(self._sessions.items()):
+            record = session.record
             useless = record.status == CLOSED or record.cumulative <= record.settled
-            if useless and record.key.expiry < timestamp and not entry.running:
-                del self._entries[session_id]
+            if useless and record.key.expiry < timestamp and not session.running:
+                del self._sessions[session_id]
 
     def forget_nodes(self) -> None:
         """Registrations changed, e.g. at the start of an epoch."""

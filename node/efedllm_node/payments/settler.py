@@ -6,9 +6,9 @@ from efedllm.chain import Chain, ChainTime, format_amount
 from efedllm.errors import ChainError
 from efedllm.logs import get_logger
 from efedllm_node.config import Policy
-from efedllm_node.metrics import Metrics
+from efedllm_node.metrics import NodeMetrics
 from efedllm_node.payments.rules import settle_reason
-from efedllm_node.payments.sessions import Book, Entry
+from efedllm_node.payments.sessions import ServedSession, ServedSessions
 
 CLOSING_AGE = 5.0  # seconds: how old a session's state may be while something in it is unsettled
 
@@ -16,9 +16,9 @@ CLOSING_AGE = 5.0  # seconds: how old a session's state may be while something i
 class Settler:
     """Settling twice is harmless: the contract pays only what is new, and we look before we send."""
 
-    def __init__(self, chain: Chain, book: Book, policy: Policy, metrics: Metrics) -> None:
+    def __init__(self, chain: Chain, sessions: ServedSessions, policy: Policy, metrics: NodeMetrics) -> None:
         self._chain = chain
-        self._book = book
+        self._sessions = sessions
         self._policy = policy
         self._metrics = metrics
         self._log = get_logger("settler")
@@ -26,40 +26,42 @@ class Settler:
     async def tick(self, time: ChainTime, draining: bool) -> bool:
         """Settle what is due. True when nothing worth a transaction is left. Raises ChainError: try again later."""
         failure: ChainError | None = None
-        for entry in self._book.unsettled():
-            before = entry.record.settled
-            await self._book.refresh(entry, max_age=CLOSING_AGE)
+        for session in self._sessions.unsettled():
+            before = session.record.settled
+            await self._sessions.refresh(session, max_age=CLOSING_AGE)
             try:
-                await self._settle(entry, time, draining)
+                await self._settle(session, time, draining)
             except ChainError as error:
                 # One session's refusal must not keep the others from being paid.
                 failure = error
-                self._log.warning("not settled", session=entry.record.session_id, code=error.code, reason=error.message)
+                self._log.warning(
+                    "not settled", session=session.record.session_id, code=error.code, reason=error.message
+                )
             finally:
-                if entry.record.settled > before:
-                    entry.settled_in = time.epoch
+                if session.record.settled > before:
+                    session.settled_in = time.epoch
         if failure is not None:
             raise failure
-        return not any(self._reason(entry, time, draining=True) for entry in self._book.unsettled())
+        return not any(self._reason(session, time, draining=True) for session in self._sessions.unsettled())
 
-    async def _settle(self, entry: Entry, time: ChainTime, draining: bool) -> None:
-        if self._reason(entry, time, draining) is None:
+    async def _settle(self, session: ServedSession, time: ChainTime, draining: bool) -> None:
+        if self._reason(session, time, draining) is None:
             return
         # Another node of the route may have settled the same voucher a moment ago.
-        await self._book.update(entry, await self._chain.session(entry.record.session_id))
-        reason = self._reason(entry, time, draining)
-        record = entry.record
+        await self._sessions.update(session, await self._chain.session(session.record.session_id))
+        reason = self._reason(session, time, draining)
+        record = session.record
         if reason is None or record.voucher is None or record.voucher_sig is None:
             return
         try:
-            await self._chain.send("SessionEscrow", "settle", record.key, record.voucher, record.voucher_sig)
+            await self._chain.contracts.session_escrow.settle(record.key, record.voucher, record.voucher_sig)
         except ChainError as error:
             if error.code != "revert:StaleVoucher":
                 raise
         else:
             self._metrics.settled.labels(reason).inc()
             self._log.info("settled", session=record.session_id, reason=reason, total=format_amount(record.cumulative))
-        await self._book.update(entry, await self._chain.session(record.session_id))
+        await self._sessions.update(session, await self._chain.session(record.session_id))
 
-    def _reason(self, entry: Entry, time: ChainTime, draining: bool) -> str | None:
-        return settle_reason(entry.unsettled(), time, draining, self._policy)
+    def _reason(self, session: ServedSession, time: ChainTime, draining: bool) -> str | None:
+        return settle_reason(session.unsettled(), time, draining, self._policy)

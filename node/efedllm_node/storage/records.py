@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from efedllm.commitments.evidence import EnvelopeRecord
 from efedllm.commitments.messages import JobSpec, RouteHop, SessionKey, SignedCommit, Voucher
+from efedllm.errors import ProtocolError
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class SessionRecord:
 
 
 @dataclass(frozen=True)
-class JobRecord:
+class OpenedJob:
     """A job as it was opened. `in_row`: bytes of one row that it reads."""
 
     job_id: bytes
@@ -41,7 +42,7 @@ class JobRecord:
 
 
 @dataclass(frozen=True)
-class Committed:
+class CommittedJob:
     """How a job ended well: our commitment and what is needed to show it. `salt`: of its leaf. `previous`: what the hop
     before signed to us.
     """
@@ -92,7 +93,7 @@ class LeafRecord:
     signed: SignedCommit
     salt: bytes
     key: SessionKey
-    job: JobRecord
+    job: OpenedJob
     emitted: bytes | None
 
 
@@ -115,3 +116,8 @@ class OriginRecord:
 
     block: int
     file: str
+
+
+def job_exists() -> ProtocolError:
+    """A job number is used once."""
+    return ProtocolError("job-exists", "This job number of the session was used before.", "Use the next one.")

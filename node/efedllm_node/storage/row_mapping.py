@@ -10,7 +10,7 @@ from sqlalchemy import RowMapping
 
 from efedllm.commitments.evidence import EnvelopeRecord
 from efedllm.commitments.messages import Envelope, HopCommit, JobSpec, RouteHop, SessionKey, SignedCommit, Voucher
-from efedllm_node.storage.records import BatchRecord, BoundaryPlace, JobRecord, Predecessor, SessionRecord
+from efedllm_node.storage.records import BatchRecord, BoundaryPlace, OpenedJob, Predecessor, SessionRecord
 from efedllm_node.storage.tables import sessions
 
 
@@ -37,9 +37,9 @@ def session_of(row: RowMapping, prefix: str = "") -> SessionRecord:
     )
 
 
-def job_of(row: RowMapping) -> JobRecord:
+def job_of(row: RowMapping) -> OpenedJob:
     """A job."""
-    return JobRecord(
+    return OpenedJob(
         job_id=row["job_id"],
         session_id=row["session_id"],
         hop=row["hop"],
@@ -52,7 +52,7 @@ def job_of(row: RowMapping) -> JobRecord:
     )
 
 
-def job_row(record: JobRecord) -> dict[str, Any]:
+def job_row(record: OpenedJob) -> dict[str, Any]:
     """What is kept of a job when it is opened."""
     return {
         "job_id": record.job_id,

@@ -7,24 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import RowMapping, and_, delete, event, func, insert, or_, select, update
+from sqlalchemy import RowMapping, and_, delete, func, insert, or_, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from efedllm.commitments.evidence import EnvelopeRecord
 from efedllm.commitments.messages import SignedCommit, Voucher
-from efedllm_node.jobs.admission import job_exists
+from efedllm.storage import for_reading, open_sqlite
 from efedllm_node.storage.records import (
     BatchRecord,
     BoundaryPlace,
-    Committed,
-    JobRecord,
+    CommittedJob,
     LeafRecord,
+    OpenedJob,
     OriginRecord,
     PendingLeaf,
     Predecessor,
     SessionRecord,
+    job_exists,
 )
 from efedllm_node.storage.row_mapping import (
     batch_of,
@@ -50,24 +51,17 @@ from efedllm_node.storage.tables import (
 )
 
 
-def _pragmas(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-class Store:
+class NodeStore:
     """Every method is one transaction: after it returns, a crash loses nothing of it."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self._reading = for_reading(engine)
 
     @classmethod
-    async def open(cls, path: Path) -> Store:
+    async def open(cls, path: Path) -> NodeStore:
         """Open or create the database file."""
-        engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
-        event.listen(engine.sync_engine, "connect", _pragmas)
+        engine = open_sqlite(path)
         async with engine.begin() as connection:
             await connection.run_sync(metadata.create_all)
         return cls(engine)
@@ -76,11 +70,11 @@ class Store:
         await self._engine.dispose()
 
     async def _rows(self, query: Any) -> Sequence[RowMapping]:
-        async with self._engine.connect() as connection:
+        async with self._reading.connect() as connection:
             return (await connection.execute(query)).mappings().all()
 
     async def _first(self, query: Any) -> RowMapping | None:
-        async with self._engine.connect() as connection:
+        async with self._reading.connect() as connection:
             return (await connection.execute(query)).mappings().first()
 
     async def _write(self, *statements: Any) -> None:
@@ -136,14 +130,14 @@ class Store:
         """Whether a job with this id was ever opened here."""
         return await self._first(select(jobs.c.number).where(jobs.c.job_id == job_id)) is not None
 
-    async def add_job(self, record: JobRecord) -> None:
+    async def add_job(self, record: OpenedJob) -> None:
         """Keep a job before any work on it. ProtocolError "job-exists" when its number was used."""
         try:
             await self._write(insert(jobs).values(status="open", **job_row(record)))
         except IntegrityError as error:
             raise job_exists() from error
 
-    async def finish_job(self, job_id: bytes, done: Committed) -> bool:
+    async def finish_job(self, job_id: bytes, done: CommittedJob) -> bool:
         """Keep a commitment with its evidence, and bill the session; before the commitment is shown to anyone.
 
         False, and nothing is kept, when the job has ended: its commitment must not be shown.
@@ -205,7 +199,7 @@ class Store:
                 await connection.execute(insert(predecessors).values(job_id=job_id, **kept))
             return True
 
-    async def unfinished(self) -> list[tuple[JobRecord, SessionRecord]]:
+    async def unfinished(self) -> list[tuple[OpenedJob, SessionRecord]]:
         """Jobs that a previous process left open."""
         rows = await self._rows(
             select(jobs, *session_columns()).join_from(jobs, sessions).where(jobs.c.status == "open")

@@ -15,7 +15,7 @@ from efedllm.chain import Chain, Deployment
 from efedllm.errors import ProtocolError
 from efedllm.logs import get_logger
 from efedllm_node.storage.records import OriginRecord
-from efedllm_node.storage.store import Store
+from efedllm_node.storage.store import NodeStore
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ def network_name(deployment: Deployment) -> str:
     return f"{deployment.chain_id} {deployment.genesis} {deployment.address('CommitmentLog').lower()}"
 
 
-async def establish(chain: Chain, store: Store, path: Path) -> int:
+async def establish(chain: Chain, store: NodeStore, path: Path) -> int:
     """The block after which sessions must have been opened; kept in the store. `path`: of its file."""
     network, status = network_name(chain.deployment), await asyncio.to_thread(path.stat)
     found = Found(
         known=await store.origin(network),
         file=str(status.st_ino),
         store_seq=await store.next_seq(),
-        chain_seq=int(await chain.call("CommitmentLog", "nextSeq", chain.account_address)),
+        chain_seq=await chain.contracts.commitment_log.next_seq(chain.account_address),
         head=await chain.block_number(),
     )
     chosen = origin(found)

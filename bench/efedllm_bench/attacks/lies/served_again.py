@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Self, cast
 
 import numpy as np
@@ -71,7 +70,8 @@ class ServedHop:
                 act = next(rows)
                 given = decode(act.payload, act.dtype, act.dim)
                 given = given[:, 0] if self._hop == 0 else given
-                inbound.accept(act, inbound.expected(job.positions, self._prompt), into.append)
+                inbound.check(act, job.positions, self._prompt)
+                inbound.accept(act, into.append(act.payload))
             states, tapped = stepped(self._engine, sequence, given)
             payload = encode(states, job.wire)
             chunk = out.append(payload)
@@ -110,9 +110,8 @@ class ServedHop:
                 payload = job.boundaries[hop + 1][start * after.row_bytes : end * after.row_bytes]
                 act = own.emit(payload, end - start, after.chunk(start, end - start))
             chunk = own.records[-1].envelope.chunk_hash
-            acks.append(
-                receiver.accept(act, receiver.expected(job.positions + 1, self._prompt), partial(_given, chunk))
-            )
+            receiver.check(act, job.positions + 1, self._prompt)
+            acks.append(receiver.accept(act, chunk))
         return Traffic(tuple(rows), tuple(acks))
 
     def _cuts(self) -> list[tuple[int, int]]:
@@ -193,10 +192,6 @@ class LeafAudit:
         assert self.trees()
         assert self.signed()
         assert self.compute().fault is None
-
-
-def _given(chunk: bytes, _payload: bytes) -> bytes:
-    return chunk
 
 
 def wire_of(lab: Lab, job: LabJob, boundary: int) -> tuple[WireDtype, int]:

@@ -12,7 +12,7 @@ from efedllm.commitments.hashing import keccak
 from efedllm.commitments.messages import JobSpec, RouteHop, SignedCommit
 from efedllm.errors import ProtocolError
 from efedllm_bench.attacks.lab import CLIENT, DOMAIN, MODEL_ID, NODES, RANGES, SIGNERS, Lab, LabJob
-from efedllm_node.jobs.admission import OwnHop, check_previous
+from efedllm_node.jobs.own_commit import OwnHop, check_previous
 
 LAST = len(RANGES) - 1
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from efedllm.engine.attention import ATTENTION_NAME, Ragged
 from efedllm.engine.cache import KVCache
 from efedllm.engine.load import ShardModules, load_modules
-from efedllm.models.families import build_skeleton, read_config
+from efedllm.models.families import read_config
 from efedllm.models.manifest import Manifest
+from efedllm.models.skeleton import build_skeleton
 
 
 class _Passing(KVCache):

@@ -1,4 +1,4 @@
-"""Voucher policy: never over-pays, never goes back, answers demands only as far as tokens arrived."""
+"""Payment rules: a client never over-pays, never goes back, answers demands only as far as tokens arrived."""
 
 from __future__ import annotations
 
@@ -11,17 +11,12 @@ from hypothesis import strategies as st
 
 from efedllm.chain.amounts import cost_of_tokens as cost_of
 from efedllm.errors import ConfigError, ProtocolError
-from efedllm_client.policy import (
+from efedllm_client.payments.rules import (
     Amount,
-    RetryPolicy,
-    Terms,
-    accused_by,
+    PaymentTerms,
     answer_demand,
     due_tokens,
-    may_retry,
-    needs_fresh_session,
     next_voucher,
-    nodes_to_avoid,
     payable,
     session_deposit,
     tokens_for,
@@ -29,11 +24,11 @@ from efedllm_client.policy import (
 
 
 @st.composite
-def terms(draw: st.DrawFn) -> Terms:
+def terms(draw: st.DrawFn) -> PaymentTerms:
     price = draw(st.integers(0, 10**9))
     before, prompt, new = draw(st.integers(0, 5000)), draw(st.integers(1, 2000)), draw(st.integers(1, 2000))
     spare = draw(st.integers(0, 10**20))
-    return Terms(
+    return PaymentTerms(
         price=price,
         deposit=cost_of(before + prompt + new, price) + spare,
         billed_before=before,
@@ -58,7 +53,7 @@ def test_tokens_for_is_the_inverse_of_cost(amount: int, price: int) -> None:
 
 @given(terms(), st.lists(st.integers(0, 40), max_size=60))
 @settings(max_examples=200, deadline=None)
-def test_vouchers_are_monotone_and_never_pay_more_than_the_advance(agreed: Terms, arrivals: list[int]) -> None:
+def test_vouchers_are_monotone_and_never_pay_more_than_the_advance(agreed: PaymentTerms, arrivals: list[int]) -> None:
     signed, delivered = Amount(cost_of(agreed.billed_before, agreed.price), agreed.billed_before), 0
     for arrived in [0, *arrivals]:
         delivered = min(delivered + arrived, agreed.max_new_tokens)
@@ -77,7 +72,7 @@ def test_vouchers_are_monotone_and_never_pay_more_than_the_advance(agreed: Terms
 
 @given(terms(), st.integers(0, 2000), st.integers(0, 10**25))
 @settings(max_examples=200, deadline=None)
-def test_a_demand_is_met_at_most_up_to_what_is_payable(agreed: Terms, delivered: int, due: int) -> None:
+def test_a_demand_is_met_at_most_up_to_what_is_payable(agreed: PaymentTerms, delivered: int, due: int) -> None:
     signed = Amount(cost_of(agreed.billed_before, agreed.price), agreed.billed_before)
     if due > cost_of(agreed.most_tokens, agreed.price):
         with pytest.raises(ProtocolError) as caught:
@@ -89,7 +84,7 @@ def test_a_demand_is_met_at_most_up_to_what_is_payable(agreed: Terms, delivered:
 
 
 def test_a_demand_ahead_of_the_tokens_gets_no_more_than_the_last_voucher() -> None:
-    agreed = Terms(price=1000, deposit=10**18, billed_before=0, prompt_tokens=10, max_new_tokens=100, advance=4)
+    agreed = PaymentTerms(price=1000, deposit=10**18, billed_before=0, prompt_tokens=10, max_new_tokens=100, advance=4)
     signed = payable(agreed, 0)
     assert signed.tokens == 14
     assert answer_demand(agreed, signed, 0, cost_of(60, 1000)) is None
@@ -98,7 +93,7 @@ def test_a_demand_ahead_of_the_tokens_gets_no_more_than_the_last_voucher() -> No
 
 
 def test_unused_advance_of_an_earlier_job_is_not_signed_again() -> None:
-    agreed = Terms(price=1000, deposit=10**18, billed_before=10, prompt_tokens=2, max_new_tokens=50, advance=4)
+    agreed = PaymentTerms(price=1000, deposit=10**18, billed_before=10, prompt_tokens=2, max_new_tokens=50, advance=4)
     signed = Amount(cost_of(26, 1000), 26)
     assert next_voucher(agreed, signed, 0) is None
     assert next_voucher(agreed, signed, 17) is None
@@ -106,7 +101,7 @@ def test_unused_advance_of_an_earlier_job_is_not_signed_again() -> None:
 
 
 def test_the_deposit_bounds_the_voucher() -> None:
-    agreed = Terms(price=1000, deposit=cost_of(20, 1000), billed_before=0, prompt_tokens=10, max_new_tokens=100)
+    agreed = PaymentTerms(price=1000, deposit=cost_of(20, 1000), billed_before=0, prompt_tokens=10, max_new_tokens=100)
     assert payable(agreed, 2).tokens == 20
     with pytest.raises(ConfigError) as caught:
         payable(agreed, 11)
@@ -117,28 +112,7 @@ def test_session_deposit() -> None:
     assert session_deposit(10, None, None) == 80
     assert session_deposit(10, 15, None) == 15
     assert session_deposit(10, None, 25) == 25
-    with pytest.raises(ConfigError, match=r"--deposit is 0\.000000000000000009 EFED"):
-        session_deposit(10, 9, None)
-    with pytest.raises(ConfigError, match="on probation"):
-        session_deposit(10, None, 9)
-
-
-def test_a_complaint_is_about_whom_it_names() -> None:
-    route = ["0xAa", "0xBb", "0xCc"]
-    assert accused_by("the connection to node 0xbb broke", "0xAa", route) == {"0xBb"}
-    assert accused_by("out of memory", "0xAa", route) == {"0xAa"}
-    assert accused_by("node 0xaa is tired", "0xAa", route) == {"0xAa"}
-
-
-def test_what_is_wrong_with_the_session_is_not_held_against_the_route() -> None:
-    assert needs_fresh_session("payment-required")
-    assert needs_fresh_session("session-not-open")
-    assert not needs_fresh_session("peer-lost")
-
-
-def test_retry_leaves_out_the_dead_then_the_accused_then_everyone() -> None:
-    route = ["a", "b", "c"]
-    assert nodes_to_avoid(route, {"b", "z"}, {"c"}) == {"b"}
-    assert nodes_to_avoid(route, {}, {"c"}) == {"c"}
-    assert nodes_to_avoid(route, {}, {}) == {"a", "b", "c"}
-    assert [may_retry(RetryPolicy(attempts=2), n) for n in (1, 2, 3)] == [True, True, False]
+    for deposit, cap, code in ((9, None, "deposit-too-small"), (None, 9, "probation-cap")):
+        with pytest.raises(ConfigError) as caught:
+            session_deposit(10, deposit, cap)
+        assert caught.value.code == code

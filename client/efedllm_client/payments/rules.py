@@ -1,12 +1,14 @@
-"""What to pay and when to try again. Pure: amounts in, decisions out."""
+"""Payment rules: what a voucher promises, what a session holds, how a payment is split. Pure functions."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from efedllm.chain.amounts import GWEI, cost_of_tokens, format_amount
+from efedllm.commitments.session import BPS
 from efedllm.errors import ConfigError, ProtocolError
+from efedllm_client.config import ClientConfig
 
 
 def tokens_for(amount: int, price: int) -> int | None:
@@ -15,16 +17,16 @@ def tokens_for(amount: int, price: int) -> int | None:
 
 
 @dataclass(frozen=True)
-class Terms:
-    """Fixed for one job on one session."""
+class PaymentTerms:
+    """What one job may cost, fixed when it starts."""
 
     price: int  # gwei per 1000 tokens, the whole route, agreed in the session key
     deposit: int  # wei locked in the session on chain
     billed_before: int  # tokens of the session's earlier jobs
     prompt_tokens: int
     max_new_tokens: int
-    advance: int = 16  # tokens paid for before they arrive: all that a cheating route can take
-    every: int = 8  # a new voucher is signed once it would pay for this many tokens more
+    advance: int = ClientConfig.advance_tokens
+    every: int = ClientConfig.voucher_tokens
 
     @property
     def most_tokens(self) -> int:
@@ -40,12 +42,12 @@ class Amount:
     tokens: int
 
 
-def due_tokens(terms: Terms, delivered: int) -> int:
+def due_tokens(terms: PaymentTerms, delivered: int) -> int:
     """Session tokens owed once `delivered` tokens of this job have arrived."""
     return terms.billed_before + terms.prompt_tokens + min(delivered, terms.max_new_tokens)
 
 
-def payable(terms: Terms, delivered: int) -> Amount:
+def payable(terms: PaymentTerms, delivered: int) -> Amount:
     """The most the client promises at this moment: what is due and the advance, never above the job or the deposit.
 
     Raises ConfigError "deposit-exhausted" when the deposit does not cover even what is due.
@@ -64,7 +66,7 @@ def payable(terms: Terms, delivered: int) -> Amount:
     return Amount(cost_of_tokens(tokens, terms.price), tokens)
 
 
-def next_voucher(terms: Terms, signed: Amount, delivered: int) -> Amount | None:
+def next_voucher(terms: PaymentTerms, signed: Amount, delivered: int) -> Amount | None:
     """The voucher to sign now, or None while the last one still pays far enough ahead. Never lower than `signed`."""
     target = payable(terms, delivered)
     if target.tokens <= signed.tokens or target.cumulative < signed.cumulative:
@@ -73,7 +75,7 @@ def next_voucher(terms: Terms, signed: Amount, delivered: int) -> Amount | None:
     return target if target.tokens - signed.tokens >= terms.every or at_limit else None
 
 
-def answer_demand(terms: Terms, signed: Amount, delivered: int, due: int) -> Amount | None:
+def answer_demand(terms: PaymentTerms, signed: Amount, delivered: int, due: int) -> Amount | None:
     """Answer to a node that stopped until it is paid `due` wei (cumulative over the session).
 
     Returns what to sign, or None when the last voucher already says as much as the client owes: tokens may be on
@@ -91,10 +93,9 @@ def answer_demand(terms: Terms, signed: Amount, delivered: int, due: int) -> Amo
     return target if target.tokens > signed.tokens and target.cumulative >= signed.cumulative else None
 
 
-JOBS_AHEAD = 8  # a new session holds what so many jobs like its first one cost
-
-
-def session_deposit(job_cost: int, wanted: int | None, cap: int | None, jobs_ahead: int = JOBS_AHEAD) -> int:
+def session_deposit(
+    job_cost: int, wanted: int | None, cap: int | None, jobs_ahead: int = ClientConfig.jobs_ahead
+) -> int:
     """Deposit for a new session: what was asked for, else enough for several such jobs; at most `cap` (probation).
 
     Raises ConfigError when the job alone does not fit.
@@ -116,52 +117,18 @@ def session_deposit(job_cost: int, wanted: int | None, cap: int | None, jobs_ahe
     return amount if cap is None else min(amount, cap)
 
 
-@dataclass(frozen=True)
-class RetryPolicy:
-    """Bounds of the fail-over."""
+def split_shares(hops: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """Basis points of a payment for each hop, given (price, layers). They sum to 10000.
 
-    attempts: int = 3  # further routes tried after the first
-    stall_seconds: float = 30.0  # without a token before the route counts as stuck
-
-
-def nodes_to_avoid(route: Iterable[str], dead: Collection[str], accused: Collection[str]) -> frozenset[str]:
-    """Which nodes of a failed route the next one leaves out: the dead ones, else the accused ones, else all of them."""
-    nodes = list(route)
-    for group in (dead, accused):
-        chosen = frozenset(node for node in nodes if node in group)
-        if chosen:
-            return chosen
-    return frozenset(nodes)
-
-
-def accused_by(message: str, reporter: str, route: Iterable[str]) -> frozenset[str]:
-    """Whom a node's complaint is about: the other nodes of the route that it names, else the node itself."""
-    named = frozenset(node for node in route if node != reporter and node.lower() in message.lower())
-    return named or frozenset({reporter})
-
-
-def may_retry(policy: RetryPolicy, failures: int) -> bool:
-    """Whether another route may be tried after `failures` failed ones."""
-    return failures <= policy.attempts
-
-
-# What a node says about the session rather than about itself: the same route may work with another session.
-_SESSION_ERRORS = frozenset(
-    {
-        "deposit-exhausted",
-        "job-exists",
-        "payment-required",
-        "price-too-low",
-        "session-expired",
-        "session-not-open",
-        "session-too-old",
-        "voucher-exceeds-deposit",
-        "voucher-not-monotone",
-        "wrong-session",
-    }
-)
-
-
-def needs_fresh_session(code: str) -> bool:
-    """Whether an error is cured by a new session rather than by another route."""
-    return code in _SESSION_ERRORS
+    The split follows the prices; on a free route it follows the layers. Rounding down leaves units over: they go to the
+    largest remainders, on ties to the first hop.
+    """
+    weights = [price for price, _ in hops]
+    if not any(weights):
+        weights = [layers for _, layers in hops]
+    total = sum(weights)
+    shares = [weight * BPS // total for weight in weights]
+    by_remainder = sorted(range(len(hops)), key=lambda i: (-(weights[i] * BPS % total), i))
+    for index in by_remainder[: BPS - sum(shares)]:
+        shares[index] += 1
+    return tuple(shares)

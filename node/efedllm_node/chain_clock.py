@@ -9,7 +9,7 @@ from efedllm.errors import ChainError
 from efedllm.logs import get_logger
 
 
-class Clock:
+class ChainClock:
     """Holds the latest ChainTime. Its own loop keeps it fresh: a duty may wait long for a transaction."""
 
     def __init__(self, chain: Chain, time: ChainTime) -> None:
@@ -17,7 +17,7 @@ class Clock:
         self.time = time
 
     @classmethod
-    async def start(cls, chain: Chain) -> Clock:
+    async def start(cls, chain: Chain) -> ChainClock:
         return cls(chain, await chain.now())
 
     async def refresh(self) -> ChainTime:

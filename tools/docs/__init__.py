@@ -1,0 +1,1 @@
+"""The documents: the reference pages made from the sources, and the copy that the site is built from."""
