@@ -184,7 +184,7 @@ class Demo:
             self._say(f"A node that cheated in an earlier demo is excluded until epoch {free}: going there.")
             epoch = await self._driver.start_epoch(free)
         before = await self._infos()
-        seats = await self._chain.call("SeatRegistry", "seatsOf", epoch)
+        seats = await self._chain.contracts.seat_registry.seats_of(epoch)
         self._check("verifiers seated", len(seats) == len(self._network.verifiers), f"{len(seats)} seats")
         self._say(f"Round 1, epoch {epoch}: the wallet {self._network.wallet.address} buys two inferences.")
         first = await self._buy(PROMPT)
@@ -220,7 +220,7 @@ class Demo:
         return {member.address: await self._chain.node(member.address) for member in self._network.nodes}
 
     async def _theta(self) -> int:
-        return int((await self._chain.call("VerifierCommittee", "params")).theta)
+        return (await self._chain.contracts.verifier_committee.params()).theta
 
     # --- round 2 ---
 

@@ -95,13 +95,13 @@ async def read(deployed: LiveNetwork, folder: Path) -> tuple[list[int], list[int
 
 async def test_the_next_process_reads_only_new_blocks(deployed: LiveNetwork, chain: Chain, tmp_path: Path) -> None:
     for value in (1, 2, 3):
-        await chain.send("EfedToken", "transfer", chain.account_address, value)
+        await chain.contracts.efed_token.transfer(chain.account_address, value)
     for _ in range(20):
         await chain.rpc.request("evm_mine")
     known = await chain.block_number()
     values, asked = await read(deployed, tmp_path)
     assert (values, asked[0]) == ([1, 2, 3], deployed.deployment.block)
-    await chain.send("EfedToken", "transfer", chain.account_address, 4)
+    await chain.contracts.efed_token.transfer(chain.account_address, 4)
     values, asked = await read(deployed, tmp_path)
     assert values == [1, 2, 3, 4]
     assert known - 8 < asked[0] <= known
@@ -118,9 +118,9 @@ async def _all(deployed: LiveNetwork, folder: Path | None) -> Any:
 async def test_what_a_rolled_back_chain_forgot_is_forgotten_on_disk_too(
     deployed: LiveNetwork, chain: Chain, tmp_path: Path
 ) -> None:
-    await chain.send("EfedToken", "transfer", chain.account_address, 1)
+    await chain.contracts.efed_token.transfer(chain.account_address, 1)
     snapshot = await chain.rpc.request("evm_snapshot")
-    await chain.send("EfedToken", "transfer", chain.account_address, 2)
+    await chain.contracts.efed_token.transfer(chain.account_address, 2)
     assert (await read(deployed, tmp_path))[0] == [1, 2]
     await chain.rpc.request("evm_revert", [snapshot])
     for _ in range(20):
