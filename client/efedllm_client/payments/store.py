@@ -1,4 +1,4 @@
-"""The client's database: its sessions, their vouchers, and the job numbers used up. SQLite by default."""
+"""The client's SQLite database: its sessions, their vouchers, and the job numbers used up."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
-    event,
     func,
     insert,
     select,
     update,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.types import TypeDecorator
 
 from efedllm.commitments.session import Voucher
 from efedllm.errors import ConfigError
+from efedllm.storage import for_reading, open_sqlite
 from efedllm.wire.messages import VoucherMsg
 
 OPENING, OPEN, CLOSED = "opening", "open", "closed"
@@ -105,20 +105,13 @@ class ClientStore:
         self._engine = engine
 
     @classmethod
-    async def open(cls, url: str) -> ClientStore:
-        """`url` is an SQLAlchemy async URL, e.g. sqlite+aiosqlite:////home/me/.efedllm/client.db."""
-        engine = create_async_engine(url)
-        if engine.dialect.name == "sqlite":
-            _configure_sqlite(engine)
-        async with engine.begin() as connection:
-            await connection.run_sync(_METADATA.create_all)
-        return cls(engine)
-
-    @classmethod
     async def at(cls, path: Path) -> ClientStore:
         """The SQLite store in file `path`, made with mode 0600 when missing."""
         await asyncio.to_thread(_make_private, path)
-        return await cls.open(f"sqlite+aiosqlite:///{path}")
+        engine = open_sqlite(path)
+        async with engine.begin() as connection:
+            await connection.run_sync(_METADATA.create_all)
+        return cls(engine)
 
     async def close(self) -> None:
         await self._engine.dispose()
@@ -145,13 +138,13 @@ class ClientStore:
             .where(columns.client == client, columns.escrow == escrow, columns.chain_id == chain_id)
             .order_by(columns.created.desc())
         )
-        async with self._engine.begin() as db:
+        async with for_reading(self._engine).begin() as db:
             return [_session(row) for row in (await db.execute(query)).mappings()]
 
     async def session(self, session_id: bytes) -> StoredSession:
         """One session. Raises ConfigError "unknown-session"."""
         query = select(_SESSIONS).where(_SESSIONS.c.session_id == session_id.hex())
-        async with self._engine.begin() as db:
+        async with for_reading(self._engine).begin() as db:
             row = (await db.execute(query)).mappings().one_or_none()
         if row is None:
             raise _unknown(session_id)
@@ -180,7 +173,7 @@ class ClientStore:
 
     async def last_voucher(self, session_id: bytes) -> VoucherMsg | None:
         """The voucher worth most. Nodes hold at most this one."""
-        async with self._engine.begin() as db:
+        async with for_reading(self._engine).begin() as db:
             return await _last_voucher(db, session_id)
 
     async def save_voucher(self, signed: VoucherMsg) -> None:
@@ -250,23 +243,6 @@ def _unknown(session_id: bytes) -> ConfigError:
 def _make_private(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.touch(mode=0o600, exist_ok=True)
-
-
-def _configure_sqlite(engine: AsyncEngine) -> None:
-    """WAL with full fsync, and transactions that take the write lock at once: two clients may share a home."""
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def connect(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver must not begin transactions of its own
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")
-        cursor.execute("PRAGMA busy_timeout=10000")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 @contextmanager
