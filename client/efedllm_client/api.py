@@ -13,10 +13,10 @@ from efedllm.chain.types import ModelInfo
 from efedllm.errors import ConfigError
 from efedllm.settings import Settings
 from efedllm_client.config import ClientConfig
+from efedllm_client.jobs.context import JobContext
 from efedllm_client.jobs.embedding import Embedding, EmbedEvent
 from efedllm_client.jobs.generation import Generation, GenerationEvent, GenerationFinished, Piece
 from efedllm_client.jobs.options import GenerateOptions, RouteOptions
-from efedllm_client.jobs.outcome import JobContext
 from efedllm_client.jobs.report import GenerationReport, report_of
 from efedllm_client.payments import closing, wallet
 from efedllm_client.payments.session import Sessions
@@ -100,7 +100,7 @@ class Client:
         return await find_model(self.chain, wanted)
 
     async def nodes(self, model: ModelInfo) -> list[Candidate]:
-        """Every node of a model with its latency."""
+        """Every node of a model with its latency, measured now."""
         return await find_candidates(self.chain, model, self.config.probe_seconds)
 
     async def tokenizer(self, model: ModelInfo, candidates: Sequence[Candidate]) -> ModelTokenizer:

@@ -1,4 +1,4 @@
-"""Paid sessions: opening one on chain for a route, using one again, signing its vouchers."""
+"""Paid sessions: open one on chain for a route, reuse an open one, sign its vouchers."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class PaidSession:
 
 
 class Sessions:
-    """Opens sessions from one wallet and finds those that can be used again."""
+    """Opens sessions of one wallet and finds open ones to reuse."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Hot keys: one per session, encrypted under the wallet's key, so that only the wallet's owner can use them."""
+"""Session keys: one per session, encrypted under the wallet's key, so that only the wallet's owner can use them."""
 
 from __future__ import annotations
 
