@@ -9,11 +9,12 @@ export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format contracts docs dist clean
+.PHONY: help setup demo test test-fast test-second-chain lint format contracts docs dist clean
 
 help:
 	@echo "make demo     set up, then run the network once: buy an inference, audit it, catch a cheat"
 	@echo "make test     set up, then lint and run every test"
+	@echo "make test-second-chain  the demo on Anvil, which make test leaves out"
 	@echo "make lint     ruff, mypy --strict, forge fmt"
 	@echo "make format   rewrite the sources in the house format"
 	@echo "make contracts  recompile the contracts into efedllm/chain (artifacts, contracts.py)"
@@ -74,8 +75,12 @@ format: setup
 test: lint
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 
+# What the suite shows on one chain, on the other one.
+test-second-chain: setup
+	$(BIN)/pytest -m second_chain
+
 test-fast: setup
-	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -m "not network"
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -m "not network and not second_chain"
 
 # The wheel is built from the source distribution, where no leftovers of earlier builds lie. A package index takes a
 # Linux wheel only after `auditwheel repair`, which names the oldest glibc that it runs on.
