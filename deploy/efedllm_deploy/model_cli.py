@@ -13,6 +13,7 @@ from rich.table import Table
 
 from efedllm import logs
 from efedllm.chain import Chain, Deployment
+from efedllm.cli import DeploymentFile, Json, Keystore, PasswordFile, RpcUrl
 from efedllm.models.manifest import Method
 from efedllm.settings import Settings
 from efedllm_deploy.cli_common import console, entry, open_account, print_json, run
@@ -29,7 +30,6 @@ _COLUMNS = (
     TimeRemainingColumn(),
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Directory = Annotated[Path, typer.Option("--dir", help="Folder of a published model.")]
 
 
@@ -144,11 +144,11 @@ def evaluate(
 def publish_command(
     directory: Directory,
     uri: Annotated[str, typer.Option(help="Where nodes can fetch the files, e.g. https://host/model.")] = "",
-    rpc: Annotated[str | None, typer.Option(help="RPC address of the chain.")] = None,
-    deployment: Annotated[Path | None, typer.Option(help="deployments/<chainId>.json.")] = None,
-    keystore: Annotated[Path | None, typer.Option(help="Publisher's keystore.")] = None,
-    password_file: Annotated[Path | None, typer.Option(help="File with its password.")] = None,
-    home: Annotated[Path | None, typer.Option(help="Home of a local network.")] = None,
+    rpc: RpcUrl = None,
+    deployment: DeploymentFile = None,
+    keystore: Keystore = None,
+    password_file: PasswordFile = None,
+    home: Annotated[Path | None, typer.Option(help="Folder of a local network.")] = None,
     as_json: Json = False,
 ) -> None:
     """Register a model on chain. Publishing the same model again finds it and sends nothing."""

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from efedllm import logs
 from efedllm.chain.amounts import GWEI, format_amount
+from efedllm.cli import PasswordFile
 from efedllm.settings import Settings
 from efedllm_deploy.bundled import ModelChoice
 from efedllm_deploy.cli_common import console, entry, need_engine, print_json, run
@@ -37,8 +38,8 @@ def up(
     model_profile: Annotated[
         str, typer.Option(help="How the model is computed: exact, float, or auto: exact where it allows it.")
     ] = "auto",
-    keystore: Annotated[Path | None, typer.Option(help="Account that pays on a chain that is not local.")] = None,
-    password_file: Annotated[Path | None, typer.Option(help="File with its password.")] = None,
+    keystore: Annotated[Path | None, typer.Option(help="Wallet that pays on a chain that is not local.")] = None,
+    password_file: PasswordFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when ready.")] = False,
 ) -> None:
     """Run a whole network on this machine until Ctrl-C; starting again in the same home resumes it."""
