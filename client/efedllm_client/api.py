@@ -6,27 +6,30 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from efedllm.chain import Chain, Deployment, keystore
-from efedllm.chain.account import LocalAccount
-from efedllm.chain.types import ModelInfo
+from efedllm.chain import keystore
+from efedllm.chain.client import Chain
+from efedllm.chain.deployment import Deployment
 from efedllm.errors import ConfigError
 from efedllm.settings import Settings
-from efedllm_client.jobs.canary import Planted, plant
-from efedllm_client.jobs.embedding import Embedding, EmbedEvent
-from efedllm_client.jobs.failover import Place, RouteWishes
-from efedllm_client.jobs.generation import Event, Finished, Generation, Piece
-from efedllm_client.jobs.options import GenerateOptions
-from efedllm_client.jobs.report import Report, report_of
 from efedllm_client.payments import closing, wallet
 from efedllm_client.payments.session import Sessions
 from efedllm_client.payments.store import Store
-from efedllm_client.policy import RetryPolicy
-from efedllm_client.routes.choose import Candidate
-from efedllm_client.routes.discovery import find_candidates, find_model
-from efedllm_client.routes.quality import find_model_by_quality
-from efedllm_client.text.tokenizer import Text, load_text
+
+# What only some methods run, those methods import: `efedllm wallet balance` must not wait for numpy and tokenizers.
+if TYPE_CHECKING:
+    from efedllm.chain.account import LocalAccount
+    from efedllm.chain.types import ModelInfo
+    from efedllm_client.jobs.canary import Planted
+    from efedllm_client.jobs.embedding import EmbedEvent
+    from efedllm_client.jobs.failover import Place, RouteWishes
+    from efedllm_client.jobs.generation import Event
+    from efedllm_client.jobs.options import GenerateOptions
+    from efedllm_client.jobs.report import Report
+    from efedllm_client.policy import RetryPolicy
+    from efedllm_client.routes.choose import Candidate
+    from efedllm_client.text.tokenizer import Text
 
 
 class Client:
@@ -82,17 +85,25 @@ class Client:
     async def model(self, model_id: str | None = None, min_quality: float | None = None) -> ModelInfo:
         """The model called `model_id` (id or start of one), the settings' one, or the only one; with `min_quality` the
         cheapest one whose certificate says at least that."""
+        from efedllm_client.routes.discovery import find_model
+
         wanted = model_id or self.settings.model_id
         if min_quality is not None:
+            from efedllm_client.routes.quality import find_model_by_quality
+
             return await find_model_by_quality(self.chain, wanted, min_quality)
         return await find_model(self.chain, wanted)
 
     async def nodes(self, model: ModelInfo) -> list[Candidate]:
         """Every node of a model with its latency."""
+        from efedllm_client.routes.discovery import find_candidates
+
         return await find_candidates(self.chain, model)
 
     async def text(self, model: ModelInfo, candidates: Sequence[Candidate]) -> Text:
         """The model's tokenizer, fetched once and checked against the chain."""
+        from efedllm_client.text.tokenizer import load_text
+
         if model.model_id not in self._texts:
             endpoints = [c.endpoint for c in candidates if c.usable]
             self._texts[model.model_id] = await load_text(model, endpoints, self.settings.home / "models")
@@ -107,6 +118,10 @@ class Client:
         retry: RetryPolicy | None = None,
     ) -> AsyncGenerator[Event]:
         """Everything that happens while `prompt` (text, or token ids) is continued. Raises EfedError."""
+        from efedllm_client.jobs.generation import Finished, Generation
+        from efedllm_client.jobs.options import GenerateOptions
+        from efedllm_client.jobs.report import report_of
+
         account = self._need_account()
         info = await self.model(model, options.min_quality if options is not None else None)
         candidates = await self.nodes(info)
@@ -128,6 +143,9 @@ class Client:
         self, prompt: str | Sequence[int], *, model: str | None = None, **options: Any
     ) -> AsyncGenerator[str]:
         """Pieces of text as they arrive; `options` are the fields of GenerateOptions. Afterwards see `report`."""
+        from efedllm_client.jobs.generation import Piece
+        from efedllm_client.jobs.options import GenerateOptions
+
         async with aclosing(self.events(prompt, GenerateOptions(**options), model=model)) as events:
             async for event in events:
                 if isinstance(event, Piece) and event.text:
@@ -146,6 +164,8 @@ class Client:
 
         Raises EfedError; ConfigError "too-long" when a text exceeds the model's context.
         """
+        from efedllm_client.jobs.embedding import Embedding
+
         account = self._need_account()
         info = await self.model(model)
         candidates = await self.nodes(info)
@@ -165,6 +185,9 @@ class Client:
         self, node: str, prompts: Sequence[str], options: GenerateOptions | None = None, *, model: str | None = None
     ) -> AsyncGenerator[Planted]:
         """Plant a canary at `node` for each prompt: see `efedllm_client.jobs.canary`. Raises EfedError."""
+        from efedllm_client.jobs.canary import plant
+        from efedllm_client.jobs.options import GenerateOptions
+
         account = self._need_account()
         info = await self.model(model)
         candidates = await self.nodes(info)
@@ -178,6 +201,8 @@ class Client:
                 yield item
 
     def _place(self, account: LocalAccount, model: ModelInfo) -> Place:
+        from efedllm_client.jobs.failover import Place
+
         sessions = Sessions(self.chain, self.store, account, self._directory)
         return Place(self.chain, sessions, self.settings.home, model)
 

@@ -1,4 +1,4 @@
-"""`efedllm node`: run a staking node and look after its stake, registration and earnings."""
+"""Run a staking node and look after its stake, registration and earnings."""
 
 from __future__ import annotations
 

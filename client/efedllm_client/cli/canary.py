@@ -1,4 +1,4 @@
-"""`efedllm canary`: jobs that a node of one's own answers wrongly, to find verifiers that do not look."""
+"""Plant canaries at a node of your own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from efedllm_client.cli.generate import Deposit, MaxPrice, Temperature, TopK, To
 if TYPE_CHECKING:
     from efedllm_client.jobs.canary import Planted
 
-app = typer.Typer(help="Plant canaries at a node of your own.", no_args_is_help=True)
+app = typer.Typer(help=__doc__, no_args_is_help=True)
 
 Node = Annotated[str, typer.Option("--node", help="The node that shall answer wrongly.", metavar="ADDRESS")]
 Count = Annotated[int | None, typer.Option("--count", min=1, help="How many; default: one for each prompt.")]

@@ -1,4 +1,4 @@
-"""`efedllm chat`: a conversation, the context kept from turn to turn."""
+"""Talk with a model; /reset forgets the conversation, /quit or Ctrl-D ends it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ from efedllm_client.routes.newcomers import SHARE
 if TYPE_CHECKING:
     from efedllm_client.api import Client
     from efedllm_client.jobs.options import GenerateOptions
-
-HELP = "Talk with a model; /reset forgets the conversation, /quit or Ctrl-D ends it."
 
 
 def chat(

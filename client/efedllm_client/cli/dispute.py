@@ -1,4 +1,4 @@
-"""`efedllm dispute`: proofs that a node lied, checked without a chain, or shown to the contract for a reward."""
+"""Prove that a node signed two commitments for one job."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from efedllm_client.cli.common import (
 if TYPE_CHECKING:
     from efedllm.commitments.equivocation import Equivocation
 
-app = typer.Typer(help="Prove that a node signed two commitments for one job.", no_args_is_help=True)
+app = typer.Typer(help=__doc__, no_args_is_help=True)
 
 
 @app.callback()

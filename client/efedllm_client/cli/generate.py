@@ -1,4 +1,4 @@
-"""`efedllm generate`: one prompt, text streamed to stdout."""
+"""Continue a prompt: text on stdout, a summary on stderr."""
 
 from __future__ import annotations
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from efedllm_client.api import Client
     from efedllm_client.jobs.options import GenerateOptions
     from efedllm_client.jobs.report import Report
-
-HELP = "Continue a prompt: text on stdout, a summary on stderr."
 
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Most tokens to generate.")]
 Temperature = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]

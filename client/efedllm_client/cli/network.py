@@ -1,4 +1,4 @@
-"""`efedllm network`: who serves what, at which price, how fast, how trusted."""
+"""Models, the nodes that serve them, verifiers and the epoch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from efedllm_client.cli.common import DeploymentFile, Home, Json, Model, Rpc, lo
 
 if TYPE_CHECKING:
     from efedllm_client.api import Client
-
-HELP = "Models, the nodes that serve them, verifiers and the epoch."
 
 STANDING = ("excluded", "probation", "active")
 WIDE = 140  # columns from which whole addresses fit; their first digits do for --route and --avoid
