@@ -16,7 +16,7 @@ help:
 	@echo "make test     set up, then lint and run every test"
 	@echo "make lint     ruff, mypy --strict, forge fmt"
 	@echo "make format   rewrite the sources in the house format"
-	@echo "make contracts  recompile the contracts into efedllm/chain/artifacts"
+	@echo "make contracts  recompile the contracts into efedllm/chain (artifacts, contracts.py)"
 
 setup: $(VENV)/.ready node_modules/.ready
 

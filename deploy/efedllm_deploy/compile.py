@@ -1,6 +1,7 @@
-"""Compiles the contracts and writes the artifacts that every Python role loads; only this step needs a compiler.
+"""Compiles the contracts and writes the artifacts that every role loads, and the typed Python classes for them.
 
-`python -m efedllm_deploy.compile` writes them; `--check` fails when the committed ones differ from the sources.
+Only this step needs a compiler. `python -m efedllm_deploy.compile` writes the files; `--check` fails when the committed
+files differ from the sources.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from solcx.exceptions import SolcError, SolcNotInstalled
 from efedllm.chain.artifacts import CONTRACTS
 from efedllm.checkout import project_root
 from efedllm.errors import ConfigError
+from efedllm_deploy.contract_types import render_contracts
 
 ROOT = project_root()
 SOURCES = ROOT / "contracts"
 NODE_MODULES = ROOT / "node_modules"
 SHIM = ROOT / "tools" / "solc-shim.js"
-ARTIFACTS = ROOT / "efedllm" / "chain" / "artifacts"
+CHAIN = ROOT / "efedllm" / "chain"
+ARTIFACTS = CHAIN / "artifacts"
 
 SOLC_VERSION = "0.8.30"
 # The same settings stand in foundry.toml and hardhat.config.js. Neither metadata nor its hash is appended, so that the
@@ -149,31 +152,38 @@ def abi_sha256(abi: list[dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(abi, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def render(artifact: dict[str, Any]) -> str:
-    """Returns the text of an artifact file."""
-    return json.dumps(artifact, indent=1, sort_keys=True) + "\n"
+def render(artifacts: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Returns the text of every generated file by its path below efedllm/chain.
+
+    Raises ConfigError "unsupported-abi" for an ABI that the typed classes cannot express.
+    """
+    files = {
+        f"artifacts/{name}.json": json.dumps(artifact, indent=1, sort_keys=True) + "\n"
+        for name, artifact in artifacts.items()
+    }
+    return {**files, "contracts.py": render_contracts(artifacts)}
 
 
-def write(artifacts: dict[str, dict[str, Any]], directory: Path = ARTIFACTS) -> None:
-    """Writes one file for each artifact."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, artifact in artifacts.items():
-        (directory / f"{name}.json").write_text(render(artifact), encoding="utf-8")
+def write(artifacts: dict[str, dict[str, Any]], directory: Path = CHAIN) -> None:
+    """Writes the generated files below `directory`."""
+    for name, text in render(artifacts).items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
-def stale(artifacts: dict[str, dict[str, Any]], directory: Path = ARTIFACTS) -> list[str]:
-    """Returns the names whose file in `directory` is missing or differs."""
-    different = []
-    for name, artifact in artifacts.items():
-        path = directory / f"{name}.json"
-        if not path.is_file() or path.read_text(encoding="utf-8") != render(artifact):
-            different.append(name)
-    return different
+def stale(artifacts: dict[str, dict[str, Any]], directory: Path = CHAIN) -> list[str]:
+    """Returns the generated files that are missing below `directory` or differ."""
+    return [
+        name
+        for name, text in render(artifacts).items()
+        if not (path := directory / name).is_file() or path.read_text(encoding="utf-8") != text
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m efedllm_deploy.compile", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="compare with the committed artifacts, write nothing")
+    parser.add_argument("--check", action="store_true", help="compare with the committed files and write nothing")
     arguments = parser.parse_args(argv)
     try:
         artifacts = compile_contracts()
@@ -182,8 +192,8 @@ def main(argv: list[str] | None = None) -> int:
             if different:
                 raise ConfigError(
                     "stale-artifacts",
-                    f"These artifacts differ from the sources: {', '.join(different)}.",
-                    "Run `python -m efedllm_deploy.compile` and commit the result.",
+                    f"These files in efedllm/chain differ from the sources: {', '.join(different)}.",
+                    "Run `make contracts` (`python -m efedllm_deploy.compile`) and commit the result.",
                 )
         else:
             write(artifacts)

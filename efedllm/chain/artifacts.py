@@ -57,7 +57,7 @@ def load_artifact(name: str, directory: Path = ARTIFACTS) -> Artifact:
         raise ConfigError(
             "no-artifact",
             f"The compiled contract {name} cannot be read ({type(error).__name__}: {path.name}).",
-            "Run `python -m efedllm_deploy.compile`, or reinstall the package.",
+            "Run `make contracts`, or reinstall the package.",
         ) from error
 
 

@@ -12,8 +12,10 @@ from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 
 from efedllm.chain.artifacts import artifact
+from efedllm.chain.calls import BlockTag
 from efedllm.chain.codec import Codec
 from efedllm.chain.connection import Rpc, RpcError
+from efedllm.chain.contracts import Contracts
 from efedllm.chain.deployment import Deployment
 from efedllm.chain.eventfile import EventFile
 from efedllm.chain.readers import LOG_CHUNK, Readers
@@ -25,8 +27,6 @@ from efedllm.logs import get_logger
 
 if TYPE_CHECKING:
     from efedllm.commitments.messages import Domain
-
-BlockTag = int | str
 
 
 class Chain(Readers):
@@ -45,6 +45,7 @@ class Chain(Readers):
         self.rpc = rpc
         self.deployment = deployment
         self.account = account
+        self.contracts = Contracts(self)
         self._sender = sender
         self._codecs = {name: Codec(name, artifact(name).abi) for name in deployment.contracts}
         self._names = {to_checksum_address(item.address): name for name, item in deployment.contracts.items()}

@@ -1,4 +1,6 @@
-"""The committed artifacts are what the sources compile to, fit on a chain, and have the interface Python relies on."""
+"""The committed artifacts and typed classes are what the sources give; the contracts fit on a chain and have the
+interface that Python relies on.
+"""
 
 from __future__ import annotations
 
@@ -103,10 +105,14 @@ def test_check_names_a_stale_artifact_and_leaves_the_file_alone(
 ) -> None:
     build.write(compiled, tmp_path)
     assert build.stale(compiled, tmp_path) == []
-    changed = tmp_path / "StakeVault.json"
+    changed = tmp_path / "artifacts" / "StakeVault.json"
     changed.write_text(changed.read_text().replace('"StakeVault"', '"Other"'))
-    (tmp_path / "EfedToken.json").unlink()
-    assert sorted(build.stale(compiled, tmp_path)) == ["EfedToken", "StakeVault"]
+    (tmp_path / "artifacts" / "EfedToken.json").unlink()
+    typed = tmp_path / "contracts.py"
+    typed.write_text(typed.read_text().replace("stake_of", "stake_at"))
+    found = ["artifacts/EfedToken.json", "artifacts/StakeVault.json", "contracts.py"]
+    assert sorted(build.stale(compiled, tmp_path)) == found
+    assert "stake_at" in typed.read_text()
 
 
 def test_check_fails_with_a_hint(
@@ -114,9 +120,10 @@ def test_check_fails_with_a_hint(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(build, "compile_contracts", lambda: {**compiled, "EfedToken": {"contractName": "EfedToken"}})
+    other = {**compiled["EfedToken"], "bytecode": "0x"}
+    monkeypatch.setattr(build, "compile_contracts", lambda: {**compiled, "EfedToken": other})
     assert build.main(["--check"]) == 1
-    assert "EfedToken" in (message := capsys.readouterr().err)
+    assert "artifacts/EfedToken.json" in (message := capsys.readouterr().err)
     assert "python -m efedllm_deploy.compile" in message
 
 
