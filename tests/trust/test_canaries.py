@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from efedllm.commitments.canary import Canary, canary_salt, fault_digest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from efedllm.chain.reverts import HINTS
 from efedllm.commitments import leaves
-from efedllm.commitments.canary import Canary, canary_salt, fault_digest
 from efedllm.commitments.hashing import keccak
 from efedllm.commitments.messages import HopCommit, SessionKey
 from efedllm.commitments.signing import Signer
@@ -23,7 +23,7 @@ from efedllm_bench.trust.evm import COMMIT, REVEAL, TALLY, Network, address_of
 from efedllm_bench.trust.history import Comparison
 from efedllm_bench.trust.planted import Planted, Planter, audited, print_of
 from efedllm_deploy.profile import Profile
-from efedllm_verifier.lot import Verdict
+from efedllm_verifier.verdict import Verdict
 
 NODE = address_of("node")
 LAYERS = 4

@@ -29,9 +29,9 @@ from efedllm_deploy.local import dev_account
 from efedllm_deploy.profile import Profile
 from efedllm_deploy.publish import publish
 from efedllm_verifier.actions import take_seat
-from efedllm_verifier.app import Verifier, Wrapper, open_verifier
+from efedllm_verifier.app import AuditorWrapper, Verifier, open_verifier
 from efedllm_verifier.config import VerifierConfig
-from efedllm_verifier.metrics import Health, Metrics
+from efedllm_verifier.metrics import Health, VerifierMetrics
 from efedllm_verifier.plan import Timing
 from tests.live_network import LiveNetwork
 from tests.verifier.audit_lab import RANGES, Trace, job_spec
@@ -217,8 +217,10 @@ async def verifiers(network: Network, indexes: Sequence[int] = VERIFIERS) -> Asy
         yield made
 
 
-async def enter_verifier(stack: AsyncExitStack, config: VerifierConfig, wrapper: Wrapper | None = None) -> Verifier:
-    opened = open_verifier(config, Metrics(), Health(60), get_logger("test"), wrapper)
+async def enter_verifier(
+    stack: AsyncExitStack, config: VerifierConfig, wrapper: AuditorWrapper | None = None
+) -> Verifier:
+    opened = open_verifier(config, VerifierMetrics(), Health(60), get_logger("test"), wrapper)
     verifier, _ = await stack.enter_async_context(opened)
     stack.push_async_callback(verifier.cancel_audits)
     return verifier

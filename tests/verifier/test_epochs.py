@@ -22,8 +22,8 @@ from efedllm.commitments.messages import Voucher
 from efedllm.commitments.signing import Signer
 from efedllm.errors import ChainError, ConfigError
 from efedllm_verifier.app import store_path
-from efedllm_verifier.lot import Verdict
-from efedllm_verifier.store import Store
+from efedllm_verifier.store import AttestationStore
+from efedllm_verifier.verdict import Verdict
 from tests.chain.drop_proxy import DropProxy
 from tests.verifier.audit_lab import PROMPT, RANGES, Trace, as_int8, decode_route, load, tamper
 from tests.verifier.audit_network import (
@@ -324,7 +324,7 @@ async def test_a_killed_process_reveals_after_its_restart(network: Network, hone
             await asyncio.sleep(0.05)
 
     async def noted() -> bool:
-        store = await Store.open(
+        store = await AttestationStore.open(
             store_path(network.config(index).home, network.live.deployment, network.chain_address(index))
         )
         try:

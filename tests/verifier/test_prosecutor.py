@@ -16,9 +16,9 @@ from efedllm.commitments.messages import Domain
 from efedllm.commitments.signing import Signer
 from efedllm.logs import get_logger
 from efedllm_deploy.profile import Profile
-from efedllm_verifier.equivocation_search import Witness
+from efedllm_verifier.equivocation_search import EquivocationSearch
 from efedllm_verifier.fetch import NodeReader
-from efedllm_verifier.metrics import Metrics
+from efedllm_verifier.metrics import VerifierMetrics
 from efedllm_verifier.prosecutor import Prosecutor
 from tests.chain.test_disputes import KEY, STAKE, a_lie, registered
 from tests.live_network import LiveNetwork
@@ -34,7 +34,9 @@ async def network(ganache: str, tmp_path: Path) -> AsyncIterator[tuple[LiveNetwo
 
 
 def prosecutor(chain: Chain, folder: EvidenceFolder) -> Prosecutor:
-    return Prosecutor(chain, Witness(NodeReader(), chain.efl_domain), folder, Metrics(), get_logger("test"))
+    return Prosecutor(
+        chain, EquivocationSearch(NodeReader(), chain.efl_domain), folder, VerifierMetrics(), get_logger("test")
+    )
 
 
 async def cases(chain: Chain) -> int:

@@ -25,9 +25,9 @@ from efedllm.engine.taps import TAP_BYTES
 from efedllm.sampling.exact import sample_exact
 from efedllm_verifier.app import AuditsNodes, Verifier
 from efedllm_verifier.attestation import NodeVerdict
-from efedllm_verifier.audit import AuditTask, LeafReport, NodeAudit, attested_digest
-from efedllm_verifier.lot import Verdict, pack_verdict
+from efedllm_verifier.audit_report import AuditTask, LeafReport, NodeAudit, attested_digest
 from efedllm_verifier.statistic import Outcome
+from efedllm_verifier.verdict import Verdict, pack_verdict
 from tests.verifier.audit_lab import BUNDLED, PROMPT, RANGES, Trace, decode_route
 from tests.verifier.audit_network import (
     VERIFIERS,

@@ -10,9 +10,9 @@ from efedllm.chain.reverts import RevertError
 from efedllm.chain.types import TxResult
 from efedllm.errors import ConfigError
 from efedllm_verifier.attestation import commitment, prepare
-from efedllm_verifier.metrics import Metrics
-from efedllm_verifier.plan import Action, ArmSeed, AuditNode, Claim, Commit, Finalize, FixSeed, Judge, Reveal
-from efedllm_verifier.store import Store
+from efedllm_verifier.metrics import VerifierMetrics
+from efedllm_verifier.plan import ArmSeed, AuditNode, Claim, Commit, Finalize, FixSeed, Judge, Reveal, VerifierAction
+from efedllm_verifier.store import AttestationStore
 
 # Somebody was first, or the chain's clock moved on between the look and the transaction.
 EXPECTED = frozenset(
@@ -32,16 +32,16 @@ EXPECTED = frozenset(
 )
 
 
-class Duties:
+class ActionSender:
     """Sends the transactions of one verifier. `log` is a structlog logger."""
 
-    def __init__(self, chain: Chain, store: Store, metrics: Metrics, log: Any) -> None:
+    def __init__(self, chain: Chain, store: AttestationStore, metrics: VerifierMetrics, log: Any) -> None:
         self._chain = chain
         self._store = store
         self._metrics = metrics
         self._log = log
 
-    async def do(self, action: Action) -> None:
+    async def do(self, action: VerifierAction) -> None:
         """Carry out one action that is not an audit. A revert is logged, not raised; ChainError for a dead chain."""
         name = type(action).__name__
         try:
@@ -54,7 +54,7 @@ class Duties:
         self._metrics.transactions.labels(name, "done").inc()
         self._log.info("done", duty=name, tx=result.hash, gas=result.gas_used, **_fields(action))
 
-    async def _act(self, action: Action) -> TxResult:
+    async def _act(self, action: VerifierAction) -> TxResult:
         committee = "VerifierCommittee"
         match action:
             case ArmSeed(epoch):
@@ -152,6 +152,6 @@ async def _stake_up_to(chain: Chain, target: int, log: Any, *, required: bool) -
     log.info("staked", amount=format_amount(missing), tx=result.hash)
 
 
-def _fields(action: Action) -> dict[str, Any]:
+def _fields(action: VerifierAction) -> dict[str, Any]:
     shown = {key: value for key, value in action.__dict__.items() if key in ("epoch", "nodes", "verifier", "epochs")}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in shown.items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from efedllm.chain.client import Chain
 from efedllm.chain.types import BatchInfo, ChainEvent, ChainTime
 from efedllm.commitments.hashing import ZERO32
-from efedllm_verifier.plan import Audit, EpochState, NodeWork, Phase
+from efedllm_verifier.plan import AuditProgress, EpochState, NodeWork, Phase
 
 _NO_REVEAL = 1  # VerifierJudged.outcome of a missed duty
 
@@ -26,7 +26,7 @@ class _Known:
     revealed: bool = False
 
 
-class Observer:
+class ChainView:
     """The chain as the verifier `me` sees it."""
 
     def __init__(self, chain: Chain, me: str) -> None:
@@ -35,7 +35,9 @@ class Observer:
         self._known: dict[int, _Known] = {}
         self._worthless: set[int] = set()
 
-    async def epoch_state(self, epoch: int, time: ChainTime, audits: Mapping[str, Audit], prepared: bool) -> EpochState:
+    async def epoch_state(
+        self, epoch: int, time: ChainTime, audits: Mapping[str, AuditProgress], prepared: bool
+    ) -> EpochState:
         """State of the work of `epoch`, which `time` lies one epoch after. `audits`, `prepared`: our own progress."""
         known = self._known.setdefault(epoch, _Known())
         for old in [other for other in self._known if other < epoch - 1]:
@@ -108,12 +110,13 @@ class Observer:
         if known.committed and not known.revealed:
             known.revealed = bool(await self._chain.call("VerifierCommittee", "hasRevealed", epoch, self._me))
 
-    async def _nodes(self, epoch: int, known: _Known, audits: Mapping[str, Audit]) -> tuple[NodeWork, ...]:
+    async def _nodes(self, epoch: int, known: _Known, audits: Mapping[str, AuditProgress]) -> tuple[NodeWork, ...]:
         addresses = tuple(dict.fromkeys(batch.node for batch in known.batches))
         if known.seed is not None:
             await self._draw(epoch, known, addresses)
         return tuple(
-            NodeWork(address, known.drawn.get(address, ()), audits.get(address, Audit.NONE)) for address in addresses
+            NodeWork(address, known.drawn.get(address, ()), audits.get(address, AuditProgress.NONE))
+            for address in addresses
         )
 
     async def _draw(self, epoch: int, known: _Known, addresses: tuple[str, ...]) -> None:
@@ -169,9 +172,3 @@ def _judged(events: list[ChainEvent], revealed: set[str]) -> frozenset[str]:
         if event.name == "VerifierJudged"
         and (event.args["outcome"] != _NO_REVEAL or event.args["verifier"] not in revealed)
     )
-
-
-async def endpoints(chain: Chain) -> dict[str, str]:
-    """Node -> endpoint it last registered."""
-    events = await chain.history("NodeRegistry", "NodeRegistered", "EndpointUpdated")
-    return {event.args["node"]: event.args["endpoint"] for event in events}

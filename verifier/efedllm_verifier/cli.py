@@ -26,7 +26,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 # Without --home, below the programs' common home.
 SUBDIRECTORY = "verifier"
 
-Rpc = Annotated[str | None, typer.Option("--rpc", help="RPC address of the chain.", metavar="URL")]
+RpcUrl = Annotated[str | None, typer.Option("--rpc", help="RPC address of the chain.", metavar="URL")]
 DeploymentFile = Annotated[Path | None, typer.Option("--deployment", help="File that `efedllm deploy` wrote.")]
 Keystore = Annotated[Path | None, typer.Option("--keystore", help="Encrypted wallet file.")]
 PasswordFile = Annotated[Path | None, typer.Option("--password-file", help="File with the wallet's password.")]
@@ -52,7 +52,7 @@ def _settings(
 
 @app.command()
 def run(
-    rpc: Rpc = None,
+    rpc: RpcUrl = None,
     deployment: DeploymentFile = None,
     keystore: Keystore = None,
     password_file: PasswordFile = None,
@@ -105,7 +105,7 @@ def run(
 
 @app.command()
 def status(
-    rpc: Rpc = None,
+    rpc: RpcUrl = None,
     deployment: DeploymentFile = None,
     keystore: Keystore = None,
     home: Home = None,
@@ -137,8 +137,8 @@ async def _status(settings: Settings, home: Path, members: list[LocalMember]) ->
 
 async def _status_of(chain: Chain, network: Deployment, address: str, home: Path) -> dict[str, Any]:
     from efedllm_verifier.app import store_path
-    from efedllm_verifier.chain_view import Observer
-    from efedllm_verifier.store import Store
+    from efedllm_verifier.chain_view import ChainView
+    from efedllm_verifier.store import AttestationStore
 
     time = await chain.now()
     stake = await chain.call("StakeVault", "stakeOf", address)
@@ -146,14 +146,14 @@ async def _status_of(chain: Chain, network: Deployment, address: str, home: Path
     history: list[dict[str, Any]] = []
     path = store_path(home, network, address)
     if path.exists():
-        store = await Store.open(path)
+        store = await AttestationStore.open(path)
         try:
             history = await store.history()
         finally:
             await store.close()
     for record in history:
         record["points"] = await chain.call("VerifierCommittee", "pointsOf", record["epoch"], address)
-    unclaimed = await Observer(chain, address).unclaimed(time)
+    unclaimed = await ChainView(chain, address).unclaimed(time)
     return {
         "address": address,
         "epoch": time.epoch,

@@ -21,7 +21,7 @@ from efedllm.errors import ModelError
 from efedllm.models.manifest import Manifest
 from efedllm.models.source import fetch_published, is_url, open_published
 from efedllm.settings import Device
-from efedllm_verifier.statistic import MEASURED, UNCALIBRATED, BackendError, Limits, compare
+from efedllm_verifier.statistic import MEASURED, UNCALIBRATED, BackendError, DeviationLimits, compare
 
 T = TypeVar("T")
 Loader = Callable[[Path, int, int], Executor]
@@ -55,7 +55,7 @@ def warm_up() -> None:
     import efedllm.engine.select  # noqa: F401
 
 
-class EngineHouse:
+class EngineCache:
     """Keeps executors by (manifest hash, layer range), least recently used first to go when `max_bytes` is exceeded;
     with `one`, a new one takes the place of all others before it is loaded, and one is loaded at a time; only an audit
     that still runs holds on to another.
@@ -72,7 +72,7 @@ class EngineHouse:
         self._one = one
         self._loader = loader
         self._engines: OrderedDict[tuple[bytes, int, int], Executor] = OrderedDict()
-        self._limits: dict[bytes, Limits] = {}
+        self._limits: dict[bytes, DeviationLimits] = {}
         self._locks: dict[tuple[bytes, int, int], asyncio.Lock] = {}
         self._fetching: dict[bytes, asyncio.Lock] = {}
         # Loads of other ranges would put engines beside the one that there is room for.
@@ -107,7 +107,7 @@ class EngineHouse:
             if engine is None:
                 directory = await self._published(model, lo, hi, mirrors)
                 manifest = await asyncio.to_thread(Manifest.load, directory)
-                self._limits[model.manifest_hash] = Limits.of(manifest.tolerance)
+                self._limits[model.manifest_hash] = DeviationLimits.of(manifest.tolerance)
                 async with self._loading:
                     if self._one:
                         self._engines.clear()
@@ -121,7 +121,7 @@ class EngineHouse:
         await self.run(self_test, engine, golden, self.limits(model))
         return engine
 
-    def limits(self, model: ModelInfo) -> Limits:
+    def limits(self, model: ModelInfo) -> DeviationLimits:
         """What a model's hops are measured by, from its registered manifest; known once an executor of it was had."""
         return self._limits.get(model.manifest_hash, UNCALIBRATED)
 
@@ -171,7 +171,7 @@ def golden_input(executor: Executor) -> NDArray[Any]:
     return ((words >> 8).astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)).reshape(count, executor.hidden)
 
 
-def self_test(executor: Executor, golden: Path, limits: Limits = MEASURED) -> None:
+def self_test(executor: Executor, golden: Path, limits: DeviationLimits = MEASURED) -> None:
     """Prefill and decode of the golden input agree with each other and with the vector stored at the first load.
 
     Bit for bit with an exact engine, else within half of what a node may deviate by `limits`. Raises BackendError
@@ -208,7 +208,7 @@ def _decoded(executor: Executor, given: NDArray[Any]) -> NDArray[Any]:
 
 
 def _agree(
-    left: NDArray[Any], right: NDArray[Any], residual: NDArray[Any], what: str, exact: bool, limits: Limits
+    left: NDArray[Any], right: NDArray[Any], residual: NDArray[Any], what: str, exact: bool, limits: DeviationLimits
 ) -> None:
     if exact:
         if left.tobytes() != right.tobytes():

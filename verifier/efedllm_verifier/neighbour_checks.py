@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from efedllm.commitments.blame import blame_boundary
 from efedllm.commitments.eip712 import Domain, parse_hex
@@ -14,19 +13,12 @@ from efedllm.commitments.messages import HopCommit
 from efedllm.commitments.signing import is_signed_by, recover
 from efedllm.errors import ProtocolError
 from efedllm_verifier.fetch import NodeReader, UnavailableError
-from efedllm_verifier.leaf import Fault
+from efedllm_verifier.leaf import LeafFault
+from efedllm_verifier.node_directory import Party
 from efedllm_verifier.statistic import Outcome
 
 # Kinds of a blamed side that merely does not answer: a failure, but no proof of a lie.
 _UNPROVEN = ("silent", "bad-opening")
-
-
-@dataclass(frozen=True)
-class Party:
-    """A node of the route: where it answers, and the keys that may have signed for it."""
-
-    endpoint: str
-    signers: frozenset[str]
 
 
 def unsigned_positions(
@@ -66,23 +58,23 @@ async def check_inputs(
     start: int,
     own: Party,
     sender: Party,
-) -> Fault | None:
+) -> LeafFault | None:
     """The hop shows the sender's signature over every row from `start` on that it says it read.
 
     `leaves`: of the committed input boundary.
     """
     evidence = await _evidence(reader, own, commit.job_id, commit.hop)
     if evidence is None:
-        return Fault("withheld", f"the node does not show who sent it boundary {commit.hop}")
+        return LeafFault("withheld", f"the node does not show who sent it boundary {commit.hop}")
     missing = await asyncio.to_thread(unsigned_positions, domain, leaves, start, evidence, sender.signers)
     if missing:
-        return Fault("unsigned-input", f"nobody sent position {missing[0]} of boundary {commit.hop} to the node")
+        return LeafFault("unsigned-input", f"nobody sent position {missing[0]} of boundary {commit.hop} to the node")
     return None
 
 
 async def check_outputs(
     reader: NodeReader, domain: Domain, commit: HopCommit, own: Party, receiver: Party
-) -> Fault | None:
+) -> LeafFault | None:
     """When the next hop committed to another boundary, the signed envelopes decide who lied; None if that is not us.
 
     A next hop that shows no commitment of its own proves nothing.
@@ -100,7 +92,7 @@ async def check_outputs(
     if commit.hop not in fault.guilty:
         return None
     outcome = Outcome.FAIL if fault.kind in _UNPROVEN else Outcome.SEVERE
-    return Fault("broken-link", fault.detail, outcome)
+    return LeafFault("broken-link", fault.detail, outcome)
 
 
 async def _commit_of(reader: NodeReader, domain: Domain, commit: HopCommit, receiver: Party) -> HopCommit | None:

@@ -20,7 +20,7 @@ class Phase(IntEnum):
     TALLY = 2
 
 
-class Audit(Enum):
+class AuditProgress(Enum):
     """Progress of our audit of one node."""
 
     NONE = "none"
@@ -35,7 +35,7 @@ class NodeWork:
 
     node: str
     drawn: tuple[str, ...] = ()
-    audit: Audit = Audit.NONE
+    audit: AuditProgress = AuditProgress.NONE
     reveals: int = 0
     finalized: bool = False
     quorum: bool = False
@@ -64,7 +64,7 @@ class EpochState:
     judged: frozenset[str] = frozenset()
 
     @property
-    def duties(self) -> tuple[NodeWork, ...]:
+    def assigned(self) -> tuple[NodeWork, ...]:
         """The nodes for which this verifier is drawn."""
         return tuple(node for node in self.nodes if self.me in node.drawn)
 
@@ -131,10 +131,10 @@ class Claim:
     epochs: tuple[int, ...]
 
 
-Action = ArmSeed | FixSeed | AuditNode | Commit | Reveal | Finalize | Judge | Claim
+VerifierAction = ArmSeed | FixSeed | AuditNode | Commit | Reveal | Finalize | Judge | Claim
 
 
-def plan(state: EpochState, time: ChainTime, timing: Timing = DEFAULT_TIMING) -> list[Action]:
+def plan(state: EpochState, time: ChainTime, timing: Timing = DEFAULT_TIMING) -> list[VerifierAction]:
     """Actions due now for the work of `state.epoch`; empty outside the epoch that judges it."""
     if time.epoch != state.epoch + 1 or not state.nodes or state.me not in state.seats:
         return []
@@ -146,7 +146,7 @@ def plan(state: EpochState, time: ChainTime, timing: Timing = DEFAULT_TIMING) ->
     return _tally(state, time, timing)
 
 
-def plan_claims(unclaimed: Iterable[int], time: ChainTime, limit: int = 16) -> list[Action]:
+def plan_claims(unclaimed: Iterable[int], time: ChainTime, limit: int = 16) -> list[VerifierAction]:
     """Claim the epochs with unpaid points that are due (two behind or more), oldest first, `limit` a transaction."""
     due = sorted(epoch for epoch in unclaimed if epoch + 2 <= time.epoch)
     return [Claim(tuple(due[:limit]))] if due else []
@@ -157,7 +157,7 @@ def turn(state: EpochState) -> int:
     return (state.seats.index(state.me) + state.epoch) % len(state.seats)
 
 
-def _seed(state: EpochState, time: ChainTime, timing: Timing) -> list[Action]:
+def _seed(state: EpochState, time: ChainTime, timing: Timing) -> list[VerifierAction]:
     place = turn(state)
     stale = state.armed_block is not None and time.block > state.armed_block + timing.seed_lifetime
     if state.armed_block is None or stale:
@@ -166,18 +166,18 @@ def _seed(state: EpochState, time: ChainTime, timing: Timing) -> list[Action]:
     return [FixSeed(state.epoch)] if time.block > state.armed_block + place else []
 
 
-def _audit_and_commit(state: EpochState, time: ChainTime, timing: Timing) -> list[Action]:
-    if state.committed or not state.duties:
+def _audit_and_commit(state: EpochState, time: ChainTime, timing: Timing) -> list[VerifierAction]:
+    if state.committed or not state.assigned:
         return []
     late = 3 * time.fraction >= timing.commit_by
-    done = tuple(work.node for work in state.duties if work.audit is Audit.DONE)
-    settled = all(work.audit in (Audit.DONE, Audit.ABSTAINED) for work in state.duties)
+    done = tuple(work.node for work in state.assigned if work.audit is AuditProgress.DONE)
+    settled = all(work.audit in (AuditProgress.DONE, AuditProgress.ABSTAINED) for work in state.assigned)
     if state.prepared or (done and (settled or late)):
         return [Commit(state.epoch, done, state.prepared)]
-    return [AuditNode(state.epoch, work.node) for work in state.duties if work.audit is Audit.NONE]
+    return [AuditNode(state.epoch, work.node) for work in state.assigned if work.audit is AuditProgress.NONE]
 
 
-def _tally(state: EpochState, time: ChainTime, timing: Timing) -> list[Action]:
+def _tally(state: EpochState, time: ChainTime, timing: Timing) -> list[VerifierAction]:
     if time.fraction < 2 / 3 + turn(state) * timing.stagger:
         return []
     open_nodes = tuple(work.node for work in state.nodes if work.reveals and not work.finalized)

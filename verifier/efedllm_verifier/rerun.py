@@ -17,14 +17,14 @@ from efedllm.errors import ModelError, ProtocolError
 from efedllm.sampling.exact import sample_exact_rows
 from efedllm.sampling.float import SamplingSpec, are_consistent, is_consistent
 from efedllm_verifier.conditioning import HALF_STEP, STEP, own_spread
-from efedllm_verifier.leaf import Fault, Leaf
+from efedllm_verifier.leaf import Leaf, LeafFault
 from efedllm_verifier.statistic import (
     HALF_LIMITS,
     MEASURED,
     SEVERE_AT,
     BackendError,
+    DeviationLimits,
     HopStatistic,
-    Limits,
     Outcome,
     compare,
     compare_exact,
@@ -41,12 +41,14 @@ _OVERFLOW = "overflow"
 class HopResult:
     """`statistic` is None when a fault was found before anything was computed.
 
-    taps: canonical bytes of every position's tap when an exact hop was found to be right, else empty.
+    taps: canonical bytes of every position's tap when an exact hop was found to be right, else empty. bytes_fetched:
+    boundary bytes read from nodes for it.
     """
 
     statistic: HopStatistic | None
-    fault: Fault | None
+    fault: LeafFault | None
     taps: bytes = b""
+    bytes_fetched: int = 0
 
     @property
     def outcome(self) -> Outcome:
@@ -54,7 +56,7 @@ class HopResult:
 
 
 def rerun(
-    executor: Executor, leaf: Leaf, spec: JobSpec, inputs: bytes, outputs: bytes, *, limits: Limits = MEASURED
+    executor: Executor, leaf: Leaf, spec: JobSpec, inputs: bytes, outputs: bytes, *, limits: DeviationLimits = MEASURED
 ) -> HopResult:
     """Check one hop against the published weights in `executor` (of exactly the hop's layer range).
 
@@ -71,15 +73,15 @@ def rerun(
     if exact != (constants_of(executor) is not None):
         raise BackendError("our engine computes in another profile than the hop")
     if commit.tokens > executor.max_positions:
-        return HopResult(None, Fault("context-exceeded", f"{commit.tokens} positions exceed the model's context"))
+        return HopResult(None, LeafFault("context-exceeded", f"{commit.tokens} positions exceed the model's context"))
     try:
         given = decode(inputs, WireDtype.I32 if commit.lo == 0 else dtype, 1 if commit.lo == 0 else executor.hidden)
     except ProtocolError as error:
-        return HopResult(None, Fault("bad-input-bytes", error.message))
+        return HopResult(None, LeafFault("bad-input-bytes", error.message))
     try:
         committed = decode(outputs, dtype, executor.hidden)
     except ProtocolError as error:
-        return HopResult(None, Fault("bad-output-bytes", error.message, Outcome.SEVERE))
+        return HopResult(None, LeafFault("bad-output-bytes", error.message, Outcome.SEVERE))
     if commit.lo == 0:
         given = given[:, 0]
         fault = check_ids(given, leaf, spec, executor.vocab)
@@ -105,10 +107,10 @@ def rerun(
     if statistic.outcome is not Outcome.PASS:
         how = f"{statistic.worst:.0f} values differ, first" if exact else f"statistic {statistic.worst:.3g}"
         detail = f"{how} at position {statistic.position}, mismatch {statistic.mismatch:.2%}"
-        return HopResult(statistic, Fault("wrong-output", detail, statistic.outcome))
+        return HopResult(statistic, LeafFault("wrong-output", detail, statistic.outcome))
     if exact and tap_tree(commit, taps).root() != commit.aux_root:
         # The rows are right, so that the node could have had the taps: it attested values that it did not compute.
-        return HopResult(statistic, Fault("wrong-taps", "the committed taps are not the hop's", Outcome.SEVERE))
+        return HopResult(statistic, LeafFault("wrong-taps", "the committed taps are not the hop's", Outcome.SEVERE))
     if not executor.has_head:
         return HopResult(statistic, None, taps)
     fault = check_tokens(executor, committed, spec, leaf.emitted or (), exact=exact, limits=limits)
@@ -122,7 +124,7 @@ def compared(
     ours: Float32,
     residual: NDArray[Any],
     dtype: WireDtype,
-    limits: Limits,
+    limits: DeviationLimits,
     seed: bytes,
 ) -> HopStatistic:
     """What `compare` says of a float hop; before it accuses, our own recomputation must not stray from itself as far.
@@ -152,7 +154,7 @@ def tap_tree(commit: HopCommit, taps: bytes) -> TapTree:
     return tree
 
 
-def _not_finite(executor: Executor, what: str) -> Fault:
+def _not_finite(executor: Executor, what: str) -> LeafFault:
     """The fault of a hop whose committed input gives `what` that is not finite: no honest hop commits to that.
 
     An engine that makes infinities of anything is broken; BackendError then, as nobody else is to blame. Abstaining
@@ -165,25 +167,25 @@ def _not_finite(executor: Executor, what: str) -> Fault:
         raise BackendError(f"{what} is not finite, nor anything else: {error}") from error
     if not healthy:
         raise BackendError(f"{what} is not finite, nor anything else that our engine computes")
-    return Fault("not-finite", f"{what} is not finite for the committed input")
+    return LeafFault("not-finite", f"{what} is not finite for the committed input")
 
 
-def check_ids(ids: NDArray[np.int32], leaf: Leaf, spec: JobSpec, vocab: int) -> Fault | None:
+def check_ids(ids: NDArray[np.int32], leaf: Leaf, spec: JobSpec, vocab: int) -> LeafFault | None:
     """Boundary 0: the prompt is the one the client signed, and what follows is what a one-hop route emitted itself."""
     if ids.min() < 0 or ids.max() >= vocab:
-        return Fault("bad-input-bytes", f"a token id is outside 0..{vocab - 1}")
+        return LeafFault("bad-input-bytes", f"a token id is outside 0..{vocab - 1}")
     head = ids[: spec.prompt_tokens]
     prompt = head if len(ids) >= spec.prompt_tokens else np.asarray(leaf.prompt or (), dtype=np.int64)
     if len(prompt) != spec.prompt_tokens or not np.array_equal(prompt[: len(head)], head):
-        return Fault("wrong-prompt", "the prompt is not the one the client signed", Outcome.SEVERE)
+        return LeafFault("wrong-prompt", "the prompt is not the one the client signed", Outcome.SEVERE)
     try:
         if ids_hash(prompt) != spec.prompt_hash:
-            return Fault("wrong-prompt", "the prompt is not the one the client signed", Outcome.SEVERE)
+            return LeafFault("wrong-prompt", "the prompt is not the one the client signed", Outcome.SEVERE)
     except ProtocolError as error:
-        return Fault("wrong-prompt", error.message)
+        return LeafFault("wrong-prompt", error.message)
     fed = ids[spec.prompt_tokens :]
     if leaf.emitted is not None and not np.array_equal(fed, np.asarray(leaf.emitted[: len(fed)], dtype=np.int64)):
-        return Fault("wrong-tokens-fed", "the tokens fed back are not the emitted ones", Outcome.SEVERE)
+        return LeafFault("wrong-tokens-fed", "the tokens fed back are not the emitted ones", Outcome.SEVERE)
     return None
 
 
@@ -194,14 +196,14 @@ def check_tokens(
     emitted: tuple[int, ...],
     *,
     exact: bool = False,
-    limits: Limits = MEASURED,
-) -> Fault | None:
+    limits: DeviationLimits = MEASURED,
+) -> LeafFault | None:
     """Every emitted token was sampled from the logits of the committed hidden rows [n, hidden]: of a float model, could
     have been.
     """
     sampling = SamplingSpec.from_job(spec)
     first = spec.prompt_tokens - 1
-    worst: Fault | None = None
+    worst: LeafFault | None = None
     for start in range(0, len(emitted), _LOGIT_ROWS):
         tokens = emitted[start : start + _LOGIT_ROWS]
         try:
@@ -221,13 +223,13 @@ def check_tokens(
                 return _not_finite(executor, "logits")
             for offset in np.flatnonzero(ours != np.asarray(tokens)).tolist():
                 detail = f"token {tokens[offset]} at position {position + offset} is not {ours[offset]}"
-                return Fault("wrong-token", detail, Outcome.SEVERE)
+                return LeafFault("wrong-token", detail, Outcome.SEVERE)
             continue
         tolerances = logit_tolerances(rows, limits).tolist()
         for offset in np.flatnonzero(~are_consistent(rows, sampling, position, tokens, tolerances)).tolist():
             where = f"token {tokens[offset]} at position {position + offset}"
             wide = SEVERE_AT * tolerances[offset]
             if not is_consistent(rows[offset], sampling, position + offset, tokens[offset], wide):
-                return Fault("wrong-token", f"{where} was not sampled", limits.capped_token(Outcome.SEVERE))
-            worst = worst or Fault("wrong-token", f"{where} is doubtful")
+                return LeafFault("wrong-token", f"{where} was not sampled", limits.capped_token(Outcome.SEVERE))
+            worst = worst or LeafFault("wrong-token", f"{where} is doubtful")
     return worst

@@ -60,7 +60,7 @@ MISMATCH_FLOOR = 8
 # A logit row recomputed from the same hidden bytes differs by float32 summation order only.
 LOGIT_TOLERANCE = 2e-5
 
-Array = NDArray[np.floating]
+FloatArray = NDArray[np.floating]
 
 
 class Outcome(IntEnum):
@@ -72,7 +72,7 @@ class Outcome(IntEnum):
 
 
 @dataclass(frozen=True)
-class Limits:
+class DeviationLimits:
     """What the statistic is measured by; see the module. Without `slashable` nothing is worse than FAIL.
 
     `logits`: how far a logit may be off, relative to the largest. `half`: rows are those of a node that declares to
@@ -85,7 +85,7 @@ class Limits:
     half: bool = False
 
     @classmethod
-    def of(cls, tolerance: Tolerance | None) -> Limits:
+    def of(cls, tolerance: Tolerance | None) -> DeviationLimits:
         """A model's own limits, or the ones for models that were not calibrated."""
         if tolerance is None:
             return UNCALIBRATED
@@ -100,14 +100,14 @@ class Limits:
         return min(outcome, Outcome.FAIL) if self.half else self.capped(outcome)
 
 
-MEASURED = Limits()
+MEASURED = DeviationLimits()
 """As measured on the bundled model."""
 
-UNCALIBRATED = Limits(tau=10 * TAU)
+UNCALIBRATED = DeviationLimits(tau=10 * TAU)
 """For models that bring no limits. Some stray further than the bundled one: cut by plain SVD it came to 1.2 times TAU
 after a thousand decoded positions, and nobody honest may fail."""
 
-HALF_LIMITS = Limits(tau=7e-2, rounding=4 * 2.0**-8, logits=5e-2, half=True)
+HALF_LIMITS = DeviationLimits(tau=7e-2, rounding=4 * 2.0**-8, logits=5e-2, half=True)
 """For nodes that declare to compute in bfloat16, where honest rows of texts come to 0.4 of the limit.
 
 The class tells layers left out, low ranks and four-bit weights, not eight-bit ones. Only what no precision explains is
@@ -133,11 +133,11 @@ class BackendError(Exception):
 
 
 def compare(
-    y: Array,
-    y_ref: Array,
-    x: Array,
+    y: FloatArray,
+    y_ref: FloatArray,
+    x: FloatArray,
     dtype: WireDtype,
-    limits: Limits = MEASURED,
+    limits: DeviationLimits = MEASURED,
     spread: NDArray[np.float64] | None = None,
 ) -> HopStatistic:
     """Compare a committed hop output with our recomputation.
@@ -162,7 +162,7 @@ def compare(
     return HopStatistic(worst, position, mismatch, limits.capped(max(outcome, mismatch_outcome)))
 
 
-def compare_exact(committed: bytes, ours: Array) -> HopStatistic:
+def compare_exact(committed: bytes, ours: FloatArray) -> HopStatistic:
     """Compare the committed canonical F32 bytes of a hop's output with our recomputation, bit for bit.
 
     ours: float32 [n, hidden]. `worst` is the number of values that differ and `position` the first one with such a
@@ -182,11 +182,11 @@ def compare_exact(committed: bytes, ours: Array) -> HopStatistic:
 
 
 def per_position(
-    y: Array,
-    y_ref: Array,
-    x: Array,
+    y: FloatArray,
+    y_ref: FloatArray,
+    x: FloatArray,
     dtype: WireDtype,
-    limits: Limits = MEASURED,
+    limits: DeviationLimits = MEASURED,
     spread: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """The statistic of every position, float64 [n]; arguments as of `compare`. 0/0 counts as 0, otherwise a zero
@@ -205,14 +205,16 @@ def per_position(
     return np.where(numerator == 0.0, 0.0, ratio)
 
 
-def _allowed(y_ref: Array, x: Array, limits: Limits) -> NDArray[np.float64]:
+def _allowed(y_ref: FloatArray, x: FloatArray, limits: DeviationLimits) -> NDArray[np.float64]:
     """Length of the deviation of each row at which the statistic is 1, by `limits` alone, [n]."""
     ours = y_ref.astype(np.float64)
     update = np.linalg.norm(ours - x.astype(np.float64), axis=1)
     return np.asarray(limits.tau * update + limits.rounding * np.linalg.norm(ours, axis=1))
 
 
-def _strays(y_ref: Array, x: Array, limits: Limits, spread: NDArray[np.float64] | None) -> NDArray[np.bool_] | None:
+def _strays(
+    y_ref: FloatArray, x: FloatArray, limits: DeviationLimits, spread: NDArray[np.float64] | None
+) -> NDArray[np.bool_] | None:
     """Rows whose own spread asks for more than `limits` allow, [n]; None where it was not measured."""
     return None if spread is None else np.asarray(SPREAD_MARGIN * spread > _allowed(y_ref, x, limits))
 
@@ -248,7 +250,7 @@ def bf16_half_step(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def chunk_mismatch(
-    y: Array, y_ref: Array, limits: Limits = MEASURED, strays: NDArray[np.bool_] | None = None
+    y: FloatArray, y_ref: FloatArray, limits: DeviationLimits = MEASURED, strays: NDArray[np.bool_] | None = None
 ) -> tuple[float, Outcome]:
     """Share of elements of the rounded recomputation whose bf16 bits differ from the committed ones.
 
@@ -273,7 +275,7 @@ def chunk_mismatch(
     return float(shares.max()), outcome
 
 
-def logit_tolerances(logits: Array, limits: Limits = MEASURED) -> NDArray[np.float64]:
+def logit_tolerances(logits: FloatArray, limits: DeviationLimits = MEASURED) -> NDArray[np.float64]:
     """How far each of the recomputed logit rows [n, vocab] may be off, in logit units, float64 [n]."""
     largest = np.maximum(logits.max(axis=1), -logits.min(axis=1)).astype(np.float64)
     return np.asarray(limits.logits * np.maximum(1.0, largest), dtype=np.float64)

@@ -43,14 +43,14 @@ _ATTESTATIONS = Table(
 )
 
 
-class Store:
-    """One file per network and wallet. Use `Store.open`, then `close`."""
+class AttestationStore:
+    """One file per network and wallet. Use `AttestationStore.open`, then `close`."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
     @classmethod
-    async def open(cls, path: Path) -> Store:
+    async def open(cls, path: Path) -> AttestationStore:
         """Open or create the database file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         engine = create_async_engine(f"sqlite+aiosqlite:///{path}")

@@ -14,7 +14,7 @@ from efedllm_bench.trust.simulate import Setting
 from efedllm_bench.trust.strategies import Floats
 from efedllm_client.routes.choose import CostWeights
 from efedllm_client.routes.newcomers import SHARE, TRUST_GAP
-from efedllm_verifier.lot import FAILED_CAP, FULL_UNITS, PASSED_CAP
+from efedllm_verifier.verdict import FAILED_CAP, FULL_UNITS, PASSED_CAP
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ from efedllm_bench.attacks.cheats.outputs import EditedOutput, noisy
 from efedllm_bench.attacks.lab import CLIENT, DOMAIN, EPOCH, NODES, RANGES, SIGNERS, Job, Lab, rewritten, session
 from efedllm_bench.attacks.lies import canaries, equivocation, specs
 from efedllm_bench.attacks.lies import openings as opened
-from efedllm_verifier.audit import hashes_to
 from efedllm_verifier.engine_cache import self_test
 from efedllm_verifier.leaf import Leaf, committed_leaves
+from efedllm_verifier.leaf_audit import hashes_to
 from efedllm_verifier.neighbour_checks import unsigned_positions
 from efedllm_verifier.statistic import BackendError
 

@@ -19,8 +19,8 @@ from efedllm_bench.trust.committee import Said
 from efedllm_bench.trust.evm import COMMIT, REVEAL, TALLY, Network, address_of
 from efedllm_bench.trust.planted import ORDINARY, Planted, Planter
 from efedllm_deploy.profile import Profile
-from efedllm_verifier.audit import LeafReport, attested_digest
-from efedllm_verifier.lot import FULL_UNITS, Verdict
+from efedllm_verifier.audit_report import LeafReport, attested_digest
+from efedllm_verifier.verdict import FULL_UNITS, Verdict
 from efedllm_verifier.statistic import Outcome
 
 NODE = address_of("node")
