@@ -76,16 +76,16 @@ async def test_without_stake_or_gas_a_case_waits_for_the_next_epoch(
     live, node = network
     me, folder = node.account_address, EvidenceFolder(tmp_path / "evidence")
     assert folder.keep(a_lie(node.efl_domain, me)) is not None
-    await node.send("StakeVault", "unbond", STAKE)
+    await node.contracts.stake_vault.unbond(STAKE)
     await node.rpc.request("evm_increaseTime", [1000])
     await node.rpc.request("evm_mine", [])
-    await node.send("StakeVault", "withdraw")
+    await node.contracts.stake_vault.withdraw()
     async with await live.connect(2) as accuser:
         at_work = prosecutor(accuser, folder)
         await at_work.tick(1)
         assert len(folder.open()) == 1
         await node.ensure_allowance("StakeVault", STAKE)
-        await node.send("StakeVault", "stake", STAKE)
+        await node.contracts.stake_vault.stake(STAKE)
         await at_work.tick(1)
         assert await cases(accuser) == 0
         poor = Account.create()

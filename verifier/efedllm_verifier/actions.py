@@ -55,22 +55,22 @@ class ActionSender:
         self._log.info("done", duty=name, tx=result.hash, gas=result.gas_used, **_fields(action))
 
     async def _act(self, action: VerifierAction) -> TxResult:
-        committee = "VerifierCommittee"
+        contracts = self._chain.contracts
         match action:
             case ArmSeed(epoch):
-                return await self._chain.send("SeatRegistry", "armSeed", epoch)
+                return await contracts.seat_registry.arm_seed(epoch)
             case FixSeed(epoch):
-                return await self._chain.send("SeatRegistry", "fixSeed", epoch)
+                return await contracts.seat_registry.fix_seed(epoch)
             case Commit():
                 return await self._commit(action)
             case Reveal(epoch):
                 return await self._reveal(epoch)
             case Finalize(epoch, nodes):
-                return await self._chain.send(committee, "finalize", epoch, list(nodes))
+                return await contracts.verifier_committee.finalize(epoch, nodes)
             case Judge(epoch, verifier, nodes):
-                return await self._chain.send(committee, "judgeVerifier", epoch, verifier, list(nodes))
+                return await contracts.verifier_committee.judge_verifier(epoch, verifier, nodes)
             case Claim(epochs):
-                return await self._chain.send("RewardPool", "claimVerifier", list(epochs))
+                return await contracts.reward_pool.claim_verifier(epochs)
             case AuditNode():
                 raise TypeError("audits are not transactions")
 
@@ -83,21 +83,19 @@ class ActionSender:
             attestation = await self._store.put_attestation(prepare(action.epoch, chosen))
         committee = self._chain.address("VerifierCommittee")
         digest = commitment(attestation, self._chain.chain_id, committee, self._chain.account_address)
-        result = await self._chain.send("VerifierCommittee", "commit", action.epoch, digest)
+        result = await self._chain.contracts.verifier_committee.commit(action.epoch, digest)
         await self._store.note_commit(action.epoch, result.hash)
         return result
 
     async def _reveal(self, epoch: int) -> TxResult:
         attestation = await self._store.attestation(epoch)
         assert attestation is not None
-        result = await self._chain.send(
-            "VerifierCommittee",
-            "reveal",
+        result = await self._chain.contracts.verifier_committee.reveal(
             epoch,
-            list(attestation.nodes),
-            list(attestation.verdicts),
-            list(attestation.taps),
-            list(attestation.evidence),
+            attestation.nodes,
+            attestation.verdicts,
+            attestation.taps,
+            attestation.evidence,
             attestation.salt,
         )
         await self._store.note_reveal(epoch, result.hash)
@@ -110,7 +108,7 @@ async def take_seat(chain: Chain, wanted: int | None, log: Any) -> None:
     Raises ConfigError "stake-too-low" or "insufficient-balance", ChainError where the contracts refuse.
     """
     me = chain.account_address
-    needed = int((await chain.call("SeatRegistry", "terms")).seatStake)
+    needed = (await chain.contracts.seat_registry.terms()).seat_stake
     if wanted is not None and wanted < needed:
         raise ConfigError(
             "stake-too-low",
@@ -122,7 +120,7 @@ async def take_seat(chain: Chain, wanted: int | None, log: Any) -> None:
     if seated:
         return
     try:
-        result = await chain.send("SeatRegistry", "takeSeat")
+        result = await chain.contracts.seat_registry.take_seat()
     except RevertError as error:
         if error.name != "SeatTakenAlready":
             raise
@@ -133,7 +131,7 @@ async def take_seat(chain: Chain, wanted: int | None, log: Any) -> None:
 async def _stake_up_to(chain: Chain, target: int, log: Any, *, required: bool) -> None:
     """A seated verifier that was slashed a little keeps its seat: it need not be able to pay to start again."""
     me = chain.account_address
-    missing = target - int((await chain.call("StakeVault", "stakeOf", me)).active)
+    missing = target - (await chain.contracts.stake_vault.stake_of(me)).active
     if missing <= 0:
         return
     balance = await chain.token_balance(me)
@@ -148,7 +146,7 @@ async def _stake_up_to(chain: Chain, target: int, log: Any, *, required: bool) -
         log.warning("stake below target", reason=str(error))
         return
     await chain.ensure_allowance("StakeVault", missing)
-    result = await chain.send("StakeVault", "stake", missing)
+    result = await chain.contracts.stake_vault.stake(missing)
     log.info("staked", amount=format_amount(missing), tx=result.hash)
 
 

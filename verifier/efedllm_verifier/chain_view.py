@@ -31,6 +31,7 @@ class ChainView:
 
     def __init__(self, chain: Chain, me: str) -> None:
         self._chain = chain
+        self._contracts = chain.contracts
         self._me = me
         self._known: dict[int, _Known] = {}
         self._worthless: set[int] = set()
@@ -47,9 +48,9 @@ class ChainView:
             known.batches = tuple(await self._chain.batches(epoch))
             if not known.batches:
                 return EpochState(epoch, self._me)
-            known.seats = tuple(await self._chain.call("SeatRegistry", "seatsOf", epoch))
+            known.seats = tuple(await self._contracts.seat_registry.seats_of(epoch))
             known.seed = await self._seed(epoch, known)
-            armed = int(await self._chain.call("SeatRegistry", "armedBlock", epoch)) or None
+            armed = await self._contracts.seat_registry.armed_block(epoch) or None
         if known.seed is not None:
             await self._refresh_own(epoch, known)
         nodes = await self._nodes(epoch, known, audits)
@@ -82,7 +83,7 @@ class ChainView:
             event.args["epoch"] for event in judged if event.args["verifier"] == self._me and event.args["points"] > 0
         }
         due = [epoch for epoch in earned - paid - self._worthless if epoch + 2 <= time.epoch]
-        amounts = await asyncio.gather(*(self._chain.call("RewardPool", "claimable", epoch, self._me) for epoch in due))
+        amounts = await asyncio.gather(*(self._contracts.reward_pool.claimable(epoch, self._me) for epoch in due))
         # Once an epoch is due its rewards are fixed: nothing now means nothing ever.
         self._worthless |= {epoch for epoch, amount in zip(due, amounts, strict=True) if not amount}
         return frozenset(due) - self._worthless
@@ -98,17 +99,17 @@ class ChainView:
             return None
         nodes = tuple(dict.fromkeys(batch.node for batch in known.batches))
         # Before the logs: a batch that comes in between is then only one more than asked for.
-        seqs = await asyncio.gather(*(self._chain.call("CommitmentLog", "nextSeq", node) for node in nodes))
+        seqs = await asyncio.gather(*(self._contracts.commitment_log.next_seq(node) for node in nodes))
         known.batches = tuple(await self._chain.batches(epoch))
         later = await self._chain.batches(epoch + 1)
         return seed if none_missing((*known.batches, *later), dict(zip(nodes, seqs, strict=True))) else None
 
     async def _refresh_own(self, epoch: int, known: _Known) -> None:
         if not known.committed:
-            commitment = await self._chain.call("VerifierCommittee", "commitmentOf", epoch, self._me)
+            commitment = await self._contracts.verifier_committee.commitment_of(epoch, self._me)
             known.committed = commitment != ZERO32
         if known.committed and not known.revealed:
-            known.revealed = bool(await self._chain.call("VerifierCommittee", "hasRevealed", epoch, self._me))
+            known.revealed = await self._contracts.verifier_committee.has_revealed(epoch, self._me)
 
     async def _nodes(self, epoch: int, known: _Known, audits: Mapping[str, AuditProgress]) -> tuple[NodeWork, ...]:
         addresses = tuple(dict.fromkeys(batch.node for batch in known.batches))
@@ -152,7 +153,7 @@ class ChainView:
         )
 
     async def _tally(self, epoch: int, work: NodeWork) -> NodeWork:
-        tally = await self._chain.call("VerifierCommittee", "tallyOf", epoch, work.node)
+        tally = await self._contracts.verifier_committee.tally_of(epoch, work.node)
         return NodeWork(work.node, work.drawn, work.audit, tally.reveals, tally.finalized, tally.quorum)
 
 

@@ -141,7 +141,7 @@ async def _status_of(chain: Chain, network: Deployment, address: str, home: Path
     from efedllm_verifier.store import AttestationStore
 
     time = await chain.now()
-    stake = await chain.call("StakeVault", "stakeOf", address)
+    stake = await chain.contracts.stake_vault.stake_of(address)
     seats = await chain.verifiers()
     history: list[dict[str, Any]] = []
     path = store_path(home, network, address)
@@ -152,7 +152,7 @@ async def _status_of(chain: Chain, network: Deployment, address: str, home: Path
         finally:
             await store.close()
     for record in history:
-        record["points"] = await chain.call("VerifierCommittee", "pointsOf", record["epoch"], address)
+        record["points"] = await chain.contracts.verifier_committee.points_of(record["epoch"], address)
     unclaimed = await ChainView(chain, address).unclaimed(time)
     return {
         "address": address,

@@ -99,13 +99,13 @@ class Prosecutor:
     async def _status(self, proof: Equivocation) -> ProofStatus:
         if proof.domain != self._chain.efl_domain:
             return ProofStatus(ours=False)
-        chain, node = self._chain, proof.node
-        proven, stake, *known = await asyncio.gather(
-            chain.call("DisputeGame", "isProven", node, proof.job_id, proof.hop),
-            chain.call("StakeVault", "stakeOf", node),
-            *(chain.call("NodeRegistry", "isSigner", node, key) for key in proof.signers),
+        contracts, node = self._chain.contracts, proof.node
+        proven, stake, known = await asyncio.gather(
+            contracts.dispute_game.is_proven(node, proof.job_id, proof.hop),
+            contracts.stake_vault.stake_of(node),
+            asyncio.gather(*(contracts.node_registry.is_signer(node, key) for key in proof.signers)),
         )
-        return ProofStatus(True, all(known), bool(proven), int(stake.active) + int(stake.unbonding))
+        return ProofStatus(True, all(known), proven, stake.active + stake.unbonding)
 
     async def _prove(self, proof: Equivocation) -> None:
         result = await prove(self._chain, proof)
