@@ -69,17 +69,17 @@ async def replace_slashed(chain: Chain, purses: list[Purse]) -> list[str]:
     """Give each account what it lacks of its EFED, staked or not, since a slash took it. Names of those accounts."""
     lacking: list[tuple[Purse, int]] = []
     for purse in purses:
-        stake = await chain.call("StakeVault", "stakeOf", purse.address)
+        stake = await chain.contracts.stake_vault.stake_of(purse.address)
         has = stake.active + await chain.token_balance(purse.address)
         if has < purse.tokens:
             lacking.append((purse, purse.tokens - has))
     for purse, amount in lacking:
-        await chain.send("EfedToken", "transfer", purse.address, amount)
+        await chain.contracts.efed_token.transfer(purse.address, amount)
     return [purse.name for purse, _ in lacking]
 
 
 async def _fund_one(chain: Chain, purse: Purse) -> None:
     missing = purse.tokens - await chain.token_balance(purse.address)
     if missing > 0:
-        await chain.send("EfedToken", "transfer", purse.address, missing)
+        await chain.contracts.efed_token.transfer(purse.address, missing)
     await chain.transfer_eth(purse.address, GAS_MONEY)

@@ -11,6 +11,7 @@ from typing import Any
 from eth_utils.address import to_checksum_address
 
 from efedllm.chain.amounts import format_amount
+from efedllm.chain.ledger import read_ledger
 from efedllm.chain.types import NodeInfo
 from efedllm_deploy.client_process import generate
 from efedllm_deploy.demo_facts import Transaction, gas_by_operation, node_facts, plain, transactions, verifier_facts
@@ -183,7 +184,7 @@ class Demo:
             self._say(f"A node that cheated in an earlier demo is excluded until epoch {free}: going there.")
             epoch = await self._driver.start_epoch(free)
         before = await self._infos()
-        seats = await self._chain.call("SeatRegistry", "seatsOf", epoch)
+        seats = await self._chain.contracts.seat_registry.seats_of(epoch)
         self._check("verifiers seated", len(seats) == len(self._network.verifiers), f"{len(seats)} seats")
         self._say(f"Round 1, epoch {epoch}: the wallet {self._network.wallet.address} buys two inferences.")
         first = await self._buy(PROMPT)
@@ -219,7 +220,7 @@ class Demo:
         return {member.address: await self._chain.node(member.address) for member in self._network.nodes}
 
     async def _theta(self) -> int:
-        return int((await self._chain.call("VerifierCommittee", "params")).theta)
+        return (await self._chain.contracts.verifier_committee.params()).theta
 
     # --- round 2 ---
 
@@ -280,7 +281,7 @@ class Demo:
         names = {member.address: member.name for member in self._network.verifiers}
         result.verifiers = [plain(item) for item in await verifier_facts(chain, names)]
         result.done = await transactions(chain)
-        ledger = await chain.ledger()
+        ledger = await read_ledger(chain)
         wei = ("minted", "burned", "supply", "in_wallets", "vault", "escrow")
         result.ledger = {
             "ok": ledger.ok,

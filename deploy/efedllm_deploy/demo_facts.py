@@ -137,7 +137,7 @@ async def verifier_facts(chain: Chain, names: dict[str, str]) -> list[VerifierFa
     judged = await chain.history("VerifierCommittee", "VerifierJudged")
     found = []
     for address, name in names.items():
-        stake = await chain.call("StakeVault", "stakeOf", address)
+        stake = await chain.contracts.stake_vault.stake_of(address)
         found.append(
             VerifierFacts(
                 name=name,

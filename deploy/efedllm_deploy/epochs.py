@@ -90,7 +90,7 @@ class EpochDriver:
         tally = (e + 1, 0.95)
         await self._until("verdicts final", lambda: self._final(e, nodes), tally, length)
         await self._until("verifiers judged", lambda: self._all("VerifierJudged", e, verifiers), tally, length)
-        working = [node for node in nodes if await self._chain.call("SessionEscrow", "workOf", e, node) > 0]
+        working = [node for node in nodes if await self._chain.contracts.session_escrow.work_of(e, node) > 0]
         await self._until("work weighed", lambda: self._weighed(e, working), tally, length)
 
         await self._clock.skip_to(e + 2, 0.01)
@@ -148,7 +148,7 @@ class EpochDriver:
 
     async def _final(self, epoch: int, nodes: Iterable[str]) -> bool:
         done = await asyncio.gather(
-            *(self._chain.call("VerifierCommittee", "isFinalized", epoch, node) for node in nodes)
+            *(self._chain.contracts.verifier_committee.is_finalized(epoch, node) for node in nodes)
         )
         return all(done)
 
@@ -157,10 +157,10 @@ class EpochDriver:
 
     async def _claimed(self, epoch: int, accounts: Iterable[str]) -> bool:
         left = await asyncio.gather(
-            *(self._chain.call("RewardPool", "claimable", epoch, account) for account in accounts)
+            *(self._chain.contracts.reward_pool.claimable(epoch, account) for account in accounts)
         )
         return not any(left)
 
     async def _withdrawn(self, nodes: Iterable[str]) -> bool:
-        left = await asyncio.gather(*(self._chain.call("SessionEscrow", "owedOf", node) for node in nodes))
+        left = await asyncio.gather(*(self._chain.contracts.session_escrow.owed_of(node) for node in nodes))
         return not any(left)

@@ -45,24 +45,25 @@ async def publish(chain: Chain, directory: Path, uri: str = "") -> Published:
 
     Raises ModelError when the directory is not a published model, ChainError "model-deprecated".
     """
+    from efedllm.chain.contracts import ModelParams
     from efedllm.models.manifest import Manifest
 
     manifest = Manifest.load(directory)
     salt = salt_of(manifest)
     identity = model_id(chain.account_address, salt)
-    status = (await chain.call("ModelRegistry", "shapeOf", identity))[1]
+    status = (await chain.contracts.model_registry.shape_of(identity)).status
     if status == _NONE:
-        params = {
-            "weights_root": manifest.root,
-            "layers": manifest.layers,
-            "hidden": manifest.hidden,
-            "rank_bps": manifest.rank_bps,
-            "quant": manifest.quant_code,
-            "profile": manifest.profile_code,
-            "constants_hash": manifest.constants_hash,
-            "certificate_hash": manifest.certificate_hash,
-        }
-        result = await chain.send("ModelRegistry", "register", salt, params, manifest.hash(), uri)
+        params = ModelParams(
+            weights_root=manifest.root,
+            layers=manifest.layers,
+            hidden=manifest.hidden,
+            rank_bps=manifest.rank_bps,
+            quant=manifest.quant_code,
+            profile=manifest.profile_code,
+            constants_hash=manifest.constants_hash,
+            certificate_hash=manifest.certificate_hash,
+        )
+        result = await chain.contracts.model_registry.register(salt, params, manifest.hash(), uri)
         return Published(identity, manifest.root, manifest.hash(), uri, result.hash, result.gas_used)
     if status != _ACTIVE:
         raise ChainError(

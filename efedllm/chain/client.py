@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from eth_account.signers.local import LocalAccount
-from eth_utils.address import to_checksum_address
 
 from efedllm.chain.artifacts import artifact
 from efedllm.chain.calls import BlockTag
-from efedllm.chain.codec import Codec
-from efedllm.chain.connection import Rpc, RpcError
-from efedllm.chain.contracts import Contracts
+from efedllm.chain.connection import Rpc
 from efedllm.chain.deployment import Deployment
-from efedllm.chain.eventfile import EventFile
-from efedllm.chain.readers import LOG_CHUNK, Readers
-from efedllm.chain.reverts import decode_revert
-from efedllm.chain.sender import Receipt, Sender
-from efedllm.chain.types import ChainEvent, ChainTime, TxResult, chain_time
+from efedllm.chain.readers import Readers
+from efedllm.chain.sender import Sender
+from efedllm.chain.transport import Transport
+from efedllm.chain.types import ChainEvent, ChainTime, TxResult
 from efedllm.errors import ChainError
 from efedllm.logs import get_logger
 
@@ -30,25 +25,16 @@ if TYPE_CHECKING:
 
 
 class Chain(Readers):
-    """Calls, transactions, events and typed readers on one deployed network. Make one with `Chain.connect`."""
+    """A connection to one deployed network: typed `contracts`, combined reads, and the account that sends.
 
-    def __init__(
-        self,
-        rpc: Rpc,
-        deployment: Deployment,
-        sender: Sender | None,
-        account: LocalAccount | None,
-        histories: Path | None = None,
-    ) -> None:
-        super().__init__()
-        self._histories = histories
-        self.rpc = rpc
-        self.deployment = deployment
-        self.account = account
-        self.contracts = Contracts(self)
-        self._sender = sender
-        self._codecs = {name: Codec(name, artifact(name).abi) for name in deployment.contracts}
-        self._names = {to_checksum_address(item.address): name for name, item in deployment.contracts.items()}
+    Make one with `Chain.connect`, and close it. Every method raises ChainError, or RevertError when a contract refuses.
+    """
+
+    def __init__(self, transport: Transport, histories: Path | None = None) -> None:
+        super().__init__(transport, histories)
+        self.rpc = transport.rpc
+        self.deployment = transport.deployment
+        self.account = transport.account
 
     @classmethod
     async def connect(
@@ -64,9 +50,11 @@ class Chain(Readers):
     ) -> Self:
         """Connect and check that this is the deployment's chain and that its contracts exist.
 
-        `budget`: seconds that an outage of the RPC server is waited out, for every later request too. `journal`: file
-        in which unfinished transactions survive a restart; `histories`: folder in which the events that were read are
-        kept for the next process. Raises ChainError "rpc-down", "wrong-chain", "no-contract" or "abi-mismatch".
+        `budget`: seconds for which every request is retried while the RPC server does not answer. `journal`: file in
+        which unfinished transactions survive a restart. `tx_timeout`: seconds until a sent transaction must be mined.
+        `histories`: folder in which the events that were read are kept for the next process.
+
+        Raises ChainError "rpc-down", "wrong-chain", "no-contract" or "abi-mismatch".
         """
         rpc = Rpc(rpc_url, budget=budget)
         try:
@@ -80,7 +68,7 @@ class Chain(Readers):
             sender = (
                 Sender(rpc, account, chain_id, journal=journal, timeout=tx_timeout) if account is not None else None
             )
-            chain = cls(rpc, deployment, sender, account, histories)
+            chain = cls(Transport(rpc, deployment, account, sender), histories)
             await chain._check_contracts()
         except BaseException:
             await rpc.close()
@@ -107,9 +95,9 @@ class Chain(Readers):
                 )
 
     async def close(self) -> None:
-        """Keep the events that were read, close the connections."""
+        """Save the events that were read and close the connections."""
         try:
-            await asyncio.to_thread(self.save_histories)
+            await asyncio.to_thread(self.histories.save)
         except OSError as error:
             # The next process reads them again.
             get_logger("chain").warning("events not kept", reason=str(error))
@@ -131,11 +119,11 @@ class Chain(Readers):
 
     def address(self, name: str) -> str:
         """Checksum address of a contract."""
-        return to_checksum_address(self.deployment.address(name))
+        return self.transport.address(name)
 
     @property
     def account_address(self) -> str:
-        """Checksum address that sends. Raises ChainError "no-account" for a read-only connection."""
+        """Checksum address of the account that sends. Raises ChainError "no-account" for a read-only connection."""
         if self.account is None:
             raise ChainError("no-account", "This needs an account.", "Pass --keystore and --password-file.")
         return str(self.account.address)
@@ -152,144 +140,33 @@ class Chain(Readers):
         """(chain id, SessionEscrow): what session ids and vouchers are bound to."""
         return self.chain_id, self.address("SessionEscrow")
 
-    def codec(self, contract: str) -> Codec:
-        """ABI codec of a deployed contract. Raises ChainError "no-contract" for an unknown name."""
-        try:
-            return self._codecs[contract]
-        except KeyError as error:
-            raise ChainError("no-contract", f"The deployment has no contract {contract}.") from error
-
-    def event_file(self, contract: str) -> EventFile | None:
-        """Where a contract's events are kept; None when they are not."""
-        if self._histories is None:
-            return None
-        item = self.deployment.contracts[contract]
-        identity = {"chain_id": self.chain_id, "first_block": self.deployment.block, "abi_sha256": item.abi_sha256}
-        address = self.address(contract)
-        return EventFile(self._histories / f"{self.chain_id}-{address}.json", contract, address, identity)
-
     async def call(self, contract: str, fn: str, *args: Any, block: BlockTag = "latest") -> Any:
-        """Result of a view: one value, a list of several, structs as named tuples with Solidity's field names.
+        """Result of a view by names; see Transport.call. Prefer the typed `contracts`."""
+        return await self.transport.call(contract, fn, *args, block=block)
 
-        Struct arguments may be dataclasses, mappings or tuples. Raises RevertError or ChainError.
-        """
-        codec = self.codec(contract)
-        data = codec.encode_call(fn, args)
-        request = {"to": self.address(contract), "data": "0x" + data.hex()}
-        if self.account is not None:
-            request["from"] = self.account_address
-        tag = hex(block) if isinstance(block, int) else block
-        try:
-            answer = await self.rpc.request("eth_call", [request, tag])
-        except RpcError as error:
-            if not error.is_revert:
-                raise
-            raise decode_revert(error.data or b"", f"{contract}.{fn}") from error
-        return codec.decode_result(fn, len(args), bytes.fromhex(answer[2:]))
+    async def send(self, contract: str, fn: str, *args: Any) -> TxResult:
+        """Send a transaction by names; see Transport.send. Prefer the typed `contracts`."""
+        return await self.transport.send(contract, fn, *args)
 
-    async def send(self, contract: str, fn: str, *args: Any, value: int = 0) -> TxResult:
-        """Send a transaction and wait until it is mined. Raises RevertError (nothing paid) or ChainError.
-
-        After "rpc-down" or "tx-timeout" the same call may simply be made again: see Sender.transact.
-        """
-        data = self.codec(contract).encode_call(fn, args)
-        receipt = await self._sending().transact(self.address(contract), data, value, f"{contract}.{fn}")
-        return self._result(receipt)
+    async def events(self, contract: str, *names: str) -> list[ChainEvent]:
+        """Events since the deployment, read from the chain each time. `history` is the cheaper call."""
+        return await self.transport.events(contract, *names)
 
     async def transfer_eth(self, to: str, value: int) -> TxResult:
         """Send ETH (wei), e.g. to fund gas."""
-        return self._result(await self._sending().transact(to_checksum_address(to), b"", value, "ETH transfer"))
+        return await self.transport.transfer_eth(to, value)
 
     async def ensure_allowance(self, spender_contract: str, amount: int) -> TxResult | None:
-        """Let a contract take `amount` wei of EFED from this account, unless it may already."""
-        spender = self.address(spender_contract)
-        if await self.call("EfedToken", "allowance", self.account_address, spender) >= amount:
+        """Let a contract take `amount` wei of EFED from this account, unless its allowance suffices already."""
+        token, spender = self.contracts.efed_token, self.address(spender_contract)
+        if await token.allowance(self.account_address, spender) >= amount:
             return None
-        return await self.send("EfedToken", "approve", spender, amount)
-
-    def _sending(self) -> Sender:
-        if self._sender is None:
-            raise ChainError("no-account", "Sending needs an account.", "Pass --keystore and --password-file.")
-        return self._sender
-
-    def _result(self, receipt: Receipt) -> TxResult:
-        created = receipt.get("contractAddress")
-        return TxResult(
-            hash=receipt["transactionHash"],
-            gas_used=int(receipt["gasUsed"], 16),
-            block=int(receipt["blockNumber"], 16),
-            status=int(receipt["status"], 16),
-            events=self.decode_logs(receipt["logs"]),
-            contract_address=to_checksum_address(created) if created else None,
-        )
-
-    def decode_logs(self, logs: list[dict[str, Any]]) -> list[ChainEvent]:
-        """Our contracts' events among raw logs, in order; logs of other contracts are left out."""
-        events = []
-        for log in logs:
-            address = to_checksum_address(log["address"])
-            name = self._names.get(address)
-            if name is None:
-                continue
-            decoded = self._codecs[name].decode_log(
-                [bytes.fromhex(topic[2:]) for topic in log["topics"]], bytes.fromhex(log["data"][2:])
-            )
-            if decoded is not None:
-                events.append(
-                    ChainEvent(
-                        contract=name,
-                        name=decoded[0],
-                        args=decoded[1],
-                        address=address,
-                        block=int(log["blockNumber"], 16),
-                        tx_hash=log["transactionHash"],
-                        log_index=int(log["logIndex"], 16),
-                    )
-                )
-        return events
+        return await token.approve(spender, amount)
 
     async def block_number(self) -> int:
         """Number of the latest block."""
-        return await self.rpc.integer("eth_blockNumber")
-
-    async def block_hash(self, number: int) -> bytes | None:
-        """Hash of a block; None when the chain has no block of that number."""
-        block = await self.rpc.request("eth_getBlockByNumber", [hex(number), False])
-        return None if block is None else bytes.fromhex(block["hash"][2:])
-
-    async def events(
-        self,
-        contract: str,
-        *names: str,
-        from_block: int | None = None,
-        to_block: int | None = None,
-        indexed: Sequence[bytes] = (),
-    ) -> list[ChainEvent]:
-        """Events of a contract (all, or those called `names`) in a block range, both ends included.
-
-        By default from the deployment to the latest block. indexed: first indexed values (32 bytes) of the named ones.
-        """
-        codec = self.codec(contract)
-        start = self.deployment.block if from_block is None else from_block
-        end = await self.block_number() if to_block is None else to_block
-        request: dict[str, Any] = {"address": self.address(contract)}
-        if names:
-            topics = [["0x" + codec.topic(name).hex() for name in names]]
-            request["topics"] = topics + [["0x" + value.hex()] for value in indexed]
-        found: list[ChainEvent] = []
-        while start <= end:
-            stop = min(end, start + LOG_CHUNK - 1)
-            logs = await self.rpc.request("eth_getLogs", [{**request, "fromBlock": hex(start), "toBlock": hex(stop)}])
-            found.extend(self.decode_logs(logs))
-            start = stop + 1
-        return found
+        return await self.transport.block_number()
 
     async def now(self) -> ChainTime:
-        """Time by the latest block. All duties follow this clock, never the machine's."""
-        block = await self.rpc.request("eth_getBlockByNumber", ["latest", False])
-        return chain_time(
-            int(block["number"], 16),
-            int(block["timestamp"], 16),
-            self.deployment.genesis,
-            self.deployment.epoch_length,
-        )
+        """Time of the latest block. Protocol decisions use this clock, never the machine's."""
+        return await self.transport.now()

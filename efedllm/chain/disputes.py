@@ -73,14 +73,8 @@ async def prove(chain: Chain, proof: Equivocation) -> TxResult:
             "Pass the --rpc and --deployment of that network.",
         )
     first, second = proof.first, proof.second
-    return await chain.send(
-        "DisputeGame",
-        "proveEquivocation",
-        proof.node,
-        first.commit,
-        first.signature,
-        second.commit,
-        second.signature,
+    return await chain.contracts.dispute_game.prove_equivocation(
+        proof.node, first.commit, first.signature, second.commit, second.signature
     )
 
 

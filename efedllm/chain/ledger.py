@@ -1,16 +1,13 @@
-"""Where every EFED is, recomputed from the Transfer events and compared with what the contracts say, to the wei."""
+"""Where every EFED is: recomputed from the Transfer events, and compared to the wei with what the contracts say."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from efedllm.chain.readers import Readers
 from efedllm.chain.types import ChainEvent
-
-if TYPE_CHECKING:
-    from efedllm.chain.readers import Readers
 
 _NOBODY = "0x" + "00" * 20
 
@@ -81,8 +78,9 @@ def _compare(problems: list[str], name: str, left: int, right: int) -> None:
 
 
 async def read_ledger(chain: Readers) -> Ledger:
-    """The ledger at the latest block; all reads are of that block."""
-    block = await chain.block_number()
+    """The ledger at the latest block. All reads are as of that block. Raises ChainError."""
+    contracts = chain.contracts
+    block = await chain.transport.block_number()
     transfers, deposited, opened, registered = (
         [event for event in events if event.block <= block]
         for events in await asyncio.gather(
@@ -96,20 +94,19 @@ async def read_ledger(chain: Readers) -> Ledger:
     clients = sorted({event.args["client"] for event in deposited})
     nodes = sorted({event.args["node"] for event in registered})
     supply, totals, fees = await asyncio.gather(
-        chain.call("EfedToken", "totalSupply", block=block),
-        chain.call("StakeVault", "totals", block=block),
-        chain.call("SessionEscrow", "protocolFees", block=block),
+        contracts.efed_token.total_supply(block=block),
+        contracts.stake_vault.totals(block=block),
+        contracts.session_escrow.protocol_fees(block=block),
     )
     client_balances, owed, sessions, actual = await asyncio.gather(
-        asyncio.gather(*(chain.call("SessionEscrow", "balanceOf", client, block=block) for client in clients)),
-        asyncio.gather(*(chain.call("SessionEscrow", "owedOf", node, block=block) for node in nodes)),
+        asyncio.gather(*(contracts.session_escrow.balance_of(client, block=block) for client in clients)),
+        asyncio.gather(*(contracts.session_escrow.owed_of(node, block=block) for node in nodes)),
         asyncio.gather(*(chain.session_at(event.args["sessionId"], block) for event in opened)),
         asyncio.gather(*(chain.token_balance(holder, block) for holder in balances.holders)),
     )
-    vault_address, escrow_address = chain.deployment.address("StakeVault"), chain.deployment.address("SessionEscrow")
     wallets = dict(balances.holders)
-    vault, escrow = wallets.pop(vault_address, 0), wallets.pop(escrow_address, 0)
-    staked, unbonding = tuple(totals)
+    vault = wallets.pop(chain.transport.address("StakeVault"), 0)
+    escrow = wallets.pop(chain.transport.address("SessionEscrow"), 0)
     locked = sum(session.remaining for session in sessions)
 
     problems: list[str] = []
@@ -117,7 +114,7 @@ async def read_ledger(chain: Readers) -> Ledger:
         _compare(problems, f"balance of {holder} by events and by the token", value, told)
     _compare(problems, "minted - burned and total supply", balances.minted - balances.burned, supply)
     _compare(problems, "supply and wallets + vault + escrow", supply, sum(wallets.values()) + vault + escrow)
-    _compare(problems, "vault and staked + unbonding", vault, staked + unbonding)
+    _compare(problems, "vault and staked + unbonding", vault, totals.active + totals.unbonding)
     _compare(
         problems,
         "escrow and client balances + sessions + owed + protocol fees",
@@ -131,8 +128,8 @@ async def read_ledger(chain: Readers) -> Ledger:
         supply=supply,
         wallets=wallets,
         vault=vault,
-        staked=staked,
-        unbonding=unbonding,
+        staked=totals.active,
+        unbonding=totals.unbonding,
         escrow=escrow,
         client_balances=sum(client_balances),
         sessions=locked,

@@ -1,88 +1,36 @@
-"""Typed readers on top of calls and events: models, nodes, sessions, verifiers, batches."""
+"""Reads that need several calls or the event log: models, nodes, sessions, verifiers, batches."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 from eth_utils.address import to_checksum_address
 
-from efedllm.chain.eventfile import EventFile
-from efedllm.chain.index import EventIndex
+from efedllm.chain.calls import BlockTag
+from efedllm.chain.contracts import Contracts
+from efedllm.chain.index import Histories
 from efedllm.chain.reverts import RevertError
+from efedllm.chain.transport import LOG_CHUNK, Transport
 from efedllm.chain.types import BatchInfo, ChainEvent, ModelInfo, NodeInfo, SessionInfo, VerifierInfo
 from efedllm.errors import ChainError
 
-if TYPE_CHECKING:
-    from efedllm.chain.deployment import Deployment
-    from efedllm.chain.ledger import Ledger
-    from efedllm.chain.types import ChainTime
-
-# eth_getLogs is refused by many servers beyond some ten thousand blocks.
-LOG_CHUNK = 5000
+Result = TypeVar("Result")
 
 
 class Readers:
-    """Reads that need several calls or the event log. `Chain` supplies the transport."""
+    """Combined reads of one network. `histories` is the folder in which events are kept for the next process."""
 
-    deployment: Deployment
-
-    def __init__(self) -> None:
-        self._indexes: dict[str, EventIndex] = {}
-
-    async def call(self, contract: str, fn: str, *args: Any, block: int | str = "latest") -> Any:
-        """See Chain.call."""
-        raise NotImplementedError
-
-    async def events(
-        self,
-        contract: str,
-        *names: str,
-        from_block: int | None = None,
-        to_block: int | None = None,
-        indexed: Sequence[bytes] = (),
-    ) -> list[ChainEvent]:
-        """See Chain.events."""
-        raise NotImplementedError
-
-    async def block_number(self) -> int:
-        """See Chain.block_number."""
-        raise NotImplementedError
-
-    async def block_hash(self, number: int) -> bytes | None:
-        """See Chain.block_hash."""
-        raise NotImplementedError
-
-    async def now(self) -> ChainTime:
-        """See Chain.now."""
-        raise NotImplementedError
-
-    def event_file(self, contract: str) -> EventFile | None:
-        """See Chain.event_file."""
-        raise NotImplementedError
-
-    def save_histories(self) -> None:
-        """Keep what `history` read in the files of `event_file`. Raises OSError."""
-        for contract, index in self._indexes.items():
-            file = self.event_file(contract)
-            if file is not None:
-                file.save(index.snapshot)
+    def __init__(self, transport: Transport, histories: Path | None = None) -> None:
+        self.transport = transport
+        self.contracts = Contracts(transport)
+        self.histories = Histories(transport, histories)
 
     async def history(self, contract: str, *names: str) -> list[ChainEvent]:
-        """All events of a contract since the deployment (cached; only new blocks are read), filtered by name."""
-        if contract not in self._indexes:
-
-            async def fetch(start: int, end: int) -> list[ChainEvent]:
-                return await self.events(contract, from_block=start, to_block=end)
-
-            file = self.event_file(contract)
-            kept = await asyncio.to_thread(file.load) if file is not None else None
-            index = EventIndex(fetch, self.block_number, self.block_hash, self.deployment.block, kept)
-            # Somebody may have asked for the same contract meanwhile.
-            self._indexes.setdefault(contract, index)
-        events = await self._indexes[contract].events()
-        return [event for event in events if not names or event.name in names]
+        """All events of a contract since the deployment, or those called `names`. Only new blocks are read."""
+        return await self.histories.events(contract, *names)
 
     # --- models ---
 
@@ -104,21 +52,21 @@ class Readers:
 
     async def _model(self, event: ChainEvent) -> ModelInfo:
         args = event.args
-        model = await self.call("ModelRegistry", "modelOf", args["modelId"])
+        model = await self.contracts.model_registry.model_of(args["modelId"])
         return ModelInfo(
             model_id=args["modelId"],
             owner=model.owner,
-            weights_root=model.weightsRoot,
+            weights_root=model.weights_root,
             manifest_hash=args["manifestHash"],
             layers=model.layers,
             hidden=model.hidden,
-            rank_bps=model.rankBps,
+            rank_bps=model.rank_bps,
             quant=model.quant,
             profile=model.profile,
             status=model.status,
             uri=args["uri"],
             block=event.block,
-            constants_hash=model.constantsHash,
+            constants_hash=model.constants_hash,
             certificate_hash=args["certificateHash"],
         )
 
@@ -142,31 +90,35 @@ class Readers:
         return endpoints
 
     async def _node(self, address: str, endpoint: str) -> NodeInfo:
-        view, stake, state, trust, standing, owed = await asyncio.gather(
-            self.call("NodeRegistry", "nodeOf", address),
-            self.call("StakeVault", "stakeOf", address),
-            self.call("VerifierCommittee", "trustState", address),
-            self.call("VerifierCommittee", "trustOf", address),
-            self.call("VerifierCommittee", "standingOf", address),
-            self.call("SessionEscrow", "owedOf", address),
+        committee = self.contracts.verifier_committee
+        (view, stake, owed), (state, trust, standing) = await asyncio.gather(
+            asyncio.gather(
+                self.contracts.node_registry.node_of(address),
+                self.contracts.stake_vault.stake_of(address),
+                self.contracts.session_escrow.owed_of(address),
+            ),
+            asyncio.gather(
+                committee.trust_state(address),
+                committee.trust_of(address),
+                committee.standing_of(address),
+            ),
         )
-        _alpha, _beta, _epoch, offences, jailed_until = tuple(state)
         return NodeInfo(
             address=address,
             signer=view.signer,
             lo=view.lo,
             hi=view.hi,
-            price_per_ktok=view.pricePerKTok,
+            price_per_ktok=view.price_per_ktok,
             status=view.status,
-            model_id=view.modelId,
-            shard_root=view.shardRoot,
+            model_id=view.model_id,
+            shard_root=view.shard_root,
             endpoint=endpoint,
             stake_active=stake.active,
             stake_unbonding=stake.unbonding,
             trust_ppm=trust,
             standing=standing,
-            jailed_until=jailed_until,
-            offences=offences,
+            jailed_until=state.jailed_until,
+            offences=state.offences,
             owed=owed,
         )
 
@@ -176,19 +128,19 @@ class Readers:
         """One escrow session; status 0 when it was never opened."""
         return await self.session_at(session_id, "latest")
 
-    async def session_at(self, session_id: bytes, block: int | str) -> SessionInfo:
+    async def session_at(self, session_id: bytes, block: BlockTag) -> SessionInfo:
         """A session as of a block."""
-        view = await self.call("SessionEscrow", "sessionOf", session_id, block=block)
+        view = await self.contracts.session_escrow.session_of(session_id, block=block)
         return SessionInfo(
-            session_id, view.deposit, view.settled, view.closesAt, view.feeBps, view.status, view.contractSigner
+            session_id, view.deposit, view.settled, view.closes_at, view.fee_bps, view.status, view.contract_signer
         )
 
     async def opened_after(self, session_id: bytes, block: int) -> bool:
-        """Whether a session was opened in a later block than `block`; looked for from the newest one back."""
-        end = await self.block_number()
+        """Whether a session was opened after `block`. The newest blocks are searched first."""
+        end = await self.transport.block_number()
         while end > block:
             start = max(block + 1, end - LOG_CHUNK + 1)
-            if await self.events(
+            if await self.transport.events(
                 "SessionEscrow", "SessionOpened", from_block=start, to_block=end, indexed=(session_id,)
             ):
                 return True
@@ -203,9 +155,9 @@ class Readers:
                 seated[event.args["verifier"]] = None
             else:
                 seated.pop(event.args["verifier"], None)
-        active = set(await self.call("SeatRegistry", "seatsOf", (await self.now()).epoch))
+        active = set(await self.contracts.seat_registry.seats_of((await self.transport.now()).epoch))
         addresses = list(seated) + [address for address in active if address not in seated]
-        stakes = await asyncio.gather(*(self.call("StakeVault", "stakeOf", address) for address in addresses))
+        stakes = await asyncio.gather(*(self.contracts.stake_vault.stake_of(address) for address in addresses))
         return [
             VerifierInfo(address, stake.active, address in active)
             for address, stake in zip(addresses, stakes, strict=True)
@@ -228,40 +180,39 @@ class Readers:
 
     async def seed(self, epoch: int) -> bytes | None:
         """The epoch's audit seed, None until it is fixed."""
-        seed: bytes = await self.call("SeatRegistry", "seedOf", epoch)
+        seed = await self.contracts.seat_registry.seed_of(epoch)
         return seed if any(seed) else None
 
-    async def call_at(self, contract: str, fn: str, *args: Any, block: int) -> Any:
-        """A view as of `block`, or of the latest block where the server has forgotten that state."""
+    async def read_at(self, block: int, read: Callable[[BlockTag], Awaitable[Result]]) -> Result:
+        """`read` as of `block`, or as of the latest block when the server no longer has that state."""
         try:
-            return await self.call(contract, fn, *args, block=block)
+            return await read(block)
         except RevertError:
             raise
         except ChainError as error:
             if error.code == "rpc-down":
                 raise
-            return await self.call(contract, fn, *args)
+            return await read("latest")
+
+    async def call_at(self, contract: str, fn: str, *args: Any, block: int) -> Any:
+        """`read_at` for an untyped call."""
+        return await self.read_at(block, lambda tag: self.transport.call(contract, fn, *args, block=tag))
 
     async def audit_rate(self, epoch: int, node: str) -> int:
-        """Share of the node's leaves to audit, ppm, in the block that fixed the epoch's seed: the same for everybody.
+        """Share of the node's leaves to audit, ppm, as of the block that fixed the epoch's seed.
 
-        Raises ChainError "no-seed" before that.
+        All verifiers read the same value. Raises ChainError "no-seed" when the seed is not fixed yet.
         """
         fixed = [e for e in await self.history("SeatRegistry", "SeedFixed") if e.args["epoch"] == epoch]
         if not fixed:
             raise ChainError("no-seed", f"The seed of epoch {epoch} is not fixed, or its event not known yet.")
-        return int(await self.call_at("VerifierCommittee", "auditRate", node, block=fixed[-1].block))
+        committee = self.contracts.verifier_committee
+        return await self.read_at(fixed[-1].block, lambda tag: committee.audit_rate(node, block=tag))
 
     async def drawn(self, epoch: int, node: str) -> list[str]:
         """Verifiers drawn to audit a node's epoch."""
-        return list(await self.call("SeatRegistry", "drawn", epoch, node))
+        return await self.contracts.seat_registry.drawn(epoch, node)
 
-    async def token_balance(self, address: str, block: int | str = "latest") -> int:
+    async def token_balance(self, address: str, block: BlockTag = "latest") -> int:
         """EFED of an account, wei."""
-        return int(await self.call("EfedToken", "balanceOf", address, block=block))
-
-    async def ledger(self) -> Ledger:
-        """Every EFED accounted for, from the Transfer events: see efedllm.chain.ledger."""
-        from efedllm.chain.ledger import read_ledger
-
-        return await read_ledger(self)
+        return await self.contracts.efed_token.balance_of(address, block=block)

@@ -69,7 +69,6 @@ HINTS: dict[str, str] = {
     "StakeTooLow": "Stake more with --stake AMOUNT, or serve fewer layers.",
     "StaleVoucher": "Nothing to do: a newer voucher is settled already.",
     "TooEarlyToClose": "Wait until the grace period of the session is over.",
-    "UnknownBatch": "Check that the node's state is of this chain and that its batch of the epoch was mined.",
     "UnknownModel": "Publish the model first with `efedllm model publish`, or check --model-id.",
     "VoucherExceedsDeposit": "Top the session up, or open one with a larger deposit.",
     "WrongNodeStatus": "See `efedllm node status`.",

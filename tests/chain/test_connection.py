@@ -58,9 +58,9 @@ async def test_an_address_that_is_none() -> None:
 async def test_reads_wait_out_an_outage(deployed: LiveNetwork, proxies: ProxyMaker) -> None:
     proxy = await proxies(deployed.rpc_url)
     async with await Chain.connect(proxy.url, deployed.deployment, budget=20.0) as chain:
-        expected = await chain.call("EfedToken", "totalSupply")
+        expected = await chain.contracts.efed_token.total_supply()
         proxy.refuse()
-        reading = asyncio.create_task(chain.call("EfedToken", "totalSupply"))
+        reading = asyncio.create_task(chain.contracts.efed_token.total_supply())
         await asyncio.sleep(0.3)
         assert not reading.done()
         proxy.mode = "pass"
@@ -83,7 +83,7 @@ async def test_a_server_that_hangs_is_an_outage_too(deployed: LiveNetwork) -> No
 
 async def test_parallel_reads_on_a_fresh_connection(deployed: LiveNetwork) -> None:
     async with await deployed.connect(None) as chain:
-        supplies = await asyncio.gather(*(chain.call("EfedToken", "totalSupply") for _ in range(30)))
+        supplies = await asyncio.gather(*(chain.contracts.efed_token.total_supply() for _ in range(30)))
         assert len(set(supplies)) == 1
 
 
@@ -95,9 +95,9 @@ async def test_time_follows_the_chain_and_not_the_machine(deployed: LiveNetwork,
     later = await clock.skip_to_phase(start.epoch + 7, 2, 0.5)
     now = await chain.now()
     assert (now.epoch, now.phase) == (start.epoch + 7, 2) == (later.epoch, later.phase)
-    assert await chain.call("CommitmentLog", "currentEpoch") == now.epoch
-    assert await chain.call("CommitmentLog", "phase") == now.phase
-    assert await chain.call("CommitmentLog", "epochStart", now.epoch) == now.epoch_start
+    assert await chain.contracts.commitment_log.current_epoch() == now.epoch
+    assert await chain.contracts.commitment_log.phase() == now.phase
+    assert await chain.contracts.commitment_log.epoch_start(now.epoch) == now.epoch_start
     assert 0.8 < now.fraction < 0.9
     # Never backwards.
     assert (await clock.skip_to(start.epoch, 0.0)).timestamp >= now.timestamp

@@ -33,7 +33,7 @@ async def test_reads_have_the_types_they_name(chain: Chain) -> None:
     assert await contracts.stake_vault.token() == chain.address("EfedToken")
     assert await contracts.efed_token.has_role(bytes(32), me) is True
     assert await contracts.seat_registry.seats_of(1) == []
-    assert await contracts.session_escrow.session_of(bytes(32)) == EscrowSession(0, 0, 0, 0, 0, contract_signer=False)
+    assert await contracts.session_escrow.session_of(bytes(32)) == EscrowSession(0, 0, 0, 0, 0, False)
     terms = await contracts.seat_registry.terms()
     raw = await chain.call("SeatRegistry", "terms")
     assert terms == SeatTerms(committee_size=raw.committeeSize, seat_stake=raw.seatStake)

@@ -12,7 +12,9 @@ import pytest_asyncio
 
 from efedllm.chain import Chain
 from efedllm.chain.amounts import WEI
+from efedllm.chain.contracts import ModelParams
 from efedllm.chain.disputes import prove
+from efedllm.chain.ledger import read_ledger
 from efedllm.chain.reverts import RevertError
 from efedllm.commitments.equivocation import Equivocation
 from efedllm.commitments.hashing import keccak
@@ -57,15 +59,13 @@ async def network(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 async def registered(live: LiveNetwork, node: Chain) -> None:
     """Give an account a stake, and register it with KEY for a model."""
     async with await live.connect(0) as admin:
-        await admin.send("EfedToken", "transfer", node.account_address, STAKE)
-        params = {"weightsRoot": keccak(b"weights"), "layers": 4, "hidden": 8, "rankBps": 10_000}
-        params |= {"quant": 0, "profile": 0, "constantsHash": bytes(32), "certificateHash": bytes(32)}
-        done = await admin.send("ModelRegistry", "register", bytes(32), params, keccak(b"manifest"), "")
+        await admin.contracts.efed_token.transfer(node.account_address, STAKE)
+        params = ModelParams(keccak(b"weights"), 4, 8, 10_000, 0, 0, bytes(32), bytes(32))
+        done = await admin.contracts.model_registry.register(bytes(32), params, keccak(b"manifest"), "")
         model_id = done.event("ModelRegistered").args["modelId"]
     await node.ensure_allowance("StakeVault", STAKE)
-    await node.send("StakeVault", "stake", STAKE)
-    terms: list[Any] = [model_id, 0, 4, 1, KEY.address, keccak(b"shard"), "http://127.0.0.1:1"]
-    await node.send("NodeRegistry", "register", *terms)
+    await node.contracts.stake_vault.stake(STAKE)
+    await node.contracts.node_registry.register(model_id, 0, 4, 1, KEY.address, keccak(b"shard"), "http://127.0.0.1:1")
 
 
 def signed(domain: Domain, commit: HopCommit, key: Signer) -> SignedCommit:
@@ -90,7 +90,7 @@ async def test_python_and_contract_hash_a_commit_alike(chain: Chain) -> None:
         )
         commits.append(replace(COMMIT, **{part.name: changed}))
     for commit in commits:
-        assert await chain.call("DisputeGame", "commitDigest", commit) == commit.digest(domain)
+        assert await chain.contracts.dispute_game.commit_digest(commit) == commit.digest(domain)
     assert len({commit.digest(domain) for commit in commits}) == len(commits)
 
 
@@ -108,16 +108,16 @@ async def test_a_proof_is_paid_once_and_excludes(network: tuple[LiveNetwork, Cha
         info = await accuser.node(me)
         assert (info.stake_active, info.standing, info.offences) == (STAKE // 2, 0, 1)
         assert info.jailed_until == event["excludedUntil"]
-        assert await accuser.call("DisputeGame", "isProven", me, COMMIT.job_id, 0)
+        assert await accuser.contracts.dispute_game.is_proven(me, COMMIT.job_id, 0)
         # Every EFED is accounted for.
-        ledger = await accuser.ledger()
+        ledger = await read_ledger(accuser)
         assert ledger.problems == []
         assert ledger.burned == STAKE // 2 - STAKE * 3 // 20
         with pytest.raises(RevertError) as caught:
             await prove(accuser, proof)
         assert caught.value.name == "AlreadyProven"
         # With keys that changed, and with one of each.
-        await node.send("NodeRegistry", "update", 1, NEW_KEY.address)
+        await node.contracts.node_registry.update(1, NEW_KEY.address)
         for job, keys in ((b"a", (NEW_KEY, NEW_KEY)), (b"b", (KEY, NEW_KEY)), (b"c", (KEY, KEY))):
             await prove(accuser, a_lie(node.efl_domain, me, keccak(job), keys))
         assert (await accuser.node(me)).stake_active == STAKE // 16

@@ -20,7 +20,7 @@ STRANGER = "0x00000000000000000000000000000000DeaDBeef"
 
 async def test_twenty_parallel_sends_all_arrive_in_nonce_order(chain: Chain) -> None:
     before = await chain.rpc.integer("eth_getTransactionCount", [chain.account_address, "latest"])
-    results = await asyncio.gather(*(chain.send("EfedToken", "transfer", STRANGER, amount) for amount in range(1, 21)))
+    results = await asyncio.gather(*(chain.contracts.efed_token.transfer(STRANGER, amount) for amount in range(1, 21)))
     assert await chain.token_balance(STRANGER) == sum(range(1, 21))
     assert len({result.hash for result in results}) == 20
     assert all(result.event("Transfer").args["value"] == index + 1 for index, result in enumerate(results))
@@ -31,7 +31,7 @@ async def test_twenty_parallel_sends_all_arrive_in_nonce_order(chain: Chain) -> 
 async def test_two_connections_of_one_account_share_the_nonces(deployed: LiveNetwork) -> None:
     async with await deployed.connect() as one, await deployed.connect() as two:
         await asyncio.gather(
-            *(chain.send("EfedToken", "transfer", STRANGER, 1) for chain in (one, two) for _ in range(8))
+            *(chain.contracts.efed_token.transfer(STRANGER, 1) for chain in (one, two) for _ in range(8))
         )
         assert await one.token_balance(STRANGER) == 16
 
@@ -39,7 +39,7 @@ async def test_two_connections_of_one_account_share_the_nonces(deployed: LiveNet
 async def test_revert_is_decoded_with_its_numbers_and_a_hint_and_costs_nothing(chain: Chain) -> None:
     before = await chain.rpc.integer("eth_getBalance", [chain.account_address, "latest"])
     with pytest.raises(RevertError) as caught:
-        await chain.send("StakeVault", "unbond", 40 * WEI)
+        await chain.contracts.stake_vault.unbond(40 * WEI)
     assert caught.value.code == "revert:InsufficientStake"
     assert caught.value.values == {"needed": 40 * WEI, "available": 0}
     assert "needed 40 EFED, available 0" in caught.value.message
@@ -49,7 +49,7 @@ async def test_revert_is_decoded_with_its_numbers_and_a_hint_and_costs_nothing(c
 
 async def test_revert_of_a_view_is_decoded_too(chain: Chain) -> None:
     with pytest.raises(RevertError) as caught:
-        await chain.call("NodeRegistry", "checkRoute", b"\x01" * 32, [chain.account_address])
+        await chain.contracts.node_registry.check_route(b"\x01" * 32, [chain.account_address])
     assert caught.value.code == "revert:ModelNotActive"
     assert "0x0101" in caught.value.message
 
@@ -57,7 +57,7 @@ async def test_revert_of_a_view_is_decoded_too(chain: Chain) -> None:
 async def test_token_balance_too_small(deployed: LiveNetwork) -> None:
     async with await deployed.connect(3) as poor:
         with pytest.raises(RevertError) as caught:
-            await poor.send("EfedToken", "transfer", STRANGER, 5 * WEI)
+            await poor.contracts.efed_token.transfer(STRANGER, 5 * WEI)
     assert caught.value.code == "revert:ERC20InsufficientBalance"
     assert "needed 5 EFED" in caught.value.message
 
@@ -69,7 +69,7 @@ async def test_no_gas_money_names_the_account_and_both_amounts(deployed: LiveNet
     account = load(tmp_path / "empty.json", "pw")
     async with await Chain.connect(deployed.rpc_url, deployed.deployment, account) as chain:
         with pytest.raises(ChainError) as caught:
-            await chain.send("EfedToken", "approve", STRANGER, 1)
+            await chain.contracts.efed_token.approve(STRANGER, 1)
     assert caught.value.code == "insufficient-funds"
     assert account.address in caught.value.message
     assert "has 0 ETH" in caught.value.message
@@ -78,15 +78,15 @@ async def test_no_gas_money_names_the_account_and_both_amounts(deployed: LiveNet
 async def test_read_only_connection_cannot_send(deployed: LiveNetwork) -> None:
     async with await deployed.connect(None) as chain:
         with pytest.raises(ChainError, match="needs an account"):
-            await chain.send("EfedToken", "approve", STRANGER, 1)
+            await chain.contracts.efed_token.approve(STRANGER, 1)
 
 
 async def test_an_argument_that_does_not_fit_is_refused_before_sending(chain: Chain) -> None:
     with pytest.raises(ChainError) as caught:
-        await chain.send("EfedToken", "transfer", "not an address", 1)
+        await chain.contracts.efed_token.transfer("not an address", 1)
     assert caught.value.code == "bad-argument"
     with pytest.raises(ChainError) as caught:
-        await chain.send("EfedToken", "transfer", STRANGER, -1)
+        await chain.contracts.efed_token.transfer(STRANGER, -1)
     assert caught.value.code == "bad-argument"
 
 
@@ -97,7 +97,7 @@ async def test_lost_answer_to_a_send_pays_once(deployed: LiveNetwork, proxies: P
         proxy.mode, proxy.match = "swallow", b"eth_sendRawTransaction"
 
         proxy.heal_after = 1
-        result = await chain.send("EfedToken", "transfer", STRANGER, 7)
+        result = await chain.contracts.efed_token.transfer(STRANGER, 7)
         assert proxy.swallowed == 1
         assert result.status == 1
         assert await chain.token_balance(STRANGER) == 7
@@ -109,13 +109,13 @@ async def test_repeating_a_send_after_an_outage_pays_once(deployed: LiveNetwork,
     async with chain:
         proxy.mode, proxy.match = "swallow", b"eth_sendRawTransaction"
         with pytest.raises(ChainError) as caught:
-            await chain.send("EfedToken", "transfer", STRANGER, 9)
+            await chain.contracts.efed_token.transfer(STRANGER, 9)
         assert caught.value.code == "rpc-down"
         proxy.mode = "pass"
-        first = await chain.send("EfedToken", "transfer", STRANGER, 9)
+        first = await chain.contracts.efed_token.transfer(STRANGER, 9)
         assert await chain.token_balance(STRANGER) == 9
         # The same wish once more, after the first is settled, is a new payment.
-        second = await chain.send("EfedToken", "transfer", STRANGER, 9)
+        second = await chain.contracts.efed_token.transfer(STRANGER, 9)
         assert second.hash != first.hash
         assert await chain.token_balance(STRANGER) == 18
 
@@ -127,10 +127,10 @@ async def test_a_restarted_program_pays_once(deployed: LiveNetwork, proxies: Pro
     async with chain:
         proxy.mode, proxy.match = "swallow", b"eth_sendRawTransaction"
         with pytest.raises(ChainError):
-            await chain.send("EfedToken", "transfer", STRANGER, 11)
+            await chain.contracts.efed_token.transfer(STRANGER, 11)
     assert journal.exists()
     async with await deployed.connect(0, journal=journal) as again:
-        await again.send("EfedToken", "transfer", STRANGER, 11)
+        await again.contracts.efed_token.transfer(STRANGER, 11)
         assert await again.token_balance(STRANGER) == 11
 
 
@@ -139,11 +139,11 @@ async def test_an_orphan_whose_nonce_was_used_is_sent_anew(deployed: LiveNetwork
     chain = await Chain.connect(proxy.url, deployed.deployment, deployed.account(), budget=0.5)
     async with chain, await deployed.connect() as other:
         # Nothing arrives: the proxy closes before the request is forwarded.
-        task = asyncio.create_task(chain.send("EfedToken", "transfer", STRANGER, 13))
+        task = asyncio.create_task(chain.contracts.efed_token.transfer(STRANGER, 13))
         proxy.refuse()
         with pytest.raises(ChainError):
             await task
-        await other.send("EfedToken", "transfer", STRANGER, 100)
+        await other.contracts.efed_token.transfer(STRANGER, 100)
         proxy.mode = "pass"
-        await chain.send("EfedToken", "transfer", STRANGER, 13)
+        await chain.contracts.efed_token.transfer(STRANGER, 13)
         assert await other.token_balance(STRANGER) == 113

@@ -30,23 +30,23 @@ async def test_deploys_in_order_and_ties_the_roles(ganache: str, tmp_path: Path)
     assert Deployment.load(done.path) == done.deployment
     assert not (tmp_path / "1337.partial.json").exists()
     async with await Chain.connect(ganache, done.deployment) as chain:
-        slasher = await chain.call("StakeVault", "SLASHER_ROLE")
-        minter = await chain.call("EfedToken", "MINTER_ROLE")
-        committee = await chain.call("SeatRegistry", "COMMITTEE_ROLE")
-        assert await chain.call("SeatRegistry", "hasRole", committee, chain.address("VerifierCommittee"))
-        assert await chain.call("StakeVault", "hasRole", slasher, chain.address("VerifierCommittee"))
-        assert await chain.call("EfedToken", "hasRole", minter, chain.address("RewardPool"))
-        dispute = await chain.call("VerifierCommittee", "DISPUTE_ROLE")
-        assert await chain.call("VerifierCommittee", "hasRole", dispute, chain.address("DisputeGame"))
-        assert await chain.call("StakeVault", "hasRole", slasher, chain.address("DisputeGame"))
-        assert await chain.call("DisputeGame", "slashBps") == LOCAL.disputes.slash_bps
-        assert await chain.call("DisputeGame", "rewardBps") == LOCAL.disputes.reward_bps
+        slasher = await chain.contracts.stake_vault.slasher_role()
+        minter = await chain.contracts.efed_token.minter_role()
+        committee = await chain.contracts.seat_registry.committee_role()
+        assert await chain.contracts.seat_registry.has_role(committee, chain.address("VerifierCommittee"))
+        assert await chain.contracts.stake_vault.has_role(slasher, chain.address("VerifierCommittee"))
+        assert await chain.contracts.efed_token.has_role(minter, chain.address("RewardPool"))
+        dispute = await chain.contracts.verifier_committee.dispute_role()
+        assert await chain.contracts.verifier_committee.has_role(dispute, chain.address("DisputeGame"))
+        assert await chain.contracts.stake_vault.has_role(slasher, chain.address("DisputeGame"))
+        assert await chain.contracts.dispute_game.slash_bps() == LOCAL.disputes.slash_bps
+        assert await chain.contracts.dispute_game.reward_bps() == LOCAL.disputes.reward_bps
         assert await chain.token_balance(dev_account().address) == LOCAL.token.initial_supply
-        assert (await chain.call("VerifierCommittee", "params")).theta == LOCAL.committee.theta
-        assert (await chain.call("SeatRegistry", "terms")).seatStake == LOCAL.committee.seat_stake
-        assert (await chain.call("RewardPool", "params")).phiBps == LOCAL.rewards.phi_bps
-        assert await chain.call("SessionEscrow", "grace") == LOCAL.escrow.grace
-        assert (await chain.now()).epoch == await chain.call("CommitmentLog", "currentEpoch")
+        assert (await chain.contracts.verifier_committee.params()).theta == LOCAL.committee.theta
+        assert (await chain.contracts.seat_registry.terms()).seat_stake == LOCAL.committee.seat_stake
+        assert (await chain.contracts.reward_pool.params()).phi_bps == LOCAL.rewards.phi_bps
+        assert await chain.contracts.session_escrow.grace() == LOCAL.escrow.grace
+        assert (await chain.now()).epoch == await chain.contracts.commitment_log.current_epoch()
 
 
 async def test_second_run_sends_nothing(anvil: str, tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ async def test_resumes_with_its_own_genesis_and_treasury(ganache: str, tmp_path:
     done = await deploy_contracts(ganache, dev_account(), LOCAL, tmp_path)
     assert done.deployment.genesis == genesis
     async with await Chain.connect(ganache, done.deployment) as chain:
-        assert await chain.call("RewardPool", "treasury") == treasury
-        assert await chain.call("NodeRegistry", "genesis") == await chain.call("RewardPool", "genesis") == genesis
+        assert await chain.contracts.reward_pool.treasury() == treasury
+        assert await chain.contracts.node_registry.genesis() == await chain.contracts.reward_pool.genesis() == genesis
 
 
 async def test_unfinished_deployment_of_another_account_is_not_touched(ganache: str, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ async def test_file_of_a_chain_that_was_started_afresh_is_set_aside(ganache: str
     stale = done.deployment.model_copy(update={"contracts": gone})
     stale.save(done.path)
     again = await deploy_contracts(ganache, dev_account(), LOCAL, tmp_path)
-    assert len([step for step in again.steps if not step.skipped]) == 17
+    assert len([step for step in again.steps if not step.skipped]) == 15
     assert Deployment.load(tmp_path / f"1337.{stale.genesis}.old.json") == stale
 
 

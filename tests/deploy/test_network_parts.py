@@ -14,6 +14,7 @@ import pytest
 
 from efedllm.chain import Chain, Deployment, keystore
 from efedllm.chain.amounts import WEI
+from efedllm.chain.ledger import read_ledger
 from efedllm.chain.readers import Readers
 from efedllm.errors import ChainError, ConfigError
 from efedllm.models.manifest import Manifest
@@ -60,7 +61,7 @@ async def test_start_writes_what_clients_need_and_a_second_start_pays_nothing(tm
         assert settings.need_rpc() == network.rpc_url
         client = keystore.load(settings.need_keystore(), keystore.read_password(settings.password_file))
         assert client.address == network.wallet.address
-        ledger = await network.chain.ledger()
+        ledger = await read_ledger(network.chain)
         assert ledger.ok, ledger.problems
         nonce = await network.chain.rpc.integer("eth_getTransactionCount", [network.chain.account_address, "latest"])
         manifest = Manifest.load(network.model_dir)
@@ -155,7 +156,7 @@ async def test_publishing_twice_registers_once(deployed: LiveNetwork, chain: Cha
     async with await deployed.connect(1) as other:
         theirs = await publish(other, model / "model")
     assert theirs.model_id != first.model_id
-    await chain.send("ModelRegistry", "deprecate", first.model_id)
+    await chain.contracts.model_registry.deprecate(first.model_id)
     with pytest.raises(ChainError) as caught:
         await publish(chain, model / "model")
     assert caught.value.code == "model-deprecated"
@@ -186,9 +187,9 @@ async def test_what_was_slashed_is_replaced_once(deployed: LiveNetwork, chain: C
     account = keystore.load(purses[0].path, keystore.read_password(purses[0].password_file))
     async with await Chain.connect(deployed.rpc_url, deployed.deployment, account) as slashed:
         await slashed.ensure_allowance("StakeVault", 3 * WEI)
-        await slashed.send("StakeVault", "stake", 3 * WEI)
+        await slashed.contracts.stake_vault.stake(3 * WEI)
         assert await replace_slashed(chain, purses) == []
-        await slashed.send("EfedToken", "burn", WEI)
+        await slashed.contracts.efed_token.burn(WEI)
     assert await replace_slashed(chain, purses) == ["a"]
     assert await replace_slashed(chain, purses) == []
     assert [await chain.token_balance(purse.address) for purse in purses] == [2 * WEI, 7 * WEI]

@@ -18,6 +18,7 @@ import pytest_asyncio
 from efedllm.chain import keystore
 from efedllm.chain.amounts import WEI
 from efedllm.chain.disputes import FOLDER, EvidenceFolder, read_proof
+from efedllm.chain.ledger import read_ledger
 from efedllm.errors import EfedError
 from efedllm.logs import get_logger
 from efedllm.settings import Settings
@@ -137,7 +138,7 @@ async def test_two_commitments_are_found_proven_and_paid_and_the_honest_keep_all
         assert folder.open() == []
         assert len(list(folder.path.glob("settled/*.json"))) == 2
         assert len(await chain.history("DisputeGame", "EquivocationProven")) == 2
-        assert (await chain.ledger()).problems == []
+        assert (await read_ledger(chain)).problems == []
 
         # Nobody is routed over the node any more. In its place an honest one serves; the other never noticed.
         with pytest.raises(EfedError) as caught:

@@ -49,18 +49,18 @@ class CrashError(BaseException):
 
 def crash_at(verifier: Verifier, fn: str, *, before: bool) -> None:
     """Die just before the transaction `fn` is sent, or just after it was mined."""
-    chain = verifier._chain
-    send = chain.send
+    transport = verifier._chain.transport
+    send = transport.send
 
-    async def dying(contract: str, name: str, *args: object, value: int = 0) -> object:
+    async def dying(contract: str, name: str, *args: object) -> object:
         if name == fn and before:
             raise CrashError
-        result = await send(contract, name, *args, value=value)
+        result = await send(contract, name, *args)
         if name == fn:
             raise CrashError
         return result
 
-    chain.send = dying  # type: ignore[method-assign, assignment]
+    transport.send = dying  # type: ignore[method-assign, assignment]
 
 
 async def start_process(network: Network, index: int) -> asyncio.subprocess.Process:

@@ -9,10 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Column, Integer, LargeBinary, MetaData, String, Table, Text, event, select
+from sqlalchemy import Column, Integer, LargeBinary, MetaData, String, Table, Text, select
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from efedllm.storage import for_reading, open_sqlite
 from efedllm_verifier.attestation import Attestation, NodeVerdict
 
 _METADATA = MetaData()
@@ -48,20 +49,13 @@ class AttestationStore:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self._reading = for_reading(engine)
 
     @classmethod
     async def open(cls, path: Path) -> AttestationStore:
         """Open or create the database file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
-
-        @event.listens_for(engine.sync_engine, "connect")
-        def _durable(connection: Any, _record: object) -> None:
-            cursor = connection.cursor()
-            cursor.execute("PRAGMA journal_mode=WAL")
-            cursor.execute("PRAGMA synchronous=FULL")
-            cursor.close()
-
+        engine = open_sqlite(path)
         async with engine.begin() as connection:
             await connection.run_sync(_METADATA.create_all)
         return cls(engine)
@@ -92,7 +86,7 @@ class AttestationStore:
 
     async def verdicts(self, epoch: int) -> tuple[list[NodeVerdict], dict[str, str]]:
         """Finished verdicts of an epoch, and node -> reason for the abstentions."""
-        async with self._engine.connect() as connection:
+        async with self._reading.connect() as connection:
             rows = (await connection.execute(select(_VERDICTS).where(_VERDICTS.c.epoch == epoch))).all()
         done = [NodeVerdict(row.node, row.verdict, row.evidence, row.tap) for row in rows if row.verdict is not None]
         return done, {row.node: row.detail for row in rows if row.verdict is None}
@@ -116,7 +110,7 @@ class AttestationStore:
 
     async def attestation(self, epoch: int) -> Attestation | None:
         """The epoch's attestation, None when none was prepared."""
-        async with self._engine.connect() as connection:
+        async with self._reading.connect() as connection:
             row = (await connection.execute(select(_ATTESTATIONS).where(_ATTESTATIONS.c.epoch == epoch))).one_or_none()
         if row is None:
             return None
@@ -140,7 +134,7 @@ class AttestationStore:
     async def history(self, limit: int = 20) -> list[dict[str, Any]]:
         """The newest attestations, as plain records for `status`."""
         query = select(_ATTESTATIONS).order_by(_ATTESTATIONS.c.epoch.desc()).limit(limit)
-        async with self._engine.connect() as connection:
+        async with self._reading.connect() as connection:
             rows = (await connection.execute(query)).all()
         return [
             {

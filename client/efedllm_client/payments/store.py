@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Dialect, Integer, String, event, func, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy import Dialect, Integer, String, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from efedllm.errors import ConfigError
+from efedllm.storage import open_sqlite
 
 OPENING, OPEN, CLOSED = "opening", "open", "closed"
 
@@ -96,20 +97,13 @@ class Store:
         self._engine = engine
 
     @classmethod
-    async def open(cls, url: str) -> Store:
-        """`url` is an SQLAlchemy async URL, e.g. sqlite+aiosqlite:////home/me/.efedllm/client.db."""
-        engine = create_async_engine(url)
-        if engine.dialect.name == "sqlite":
-            _configure_sqlite(engine)
-        async with engine.begin() as connection:
-            await connection.run_sync(Base.metadata.create_all)
-        return cls(engine)
-
-    @classmethod
     async def at(cls, path: Path) -> Store:
         """The SQLite store in file `path`, made with mode 0600 when missing."""
         await asyncio.to_thread(_make_private, path)
-        return await cls.open(f"sqlite+aiosqlite:///{path}")
+        engine = open_sqlite(path)
+        async with engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+        return cls(engine)
 
     async def close(self) -> None:
         await self._engine.dispose()
@@ -273,20 +267,3 @@ def _unknown(session_id: bytes) -> ConfigError:
 def _make_private(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.touch(mode=0o600, exist_ok=True)
-
-
-def _configure_sqlite(engine: AsyncEngine) -> None:
-    """WAL with full fsync, and transactions that take the write lock at once: two clients may share a home."""
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def connect(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver must not begin transactions of its own
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")
-        cursor.execute("PRAGMA busy_timeout=10000")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")

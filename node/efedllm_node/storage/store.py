@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import RowMapping, and_, delete, event, func, insert, or_, select, update
+from sqlalchemy import RowMapping, and_, delete, func, insert, or_, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from efedllm.commitments.evidence import EnvelopeRecord
 from efedllm.commitments.messages import SignedCommit, Voucher
+from efedllm.storage import for_reading, open_sqlite
 from efedllm_node.jobs.admission import job_exists
 from efedllm_node.storage.records import (
     BatchRecord,
@@ -50,24 +51,17 @@ from efedllm_node.storage.tables import (
 )
 
 
-def _pragmas(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
 class Store:
     """Every method is one transaction: after it returns, a crash loses nothing of it."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self._reading = for_reading(engine)
 
     @classmethod
     async def open(cls, path: Path) -> Store:
         """Open or create the database file."""
-        engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
-        event.listen(engine.sync_engine, "connect", _pragmas)
+        engine = open_sqlite(path)
         async with engine.begin() as connection:
             await connection.run_sync(metadata.create_all)
         return cls(engine)
@@ -76,11 +70,11 @@ class Store:
         await self._engine.dispose()
 
     async def _rows(self, query: Any) -> Sequence[RowMapping]:
-        async with self._engine.connect() as connection:
+        async with self._reading.connect() as connection:
             return (await connection.execute(query)).mappings().all()
 
     async def _first(self, query: Any) -> RowMapping | None:
-        async with self._engine.connect() as connection:
+        async with self._reading.connect() as connection:
             return (await connection.execute(query)).mappings().first()
 
     async def _write(self, *statements: Any) -> None:

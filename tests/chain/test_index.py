@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efedllm.chain import Chain, ChainEvent
-from efedllm.chain import eventfile as module
-from efedllm.chain.eventfile import EventFile, Snapshot
+from efedllm.chain import index as module
+from efedllm.chain.index import EventFile, Snapshot
 from tests.live_network import LiveNetwork
 
 ADDRESS = "0x" + "Ab" * 20
@@ -80,13 +80,13 @@ async def read(deployed: LiveNetwork, folder: Path) -> tuple[list[int], list[int
     """What a new process sees of the transfers, and the first blocks that it asked for."""
     asked: list[int] = []
     async with await deployed.connect(None, histories=folder) as chain:
-        events = chain.events
+        events = chain.transport.events
 
         async def counted(*args: Any, **options: Any) -> list[ChainEvent]:
             asked.append(options["from_block"])
             return await events(*args, **options)
 
-        chain.events = counted  # type: ignore[method-assign]
+        chain.transport.events = counted  # type: ignore[method-assign]
         found = await chain.history("EfedToken", "Transfer")
         again = await chain.history("EfedToken", "Transfer")
         assert again == found
@@ -95,13 +95,13 @@ async def read(deployed: LiveNetwork, folder: Path) -> tuple[list[int], list[int
 
 async def test_the_next_process_reads_only_new_blocks(deployed: LiveNetwork, chain: Chain, tmp_path: Path) -> None:
     for value in (1, 2, 3):
-        await chain.send("EfedToken", "transfer", chain.account_address, value)
+        await chain.contracts.efed_token.transfer(chain.account_address, value)
     for _ in range(20):
         await chain.rpc.request("evm_mine")
     known = await chain.block_number()
     values, asked = await read(deployed, tmp_path)
     assert (values, asked[0]) == ([1, 2, 3], deployed.deployment.block)
-    await chain.send("EfedToken", "transfer", chain.account_address, 4)
+    await chain.contracts.efed_token.transfer(chain.account_address, 4)
     values, asked = await read(deployed, tmp_path)
     assert values == [1, 2, 3, 4]
     assert known - 8 < asked[0] <= known
@@ -118,9 +118,9 @@ async def _all(deployed: LiveNetwork, folder: Path | None) -> Any:
 async def test_what_a_rolled_back_chain_forgot_is_forgotten_on_disk_too(
     deployed: LiveNetwork, chain: Chain, tmp_path: Path
 ) -> None:
-    await chain.send("EfedToken", "transfer", chain.account_address, 1)
+    await chain.contracts.efed_token.transfer(chain.account_address, 1)
     snapshot = await chain.rpc.request("evm_snapshot")
-    await chain.send("EfedToken", "transfer", chain.account_address, 2)
+    await chain.contracts.efed_token.transfer(chain.account_address, 2)
     assert (await read(deployed, tmp_path))[0] == [1, 2]
     await chain.rpc.request("evm_revert", [snapshot])
     for _ in range(20):

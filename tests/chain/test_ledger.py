@@ -1,76 +1,74 @@
-"""The ledger to the wei, the event follower, the typed readers. Against a real Ganache."""
+"""The ledger to the wei, the combined reads, the event history. Against a real Ganache."""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-from pathlib import Path
 
 import pytest
 
 from efedllm.chain import Chain, ChainEvent
 from efedllm.chain.amounts import WEI
-from efedllm.chain.events import EventFollower, FileCursor, MemoryCursor
-from efedllm.chain.ledger import replay
+from efedllm.chain.contracts import ModelParams
+from efedllm.chain.ledger import read_ledger, replay
+from efedllm.commitments.session import SessionKey
 from efedllm.errors import ChainError
-from tests.chain.drop_proxy import ProxyMaker
 from tests.live_network import LiveNetwork
 
-MODEL = {
-    "weights_root": b"\x07" * 32,
-    "layers": 8,
-    "hidden": 64,
-    "rank_bps": 9000,
-    "quant": 1,
-    "profile": 0,
-    "constants_hash": bytes(32),
-    "certificate_hash": bytes(32),
-}
+MODEL = ModelParams(
+    weights_root=b"\x07" * 32,
+    layers=8,
+    hidden=64,
+    rank_bps=9000,
+    quant=1,
+    profile=0,
+    constants_hash=bytes(32),
+    certificate_hash=bytes(32),
+)
 
 
 async def register_model(chain: Chain) -> bytes:
-    result = await chain.send("ModelRegistry", "register", b"\x01" * 32, MODEL, b"\x09" * 32, "http://models/x")
+    result = await chain.contracts.model_registry.register(b"\x01" * 32, MODEL, b"\x09" * 32, "http://models/x")
     model_id: bytes = result.event("ModelRegistered").args["modelId"]
     return model_id
 
 
 async def register_node(chain: Chain, model_id: bytes, lo: int, hi: int, endpoint: str) -> None:
     await chain.ensure_allowance("StakeVault", 100 * WEI)
-    await chain.send("StakeVault", "stake", 100 * WEI)
-    await chain.send("NodeRegistry", "register", model_id, lo, hi, 10**9, chain.account_address, b"\x05" * 32, endpoint)
+    await chain.contracts.stake_vault.stake(100 * WEI)
+    await chain.contracts.node_registry.register(model_id, lo, hi, 10**9, chain.account_address, b"\x05" * 32, endpoint)
 
 
 async def give(chain: Chain, to: Chain, amount: int) -> None:
-    await chain.send("EfedToken", "transfer", to.account_address, amount)
+    await chain.contracts.efed_token.transfer(to.account_address, amount)
 
 
 async def test_ledger_accounts_for_every_wei(deployed: LiveNetwork, chain: Chain) -> None:
-    start = await chain.ledger()
+    start = await read_ledger(chain)
     assert start.ok, start.problems
     async with await deployed.connect(1) as node, await deployed.connect(2) as client:
         await give(chain, node, 300 * WEI + 1)
         await give(chain, client, 50 * WEI + 3)
         model_id = await register_model(chain)
         await register_node(node, model_id, 0, 8, "http://n")
-        await node.send("StakeVault", "unbond", 7)
+        await node.contracts.stake_vault.unbond(7)
         await client.ensure_allowance("SessionEscrow", 40 * WEI + 1)
-        await client.send("SessionEscrow", "deposit", 40 * WEI + 1)
+        await client.contracts.session_escrow.deposit(40 * WEI + 1)
         now = await chain.now()
-        key = {
-            "client": client.account_address,
-            "signer": client.account_address,
-            "model_id": model_id,
-            "nonce": 1,
-            "expiry": now.timestamp + 3600,
-            "max_price_per_ktok": 10**9,
-            "nodes": [node.account_address],
-            "shares": [10_000],
-        }
-        opened = await client.send("SessionEscrow", "open", key, 5 * WEI)
+        key = SessionKey(
+            client=client.account_address,
+            signer=client.account_address,
+            model_id=model_id,
+            nonce=1,
+            expiry=now.timestamp + 3600,
+            max_price_per_ktok=10**9,
+            nodes=(node.account_address,),
+            shares=(10_000,),
+        )
+        opened = await client.contracts.session_escrow.open(key, 5 * WEI)
         session = await chain.session(opened.event("SessionOpened").args["sessionId"])
         assert (session.status, session.deposit, session.remaining) == (1, 5 * WEI, 5 * WEI)
-        await chain.send("EfedToken", "burn", 11)
-        ledger = await chain.ledger()
+        await chain.contracts.efed_token.burn(11)
+        ledger = await read_ledger(chain)
     assert ledger.ok, ledger.problems
     assert ledger.burned == 11
     assert ledger.supply == ledger.minted - 11
@@ -80,8 +78,8 @@ async def test_ledger_accounts_for_every_wei(deployed: LiveNetwork, chain: Chain
 
 
 async def test_ledger_reports_tokens_that_no_rule_explains(chain: Chain) -> None:
-    await chain.send("EfedToken", "transfer", chain.address("StakeVault"), 1)
-    ledger = await chain.ledger()
+    await chain.contracts.efed_token.transfer(chain.address("StakeVault"), 1)
+    ledger = await read_ledger(chain)
     assert not ledger.ok
     assert ledger.problems == ["vault and staked + unbonding: 1 != 0 (difference 1 wei)"]
 
@@ -104,17 +102,17 @@ async def test_readers_join_registration_stake_and_trust(deployed: LiveNetwork, 
         info = await chain.node(node.account_address)
         assert (info.lo, info.hi, info.status, info.endpoint) == (0, 8, 1, "http://one")
         assert (info.stake_active, info.trust_ppm, info.standing, info.owed) == (100 * WEI, 0, 1, 0)
-        await node.send("NodeRegistry", "setEndpoint", "http://two")
+        await node.contracts.node_registry.set_endpoint("http://two")
         assert await chain.nodes(model_id) == [dataclasses.replace(info, endpoint="http://two")]
         assert await chain.nodes(b"\x00" * 32) == []
         await node.ensure_allowance("StakeVault", 100 * WEI)
-        await node.send("StakeVault", "stake", 100 * WEI)
-        await node.send("SeatRegistry", "takeSeat")
+        await node.contracts.stake_vault.stake(100 * WEI)
+        await node.contracts.seat_registry.take_seat()
         assert [(item.address, item.active) for item in await chain.verifiers()] == [(node.account_address, False)]
         await deployed.clock(chain).skip_to((await chain.now()).epoch + 1, 0.1)
         assert [item.active for item in await chain.verifiers()] == [True]
         epoch = (await chain.now()).epoch
-        await node.send("CommitmentLog", "post", epoch, 0, b"\x03" * 32, 4)
+        await node.contracts.commitment_log.post(epoch, 0, b"\x03" * 32, 4)
         assert [(item.node, item.seq, item.count) for item in await chain.batches(epoch)] == [
             (node.account_address, 0, 4)
         ]
@@ -129,59 +127,6 @@ async def test_readers_join_registration_stake_and_trust(deployed: LiveNetwork, 
     assert caught.value.code == "unknown-model"
 
 
-async def collect(follower: EventFollower, count: int) -> list[int]:
-    values: list[int] = []
-    async with asyncio.timeout(20):
-        async for event in follower:
-            values.append(event.args["value"])
-            if len(values) == count:
-                break
-    return values
-
-
-async def test_follower_resumes_from_its_cursor_without_skipping(chain: Chain, tmp_path: Path) -> None:
-    wanted = {"EfedToken": ("Transfer",)}
-    cursor = FileCursor(tmp_path / "cursor.json")
-    start = await chain.block_number() + 1
-    for value in (1, 2, 3):
-        await chain.send("EfedToken", "transfer", chain.account_address, value)
-    # One block at a time: it stops in the middle of what there is.
-    first = EventFollower(chain, wanted, from_block=start, cursor_store=cursor, chunk=1)
-    assert await collect(first, 2) == [1, 2]
-    # The second event was not followed by another request, so it may come again; the first must not.
-    second = EventFollower(chain, wanted, from_block=start, cursor_store=cursor, chunk=1)
-    assert await collect(second, 2) == [2, 3]
-    assert FileCursor(tmp_path / "cursor.json").load() is not None
-
-
-async def test_follower_waits_for_confirmations(chain: Chain) -> None:
-    follower = EventFollower(
-        chain, {"EfedToken": ("Transfer",)}, from_block=await chain.block_number() + 1, confirmations=2
-    )
-    await chain.send("EfedToken", "transfer", chain.account_address, 5)
-    assert await follower.poll() is None
-    await chain.rpc.request("evm_mine")
-    await chain.rpc.request("evm_mine")
-    assert [event.args["value"] for event in await follower.poll() or []] == [5]
-
-
-async def test_follower_survives_an_outage(deployed: LiveNetwork, chain: Chain, proxies: ProxyMaker) -> None:
-    proxy = await proxies(deployed.rpc_url)
-    async with await Chain.connect(proxy.url, deployed.deployment, budget=0.2) as watcher:
-        follower = EventFollower(
-            watcher,
-            {"EfedToken": ("Transfer",)},
-            from_block=await chain.block_number() + 1,
-            cursor_store=MemoryCursor(),
-        )
-        proxy.refuse()
-        collecting = asyncio.create_task(collect(follower, 1))
-        await chain.send("EfedToken", "transfer", chain.account_address, 77)
-        assert await follower.poll() is None
-        proxy.mode = "pass"
-        assert await collecting == [77]
-
-
 async def test_history_forgets_what_a_rolled_back_chain_no_longer_has(deployed: LiveNetwork, chain: Chain) -> None:
     async def amounts() -> list[int]:
         return [event.args["value"] for event in await chain.history("EfedToken", "Transfer")]
@@ -190,14 +135,14 @@ async def test_history_forgets_what_a_rolled_back_chain_no_longer_has(deployed: 
     before = await amounts()
     snapshot = await chain.rpc.request("evm_snapshot")
     for amount in range(1, 4):
-        await chain.send("EfedToken", "transfer", other, amount)
+        await chain.contracts.efed_token.transfer(other, amount)
         assert await amounts() == [*before, *range(1, amount + 1)]
     await deployed.clock(chain).mine(20)
     assert await amounts() == [*before, 1, 2, 3]
     await chain.rpc.request("evm_revert", [snapshot])
     # The new branch is longer than the one that was read when history is asked again.
     for amount in range(10, 16):
-        await chain.send("EfedToken", "transfer", other, amount)
+        await chain.contracts.efed_token.transfer(other, amount)
     await deployed.clock(chain).mine(40)
     assert await amounts() == [*before, *range(10, 16)]
     assert await amounts() == [*before, *range(10, 16)]
