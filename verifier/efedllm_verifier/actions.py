@@ -1,4 +1,4 @@
-"""Carrying out planned actions on chain. Each may be repeated: what somebody did already is a normal answer."""
+"""Sends the transactions of planned actions. An action may be repeated: a revert because it is done is expected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from efedllm_verifier.metrics import VerifierMetrics
 from efedllm_verifier.plan import ArmSeed, AuditNode, Claim, Commit, Finalize, FixSeed, Judge, Reveal, VerifierAction
 from efedllm_verifier.store import AttestationStore
 
-# Somebody was first, or the chain's clock moved on between the look and the transaction.
+# Another verifier was first, or the chain's clock moved on between reading the state and the transaction.
 EXPECTED = frozenset(
     {
         "AlreadyCommitted",
@@ -42,7 +42,7 @@ class ActionSender:
         self._log = log
 
     async def do(self, action: VerifierAction) -> None:
-        """Carry out one action that is not an audit. A revert is logged, not raised; ChainError for a dead chain."""
+        """Carry out one action other than an audit. A revert is logged. Raises ChainError when the chain is down."""
         name = type(action).__name__
         try:
             result = await self._act(action)
@@ -103,7 +103,7 @@ class ActionSender:
 
 
 async def take_seat(chain: Chain, wanted: int | None, log: Any) -> None:
-    """Stake up to `wanted` wei (or what a seat needs) and take a seat, whatever of that is still to do.
+    """Stake up to `wanted` wei, or what a seat needs, and take a seat. Steps already done are skipped.
 
     Raises ConfigError "stake-too-low" or "insufficient-balance", ChainError where the contracts refuse.
     """
@@ -129,7 +129,8 @@ async def take_seat(chain: Chain, wanted: int | None, log: Any) -> None:
 
 
 async def _stake_up_to(chain: Chain, target: int, log: Any, *, required: bool) -> None:
-    """A seated verifier that was slashed a little keeps its seat: it need not be able to pay to start again."""
+    """Stake what is missing to `target`. Without `required`, only warn when the balance is too low: a seated verifier
+    that was slashed keeps its seat and need not pay to restart."""
     me = chain.account_address
     missing = target - (await chain.contracts.stake_vault.stake_of(me)).active
     if missing <= 0:

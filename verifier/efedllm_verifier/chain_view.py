@@ -1,4 +1,4 @@
-"""Reads the chain into the frozen state that `plan` decides on. What cannot change any more is asked for once."""
+"""Reads the chain into the frozen state that `plan` decides on. Values that cannot change any more are read once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NO_REVEAL = 1  # VerifierJudged.outcome of a missed duty
 
 @dataclass
 class _Known:
-    """What we learnt about an epoch's work and need not ask again."""
+    """What was read about an epoch and cannot change any more."""
 
     batches: tuple[BatchInfo, ...] = ()
     seats: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ class ChainView:
         }
         due = [epoch for epoch in earned - paid - self._worthless if epoch + 2 <= time.epoch]
         amounts = await asyncio.gather(*(self._contracts.reward_pool.claimable(epoch, self._me) for epoch in due))
-        # Once an epoch is due its rewards are fixed: nothing now means nothing ever.
+        # Rewards of a due epoch are fixed: an epoch with nothing to claim now never has anything to claim.
         self._worthless |= {epoch for epoch, amount in zip(due, amounts, strict=True) if not amount}
         return frozenset(due) - self._worthless
 
@@ -98,7 +98,7 @@ class ChainView:
         if seed is None:
             return None
         nodes = tuple(dict.fromkeys(batch.node for batch in known.batches))
-        # Before the logs: a batch that comes in between is then only one more than asked for.
+        # Read before the logs: a batch posted in between is then in the logs and not required.
         seqs = await asyncio.gather(*(self._contracts.commitment_log.next_seq(node) for node in nodes))
         known.batches = tuple(await self._chain.batches(epoch))
         later = await self._chain.batches(epoch + 1)

@@ -1,4 +1,4 @@
-"""Audit nodes as a staked verifier; show what this verifier did."""
+"""Run a staked verifier that audits nodes, and show its recent epochs."""
 
 from __future__ import annotations
 
@@ -58,22 +58,29 @@ def run(
     password_file: PasswordFile = None,
     home: Home = None,
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="Where weights are; otherwise the nodes.", metavar="DIR|URL")
+        list[str] | None,
+        typer.Option("--model", help="Where to read weights; default: from the nodes.", metavar="DIR|URL"),
     ] = None,
-    stake: Annotated[str | None, typer.Option("--stake", help="EFED to stake when less is.", metavar="AMOUNT")] = None,
+    stake: Annotated[
+        str | None,
+        typer.Option("--stake", help="Stake up to this amount of EFED; default: what a seat needs.", metavar="AMOUNT"),
+    ] = None,
     listen: Annotated[
-        str | None, typer.Option("--listen", help="Serve /metrics and /healthz there.", metavar="HOST:PORT")
+        str | None,
+        typer.Option("--listen", help="Address at which to serve /metrics and /healthz.", metavar="HOST:PORT"),
     ] = None,
-    poll: Annotated[float, typer.Option("--poll", help="Seconds between looks at the chain.")] = 1.0,
+    poll: Annotated[float, typer.Option("--poll", help="Seconds between reads of the chain.")] = 1.0,
     cache_gib: Annotated[float, typer.Option("--cache", help="GiB of weights held in memory.")] = 8.0,
     ram: Annotated[
         str | None,
         typer.Option(
-            "--ram", help="Memory for one engine at a time, such as 2GB; slower if it needs more.", metavar="SIZE"
+            "--ram",
+            help="Memory limit for one engine at a time, such as 2GB; larger models run slower.",
+            metavar="SIZE",
         ),
     ] = None,
     device: Annotated[
-        Device, typer.Option("--device", help="Where causal models are computed; --ram is then the GPU's.")
+        Device, typer.Option("--device", help="Device for causal models; on cuda, --ram limits GPU memory.")
     ] = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -111,7 +118,7 @@ def status(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Stake, seat, last attested epochs: of one verifier, or of all of a local network. Needs no password."""
+    """Show stake, seat and last attested epochs of one verifier, or of all in a local network. Needs no password."""
     settings, directory = _settings(home, rpc, deployment, keystore, None)
     members = local_members(settings, "verifiers")
     reports = asyncio.run(_status(settings, directory, members))

@@ -28,7 +28,7 @@ Loader = Callable[[Path, int, int], Executor]
 
 GOLDEN_POSITIONS = 24
 GOLDEN_PREFILL = 16
-# Half of what a node may deviate: a backend that already drifts this far must not accuse anyone.
+# Half of the limit for nodes: a backend that deviates this far must not accuse anyone.
 SELF_LIMIT = 0.5
 
 
@@ -51,16 +51,16 @@ def check_device(device: Device) -> None:
 
 
 def warm_up() -> None:
-    """Import what the first load needs: that takes seconds, which the commit phase may not have."""
+    """Import what the first load needs. It takes seconds, so it is done before the commit phase."""
     import efedllm.engine.select  # noqa: F401
 
 
 class EngineCache:
-    """Keeps executors by (manifest hash, layer range), least recently used first to go when `max_bytes` is exceeded;
-    with `one`, a new one takes the place of all others before it is loaded, and one is loaded at a time; only an audit
-    that still runs holds on to another.
+    """Caches executors by (manifest hash, layer range).
 
-    All executors live on one thread of this object: use `run` to call them. Use as a context: `close` when done.
+    When their weights exceed `max_bytes`, the least recently used are dropped. With `one`, all others are dropped
+    before an executor is loaded; an audit that still runs keeps its own alive. Loads run one at a time. All executors
+    belong to one thread of this object: call them through `run`. Call `close` when done.
     """
 
     def __init__(

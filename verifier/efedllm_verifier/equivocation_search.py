@@ -1,7 +1,7 @@
-"""Looking for second commitments: what an audited leaf says against what the neighbours on its route were shown.
+"""Searches for second commitments: compares an audited leaf with the commitments its neighbours were given.
 
-It runs after the verdict is settled and changes nothing about it: what a neighbour shows it can show to some verifiers
-and not to others. Two signatures of one node need no verdict; the contract slashes for them alone.
+The search runs after the verdict is settled and does not change it, because a neighbour can answer some verifiers and
+not others. Two commitments signed by one node need no verdict: the contract slashes for them alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The leaves of a node's batch: reading them, and every check that needs no tensor. Pure."""
+"""Reads the leaves of a node's batch and makes every check that needs no tensor. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from efedllm_verifier.statistic import Outcome
 
 @dataclass(frozen=True)
 class JobTerms:
-    """What the client signed: the payment channel with its route, and the job."""
+    """The payment channel with its route, and the job with the client's signature."""
 
     key: SessionKey
     spec: JobSpec
@@ -125,7 +125,7 @@ def _ids(value: object) -> tuple[int, ...] | None:
             return tuple(int(item) for item in np.frombuffer(data, dtype="<i4"))
         except (binascii.Error, ValueError):
             raise ProtocolError("bad-batch", "Token ids must be base64 of whole int32 numbers.") from None
-    # Larger numbers would overflow arrays later on, and an audit that breaks is an audit escaped.
+    # Larger numbers would overflow arrays later, and a node whose audit fails on our side is not judged.
     if isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 31 for item in value):
         return tuple(value)
     raise ProtocolError("bad-batch", "Token ids must be base64 or a list of integers.")
@@ -173,7 +173,7 @@ def _check_terms(
     if key.session_id(*escrow) != spec.session_id or spec.job_id != commit.job_id:
         return LeafFault("foreign-job", "the job does not belong to the session the leaf shows")
     if digest != commit.spec_hash:
-        # Like any paper that a node keeps back: what it serves is not signed, so that nobody is slashed for it.
+        # Not severe: HTTP answers are unsigned, so somebody on the way could have replaced the spec.
         return LeafFault("wrong-spec", "the job that the leaf shows is not the one that the commit names")
     if commit.hop >= len(key.nodes) or key.nodes[commit.hop] != registration.node:
         return LeafFault("foreign-job", f"hop {commit.hop} of the session is not this node")

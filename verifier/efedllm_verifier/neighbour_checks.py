@@ -1,4 +1,4 @@
-"""Whether a hop read what its neighbour sent, and sent what it committed to: signed envelopes against signed roots."""
+"""Checks that a hop read what its neighbour sent, and sent what it committed to, by signed envelopes and roots."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from efedllm_verifier.leaf import LeafFault
 from efedllm_verifier.node_directory import Party
 from efedllm_verifier.statistic import Outcome
 
-# Kinds of a blamed side that merely does not answer: a failure, but no proof of a lie.
+# Kinds of a side that does not open its root: a failure, but no proof of a lie.
 _UNPROVEN = ("silent", "bad-opening")
 
 
 def unsigned_positions(
     domain: Domain, leaves: Sequence[bytes], start: int, evidence: BoundaryEvidence, signers: frozenset[str]
 ) -> list[int]:
-    """Positions from `start` whose leaf no envelope covers that one of `signers` sent. Pure.
+    """Positions from `start` on whose leaf is not covered by an envelope that one of `signers` sent. Pure.
 
-    An envelope names the one before it by digest, so that a signature on it says that its signer sent that one too:
-    going backwards, one signature is checked where the chain is whole.
+    Each envelope contains the digest of the one before it, so a signature on an envelope covers all earlier ones.
+    Envelopes are read backwards: where their chain is unbroken, one signature is checked.
     """
     covered = [False] * len(leaves)
     digests = domain.digests([record.envelope for record in evidence.envelopes])
@@ -59,9 +59,9 @@ async def check_inputs(
     own: Party,
     sender: Party,
 ) -> LeafFault | None:
-    """The hop shows the sender's signature over every row from `start` on that it says it read.
+    """Check that the hop shows the sender's signature over every row from position `start` on.
 
-    `leaves`: of the committed input boundary.
+    leaves: of the committed input boundary. A fault when the hop shows no evidence or a row is unsigned.
     """
     evidence = await _evidence(reader, own, commit.job_id, commit.hop)
     if evidence is None:
@@ -75,9 +75,9 @@ async def check_inputs(
 async def check_outputs(
     reader: NodeReader, domain: Domain, commit: HopCommit, own: Party, receiver: Party
 ) -> LeafFault | None:
-    """When the next hop committed to another boundary, the signed envelopes decide who lied; None if that is not us.
+    """When the next hop committed to another boundary, decide by the signed envelopes whether this hop lied.
 
-    A next hop that shows no commitment of its own proves nothing.
+    None when it did not, and when the next hop shows no valid commitment, which proves nothing.
     """
     theirs = await _commit_of(reader, domain, commit, receiver)
     if theirs is None or (theirs.in_root, theirs.tokens) == (commit.out_root, commit.tokens):

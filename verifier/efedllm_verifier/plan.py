@@ -1,8 +1,8 @@
-"""What a verifier does next: a pure function of what it knows about one epoch and of the chain's clock.
+"""Decides what a verifier does next, as a pure function of the state of one epoch and of the chain's clock.
 
-Work of epoch e is judged in e+1: seed, audits and commit in its first third, reveal in the second, finalise and judge
-in the last; points are claimed from e+2. Every action may be planned again until the state shows its effect, so a crash
-between an action and its record only repeats it.
+Work of epoch e is judged in epoch e+1: seed, audits and commit in its first third, reveal in the second, finalise and
+judge in the last. Points are claimed from e+2. An action is planned again until the state shows its effect, so a crash
+between an action and its record only repeats the action.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ class EpochState:
 
 @dataclass(frozen=True)
 class Timing:
-    """stagger: delay between two verifiers' turns at a duty that anyone may do, as a share of the epoch.
-    commit_by: share of the commit phase after which unfinished audits are left out. seed_lifetime: blocks a block hash
-    stays readable on chain."""
+    """stagger: delay between two verifiers' turns at an action that anyone may take, as a share of the epoch.
+    commit_by: share of the commit phase after which unfinished audits are left out. seed_lifetime: number of blocks for
+    which a block hash stays readable on chain."""
 
     stagger: float = 1 / 60
     commit_by: float = 0.75
@@ -153,7 +153,7 @@ def plan_claims(unclaimed: Iterable[int], time: ChainTime, limit: int = 16) -> l
 
 
 def turn(state: EpochState) -> int:
-    """Our place in the order of duties that anyone may do; it rotates so that the gas is shared."""
+    """Our index in the order of actions that anyone may take; it rotates with the epoch, to share the gas."""
     return (state.seats.index(state.me) + state.epoch) % len(state.seats)
 
 
@@ -188,7 +188,7 @@ def _tally(state: EpochState, time: ChainTime, timing: Timing) -> list[VerifierA
 
 
 def _judged_on(state: EpochState, verifier: str) -> tuple[str, ...]:
-    """The nodes a verifier answers for: those it revealed, else those it owed a verdict on; none when it owed none."""
+    """The nodes for which a verifier is judged: those it revealed verdicts on, else those it owed a verdict on."""
     for revealer, nodes in state.revealed_by:
         if revealer == verifier:
             return nodes

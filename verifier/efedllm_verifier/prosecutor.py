@@ -1,4 +1,4 @@
-"""From a proof on disk to the accuser's share: what to do is pure, and safe to repeat after a crash at any point."""
+"""Shows proofs of equivocation to the contract. The next step of a proof is a pure function, safe to repeat."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from efedllm_verifier.metrics import VerifierMetrics
 
 @dataclass(frozen=True)
 class ProofStatus:
-    """What the chain says about a proof. `ours`: it is of this network; `theirs`: its keys are the node's; `stake`:
-    wei, active and unbonding.
+    """State of a proof on chain. ours: it is of this network. theirs: its keys are the node's. stake: wei, active and
+    unbonding.
     """
 
     ours: bool
@@ -47,7 +47,7 @@ def next_step(status: ProofStatus) -> CaseStep:
 
 
 class Prosecutor:
-    """Keeps what audits bring to light and shows it to the contract. `log` is a structlog logger."""
+    """Stores proofs of equivocation found after audits and sends them to the contract. `log` is a structlog logger."""
 
     def __init__(
         self, chain: Chain, search: EquivocationSearch, folder: EvidenceFolder, metrics: VerifierMetrics, log: Any

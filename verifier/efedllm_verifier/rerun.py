@@ -1,4 +1,4 @@
-"""Recomputing one hop in one prefill and comparing it with what was committed. Call it on the engine's thread."""
+"""Recomputes one hop in one prefill and compares it with the commitment. Call it on the engine's thread."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def rerun(
     dtype = as_dtype(commit.wire_dtype)
     exact = commit.profile == EXACT_PROFILE
     if commit.profile == HALF_PROFILE:
-        # What honest float32 machines do not agree on closely enough to slash anybody, bfloat16 does even less.
+        # If float32 differences are not slashable for this model, bfloat16 differences are not either.
         limits = replace(HALF_LIMITS, slashable=limits.slashable)
     if exact != (constants_of(executor) is not None):
         raise BackendError("our engine computes in another profile than the hop")
@@ -109,7 +109,7 @@ def rerun(
         detail = f"{how} at position {statistic.position}, mismatch {statistic.mismatch:.2%}"
         return HopResult(statistic, LeafFault("wrong-output", detail, statistic.outcome))
     if exact and tap_tree(commit, taps).root() != commit.aux_root:
-        # The rows are right, so that the node could have had the taps: it attested values that it did not compute.
+        # The rows are right, so the node could have computed the taps: it committed to values it did not compute.
         return HopResult(statistic, LeafFault("wrong-taps", "the committed taps are not the hop's", Outcome.SEVERE))
     if not executor.has_head:
         return HopResult(statistic, None, taps)
@@ -127,10 +127,10 @@ def compared(
     limits: DeviationLimits,
     seed: bytes,
 ) -> HopStatistic:
-    """What `compare` says of a float hop; before it accuses, our own recomputation must not stray from itself as far.
+    """`compare` for a float hop. A hop that does not pass is compared again with the spread of our own recomputation.
 
-    given: the hop's input, ids [n] or states [n, hidden]; residual: the same in hidden space. `seed` as `own_spread`
-    takes it. Raises BackendError as `compare` does, and ModelError.
+    given: the hop's input, ids [n] or states [n, hidden]; residual: the same in hidden space; seed: see `own_spread`.
+    Raises BackendError as `compare` does, and ModelError.
     """
     found = compare(committed, ours, residual, dtype, limits)
     if found.outcome is Outcome.PASS or not np.isfinite(committed).all():
@@ -140,7 +140,7 @@ def compared(
 
 
 def _compute(executor: Executor, item: StepItem, *, exact: bool) -> tuple[Float32, bytes]:
-    """States of one step and, of an exact engine, the taps of its positions."""
+    """States of one step and, for an exact engine, the taps of its positions."""
     if not exact:
         return executor.step([item])[0], b""
     (tapped,) = cast(TapExecutor, executor).step_with_taps([item])
@@ -148,17 +148,17 @@ def _compute(executor: Executor, item: StepItem, *, exact: bool) -> tuple[Float3
 
 
 def tap_tree(commit: HopCommit, taps: bytes) -> TapTree:
-    """The tree that the aux root of `commit` is over when these are the taps of all its positions."""
+    """The tree over `taps`, the taps of all positions of `commit`. Its root is the aux root of an honest hop."""
     tree = TapTree(commit.job_id, commit.hop, TAP_BYTES)
     tree.append(taps)
     return tree
 
 
 def _not_finite(executor: Executor, what: str) -> LeafFault:
-    """The fault of a hop whose committed input gives `what` that is not finite: no honest hop commits to that.
+    """The fault of a hop for whose committed input `what` is not finite: no honest hop commits to such an input.
 
-    An engine that makes infinities of anything is broken; BackendError then, as nobody else is to blame. Abstaining
-    without that proof would let a node escape by one poisoned leaf.
+    Raises BackendError when our engine gives no finite output for a plain input either, as then the engine is broken.
+    Abstaining without this check would let a node escape its audit by one leaf with such an input.
     """
     plain = np.zeros(1, np.int32) if executor.has_embedding else np.zeros((1, executor.hidden), np.float32)
     try:
@@ -171,7 +171,7 @@ def _not_finite(executor: Executor, what: str) -> LeafFault:
 
 
 def check_ids(ids: NDArray[np.int32], leaf: Leaf, spec: JobSpec, vocab: int) -> LeafFault | None:
-    """Boundary 0: the prompt is the one the client signed, and what follows is what a one-hop route emitted itself."""
+    """Check boundary 0: the prompt is the one the client signed, and any shown emitted ids follow it."""
     if ids.min() < 0 or ids.max() >= vocab:
         return LeafFault("bad-input-bytes", f"a token id is outside 0..{vocab - 1}")
     head = ids[: spec.prompt_tokens]
@@ -198,8 +198,9 @@ def check_tokens(
     exact: bool = False,
     limits: DeviationLimits = MEASURED,
 ) -> LeafFault | None:
-    """Every emitted token was sampled from the logits of the committed hidden rows [n, hidden]: of a float model, could
-    have been.
+    """Check that every emitted token was sampled from the logits of the committed hidden rows [n, hidden].
+
+    For a float model: that it could have been, within the tolerance of `limits`.
     """
     sampling = SamplingSpec.from_job(spec)
     first = spec.prompt_tokens - 1
