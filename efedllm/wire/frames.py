@@ -45,7 +45,7 @@ class FrameType(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class FrameLimits:
     """Bounds of one frame type, in bytes."""
 
     min_body: int
@@ -53,12 +53,12 @@ class Limits:
     max_payload: int
 
 
-_JSON: Final = Limits(2, MAX_JSON, 0)
-LIMITS: Final[dict[FrameType, Limits]] = {
+_JSON: Final = FrameLimits(2, MAX_JSON, 0)
+LIMITS: Final[dict[FrameType, FrameLimits]] = {
     **dict.fromkeys(FrameType, _JSON),
-    FrameType.OPEN_JOB: Limits(2, MAX_JSON, MAX_PROMPT_BYTES),
-    FrameType.ACT: Limits(ACT_BODY_BYTES, ACT_BODY_BYTES, MAX_FRAME - HEADER_BYTES - ACT_BODY_BYTES),
-    FrameType.ACK: Limits(ACK_BODY_BYTES, ACK_BODY_BYTES, 0),
+    FrameType.OPEN_JOB: FrameLimits(2, MAX_JSON, MAX_PROMPT_BYTES),
+    FrameType.ACT: FrameLimits(ACT_BODY_BYTES, ACT_BODY_BYTES, MAX_FRAME - HEADER_BYTES - ACT_BODY_BYTES),
+    FrameType.ACK: FrameLimits(ACK_BODY_BYTES, ACK_BODY_BYTES, 0),
 }
 
 

@@ -13,7 +13,7 @@ from efedllm_bench.attacks.lab import Lab as AttackLab
 from efedllm_bench.cheats.catalog import Attack
 from efedllm_bench.cheats.wrapper import Switch
 from efedllm_node.app import NodeApp
-from efedllm_verifier.audit import LeafReport
+from efedllm_verifier.audit_report import LeafReport
 from efedllm_verifier.fetch import FetchLimits
 from tests.live_network import LiveNetwork
 from tests.node.audit_kit import AuditedLab, open_auditor

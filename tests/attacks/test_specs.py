@@ -16,7 +16,7 @@ from efedllm.commitments.messages import NO_EOS
 from efedllm_bench.attacks.lab import RANGES, Lab
 from efedllm_bench.attacks.lies.specs import shown
 from efedllm_bench.cheats.http import Door, Lie
-from efedllm_verifier.audit import attested_digest
+from efedllm_verifier.audit_report import attested_digest
 from efedllm_verifier.statistic import Outcome
 from tests.attacks.node_network import LIMITS, NodeNetwork, node_network
 from tests.attacks.test_real_nodes import PROMPT

@@ -32,7 +32,7 @@ from efedllm_bench.calibration.measure import (
 from efedllm_bench.calibration.tried_cheats import CalibrationShop, armed, changes, cheats, one_matrix
 from efedllm_bench.cheats.weights import Edit, falsify
 from efedllm_bench.fleet.machines import Machine, native_machines
-from efedllm_verifier.statistic import ROUNDING, Limits, Outcome, compare
+from efedllm_verifier.statistic import ROUNDING, DeviationLimits, Outcome, compare
 from tests.model_fixtures import bundled_model, checkpoint, published, with_words
 
 __all__ = ["bundled_model", "checkpoint", "published"]
@@ -91,8 +91,8 @@ def test_deviations_are_what_the_statistic_measures() -> None:
     assert plain == pytest.approx([0.0, 5e-4, 0.0], rel=1e-3)
     assert beyond[1] < plain[1]
     tau = float(beyond.max()) * 1.01
-    assert compare(rows, ours, x, WireDtype.F32, Limits(tau, ROUNDING)).outcome is Outcome.PASS
-    assert compare(rows, ours, x, WireDtype.F32, Limits(tau / 1.1, ROUNDING)).outcome is Outcome.FAIL
+    assert compare(rows, ours, x, WireDtype.F32, DeviationLimits(tau, ROUNDING)).outcome is Outcome.PASS
+    assert compare(rows, ours, x, WireDtype.F32, DeviationLimits(tau / 1.1, ROUNDING)).outcome is Outcome.FAIL
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 8, 22])
@@ -118,7 +118,7 @@ def test_an_encoder_is_measured_over_whole_texts(checkpoint: Callable[[str], Pat
     assert found.honest_count > 300 * len(FLEET) * 2
     assert found.slashable
     # A verifier measures the hops of this encoder by it, and no cheat passes.
-    limits = Limits.of(Manifest.load(out).tolerance)
+    limits = DeviationLimits.of(Manifest.load(out).tolerance)
     assert (limits.tau, limits.slashable) == (found.tau, True)
     honest = load_executor(out, 0, 3)
     ids = np.arange(40, dtype=np.int32) * 7 % 96

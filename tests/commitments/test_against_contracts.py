@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from efedllm.chain import Chain
+from efedllm.chain.contracts import ModelParams
 from efedllm.commitments.hashing import as_address, keccak
 from efedllm.commitments.merkle import WeightsTree
 from efedllm.commitments.messages import SessionKey, Voucher
@@ -23,41 +22,37 @@ KEY = SessionKey(
 )
 
 
-def as_tuple(key: SessionKey) -> tuple[object, ...]:
-    return tuple(getattr(key, field.name) for field in fields(SessionKey))
-
-
 async def test_session_ids(chain: Chain) -> None:
     chain_id, escrow = chain.escrow_domain
     for count, shares in ((1, (10_000,)), (2, (4000, 6000)), (3, KEY.shares)):
         key = SessionKey(KEY.client, KEY.signer, KEY.model_id, 1, 2, 3, NODES[:count], shares)
-        assert await chain.call("SessionEscrow", "sessionIdOf", as_tuple(key)) == key.session_id(chain_id, escrow)
-    assert await chain.call("SessionEscrow", "sessionIdOf", as_tuple(KEY)) == KEY.session_id(chain_id, escrow)
+        assert await chain.contracts.session_escrow.session_id_of(key) == key.session_id(chain_id, escrow)
+    assert await chain.contracts.session_escrow.session_id_of(KEY) == KEY.session_id(chain_id, escrow)
 
 
 async def test_voucher_digests(chain: Chain) -> None:
     chain_id, escrow = chain.escrow_domain
     for cumulative, tokens in ((0, 0), (2**128 - 1, 2**64 - 1), (10**18, 1000)):
         voucher = Voucher(KEY.session_id(chain_id, escrow), cumulative, tokens, keccak(b"receipts"))
-        members = (voucher.session_id, voucher.cumulative, voucher.tokens, voucher.receipts_root)
-        assert await chain.call("SessionEscrow", "voucherDigest", members) == voucher.digest(chain_id, escrow)
+        assert await chain.contracts.session_escrow.voucher_digest(voucher) == voucher.digest(chain_id, escrow)
 
 
 async def test_weight_proofs(chain: Chain) -> None:
     leaves = [keccak(bytes([i])) for i in range(7)]
     tree = WeightsTree(leaves)
-    params = {
-        "weightsRoot": tree.root,
-        "layers": 4,
-        "hidden": 8,
-        "rankBps": 10_000,
-        "quant": 0,
-        "profile": 0,
-        "constantsHash": bytes(32),
-        "certificateHash": bytes(32),
-    }
-    done = await chain.send("ModelRegistry", "register", bytes(32), params, keccak(b"manifest"), "")
+    params = ModelParams(
+        weights_root=tree.root,
+        layers=4,
+        hidden=8,
+        rank_bps=10_000,
+        quant=0,
+        profile=0,
+        constants_hash=bytes(32),
+        certificate_hash=bytes(32),
+    )
+    models = chain.contracts.model_registry
+    done = await models.register(bytes(32), params, keccak(b"manifest"), "")
     model_id = done.event("ModelRegistered").args["modelId"]
     for i, leaf in enumerate(leaves):
-        assert await chain.call("ModelRegistry", "verifyTensor", model_id, leaf, tree.proof(i))
-        assert not await chain.call("ModelRegistry", "verifyTensor", model_id, keccak(leaf), tree.proof(i))
+        assert await models.verify_tensor(model_id, leaf, tree.proof(i))
+        assert not await models.verify_tensor(model_id, keccak(leaf), tree.proof(i))

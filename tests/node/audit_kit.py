@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from efedllm.commitments.hashing import keccak
 from efedllm_node.app import NodeApp
-from efedllm_verifier.audit import Auditor, AuditTask, NodeAudit
-from efedllm_verifier.engine_cache import EngineHouse
+from efedllm_verifier.audit import Auditor
+from efedllm_verifier.audit_report import AuditTask, NodeAudit
+from efedllm_verifier.engine_cache import EngineCache
 from efedllm_verifier.fetch import FetchLimits, NodeReader
 from tests.node.node_kit import Lab
 
@@ -23,7 +24,7 @@ class AuditedLab:
 
     lab: Lab
     auditor: Auditor
-    house: EngineHouse
+    house: EngineCache
 
     async def task(self, epoch: int, app: NodeApp) -> AuditTask:
         """Every leaf of the node's batches of an epoch."""
@@ -38,7 +39,7 @@ async def open_auditor(lab: Lab, limits: FetchLimits, account: int = 9) -> Async
     """An auditor in the name of an account, with weights and reports of its own below the lab's directory."""
     async with AsyncExitStack() as stack:
         reader = await stack.enter_async_context(NodeReader(limits))
-        house = EngineHouse(lab.directory / f"house-{account}", [str(lab.model_dir)], 1 << 30)
+        house = EngineCache(lab.directory / f"house-{account}", [str(lab.model_dir)], 1 << 30)
         stack.callback(house.close)
         auditor = Auditor(
             lab.chain, reader, house, lab.directory / f"reports-{account}", lab.live.account(account).address

@@ -26,7 +26,7 @@ from efedllm_client.api import Client
 from efedllm_client.jobs.options import RouteOptions
 from efedllm_verifier.app import Verifier, open_verifier
 from efedllm_verifier.config import VerifierConfig
-from efedllm_verifier.metrics import Health, Metrics
+from efedllm_verifier.metrics import Health, VerifierMetrics
 from tests.live_network import LiveNetwork
 from tests.node.node_kit import PASSWORD, Lab, eventually, open_lab
 from tests.node.test_lifecycle import ROOT, spawn
@@ -64,7 +64,7 @@ async def verifier(stack: AsyncExitStack, lab: Lab, index: int) -> Verifier:
         home=lab.directory / f"verifier-{index}",
         models=(str(lab.model_dir),),
     )
-    opened = open_verifier(config, Metrics(), Health(60), get_logger("test"))
+    opened = open_verifier(config, VerifierMetrics(), Health(60), get_logger("test"))
     made, _ = await stack.enter_async_context(opened)
     stack.push_async_callback(made.cancel_audits)
     return made

@@ -17,7 +17,7 @@ from efedllm_bench.trust.evm import COMMIT, REVEAL, TALLY, Network, address_of
 from efedllm_bench.trust.history import LAYERS, Comparison
 from efedllm_bench.trust.simulate import Economy
 from efedllm_deploy.profile import Profile
-from efedllm_verifier.lot import Verdict
+from efedllm_verifier.verdict import Verdict
 
 
 def profile(name: str, **changes: int) -> Profile:

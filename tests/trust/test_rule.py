@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from efedllm_bench.trust import committee as com
 from efedllm_bench.trust import rule as r
 from efedllm_deploy.profile import Profile
-from efedllm_verifier.lot import Verdict
+from efedllm_verifier.verdict import Verdict
 
 RULE = r.Rule.of(Profile.load("production"))
 

@@ -29,9 +29,9 @@ from efedllm_deploy.local import dev_account
 from efedllm_deploy.profile import Profile
 from efedllm_deploy.publish import publish
 from efedllm_verifier.actions import take_seat
-from efedllm_verifier.app import Verifier, Wrapper, open_verifier
+from efedllm_verifier.app import AuditorWrapper, Verifier, open_verifier
 from efedllm_verifier.config import VerifierConfig
-from efedllm_verifier.metrics import Health, Metrics
+from efedllm_verifier.metrics import Health, VerifierMetrics
 from efedllm_verifier.plan import Timing
 from tests.live_network import LiveNetwork
 from tests.verifier.audit_lab import RANGES, Trace, job_spec
@@ -94,16 +94,16 @@ class Network:
             node = ServedNode(self.node(hop), hop, jobs, (lies or {}).get(hop, Lies()))
             await self.stack.enter_async_context(node)
             self.served.append(node)
-            await self.chains[NODES[hop]].send("NodeRegistry", "setEndpoint", node.url)
+            await self.chains[NODES[hop]].contracts.node_registry.set_endpoint(node.url)
 
     async def post(self, roots: dict[int, bytes]) -> None:
         """Post every node's batch, under another root than its own where `roots` says so."""
         epoch = (await self.now()).epoch
         for hop, node in enumerate(self.served):
             chain = self.chains[NODES[hop]]
-            seq = await chain.call("CommitmentLog", "nextSeq", node.address)
+            seq = await chain.contracts.commitment_log.next_seq(node.address)
             root = roots.get(hop, node.batch_root(self.admin.efl_domain, epoch, seq))
-            await chain.send("CommitmentLog", "post", epoch, seq, root, len(node.jobs))
+            await chain.contracts.commitment_log.post(epoch, seq, root, len(node.jobs))
 
     def config(self, index: int, *, models: bool = True, poll: float = 0.1, stake: int | None = None) -> VerifierConfig:
         """Configuration of the verifier with account `index`; makes its keystore."""
@@ -154,21 +154,21 @@ async def staked_network(live: LiveNetwork, home: Path, published: Path) -> Asyn
         signers = tuple(Signer(keccak(f"signer {hop}".encode())) for hop in range(len(NODES)))
         for hop, index in enumerate(NODES):
             chain = chains[index]
-            await admin.send("EfedToken", "transfer", chain.account_address, 200 * WEI)
+            await admin.contracts.efed_token.transfer(chain.account_address, 200 * WEI)
             await chain.ensure_allowance("StakeVault", 200 * WEI)
-            await chain.send("StakeVault", "stake", 200 * WEI)
+            await chain.contracts.stake_vault.stake(200 * WEI)
             root = manifest.shard_root(*RANGES[hop])
             endpoint = "http://127.0.0.1:1"
-            await chain.send(
-                "NodeRegistry", "register", model.model_id, *RANGES[hop], 1000, signers[hop].address, root, endpoint
+            await chain.contracts.node_registry.register(
+                model.model_id, *RANGES[hop], 1000, signers[hop].address, root, endpoint
             )
         client_chain, client = chains[CLIENT], Signer(keccak(b"session key"))
-        await admin.send("EfedToken", "transfer", client_chain.account_address, 100 * WEI)
+        await admin.contracts.efed_token.transfer(client_chain.account_address, 100 * WEI)
         await client_chain.ensure_allowance("SessionEscrow", 100 * WEI)
-        await client_chain.send("SessionEscrow", "deposit", 100 * WEI)
+        await client_chain.contracts.session_escrow.deposit(100 * WEI)
         for index in VERIFIERS:
             async with await live.connect(index) as chain:
-                await admin.send("EfedToken", "transfer", chain.account_address, 200 * WEI)
+                await admin.contracts.efed_token.transfer(chain.account_address, 200 * WEI)
                 await take_seat(chain, None, get_logger("test"))
         now = await admin.now()
         key = SessionKey(
@@ -181,7 +181,7 @@ async def staked_network(live: LiveNetwork, home: Path, published: Path) -> Asyn
             nodes=tuple(chains[index].account_address for index in NODES),
             shares=(4000, 3000, 3000),
         )
-        await client_chain.send("SessionEscrow", "open", key, 50 * WEI)
+        await client_chain.contracts.session_escrow.open(key, 50 * WEI)
         yield Network(
             live,
             admin,
@@ -217,8 +217,10 @@ async def verifiers(network: Network, indexes: Sequence[int] = VERIFIERS) -> Asy
         yield made
 
 
-async def enter_verifier(stack: AsyncExitStack, config: VerifierConfig, wrapper: Wrapper | None = None) -> Verifier:
-    opened = open_verifier(config, Metrics(), Health(60), get_logger("test"), wrapper)
+async def enter_verifier(
+    stack: AsyncExitStack, config: VerifierConfig, wrapper: AuditorWrapper | None = None
+) -> Verifier:
+    opened = open_verifier(config, VerifierMetrics(), Health(60), get_logger("test"), wrapper)
     verifier, _ = await stack.enter_async_context(opened)
     stack.push_async_callback(verifier.cancel_audits)
     return verifier
@@ -236,18 +238,14 @@ async def drive(network: Network, running: Sequence[Verifier], done: Callable[[]
         await network.clock.mine()
 
 
-async def has(network: Network, fn: str, epoch: int, indexes: Sequence[int]) -> bool:
-    """Whether a per-verifier view of the committee is set for all of them."""
-    found = [await network.admin.call("VerifierCommittee", fn, epoch, network.chain_address(i)) for i in indexes]
-    return all(value if isinstance(value, bool) else any(value) for value in found)
-
-
 async def committed(network: Network, epoch: int, indexes: Sequence[int] = VERIFIERS) -> bool:
-    return await has(network, "commitmentOf", epoch, indexes)
+    committee = network.admin.contracts.verifier_committee
+    return all([any(await committee.commitment_of(epoch, network.chain_address(index))) for index in indexes])
 
 
 async def revealed(network: Network, epoch: int, indexes: Sequence[int] = VERIFIERS) -> bool:
-    return await has(network, "hasRevealed", epoch, indexes)
+    committee = network.admin.contracts.verifier_committee
+    return all([await committee.has_revealed(epoch, network.chain_address(index)) for index in indexes])
 
 
 async def judged(network: Network, epoch: int, indexes: Sequence[int] = VERIFIERS) -> bool:

@@ -8,7 +8,7 @@ import sys
 
 from efedllm.sampling.float import SamplingSpec
 from efedllm_verifier.app import Verifier
-from efedllm_verifier.lot import Verdict, unpack_verdict
+from efedllm_verifier.verdict import Verdict
 from tests.verifier.audit_lab import PROMPT, Trace
 from tests.verifier.audit_network import Network
 from tests.verifier.served_node import Lies
@@ -28,13 +28,18 @@ async def work(
     return epoch
 
 
+def unpacked(packed: int) -> Verdict:
+    """The verdict in the uint16 that a verifier revealed."""
+    return Verdict(packed & 0xFF, packed >> 8 & 0x7F, bool(packed >> 15))
+
+
 async def verdicts(network: Network, epoch: int) -> dict[str, set[Verdict]]:
     """What the verifiers said about each node."""
     found: dict[str, set[Verdict]] = {}
     for event in await network.admin.history("VerifierCommittee", "Revealed"):
         if event.args["epoch"] == epoch:
             for node, verdict in zip(event.args["nodes"], event.args["verdicts"], strict=True):
-                found.setdefault(node, set()).add(unpack_verdict(verdict))
+                found.setdefault(node, set()).add(unpacked(verdict))
     return found
 
 

@@ -18,8 +18,8 @@ from efedllm_verifier.statistic import (
     SEVERE_AT,
     SPREAD_MARGIN,
     BackendError,
+    DeviationLimits,
     HopStatistic,
-    Limits,
     Outcome,
     bf16_half_step,
     chunk_mismatch,
@@ -290,7 +290,7 @@ def test_a_wide_limit_is_wide_on_a_bf16_wire_too() -> None:
     rng = np.random.default_rng(5)
     x = rows(64, 256)
     ours = x + rng.standard_normal(x.shape).astype(np.float32)
-    wide = Limits(tau=3e-3)
+    wide = DeviationLimits(tau=3e-3)
     # An eighth of the limit, as calibration leaves it.
     honest = as_wire(ours + np.float32(wide.tau / 8) * rng.standard_normal(x.shape).astype(np.float32))
     assert compare(honest, ours, x, BF16).outcome is Outcome.SEVERE
@@ -317,18 +317,18 @@ def test_two_torch_threads_really_run(published: Path) -> None:
 
 
 def test_a_model_without_limits_of_its_own_is_measured_more_generously() -> None:
-    assert Limits.of(None).tau == 10 * Limits().tau
-    assert Limits.of(None).slashable
+    assert DeviationLimits.of(None).tau == 10 * DeviationLimits().tau
+    assert DeviationLimits.of(None).slashable
 
 
 def test_a_models_own_limits_count_and_an_unslashable_one_never_slashes() -> None:
     x, y = np.zeros((2, 4), np.float32), np.ones((2, 4), np.float32)
     off = y * np.float32(1 + 1e-3)
     assert compare(off, y, x, F32).outcome is Outcome.SEVERE
-    wide = Limits(tau=2e-3, rounding=0.0)
+    wide = DeviationLimits(tau=2e-3, rounding=0.0)
     assert compare(off, y, x, F32, wide).outcome is Outcome.PASS
     assert compare(off, y, x, F32, wide).worst == pytest.approx(0.5, rel=1e-3)
-    narrow = Limits(tau=1e-5, rounding=0.0, slashable=False)
+    narrow = DeviationLimits(tau=1e-5, rounding=0.0, slashable=False)
     assert compare(off, y, x, F32, narrow).outcome is Outcome.FAIL
     poisoned = off.copy()
     poisoned[0, 0] = np.inf

@@ -31,7 +31,7 @@ from efedllm_verifier.statistic import (
     HALF_MOST_SEVERE_AT,
     MEASURED,
     SEVERE_AT,
-    Limits,
+    DeviationLimits,
     Outcome,
     compare,
     grade_half,
@@ -67,7 +67,7 @@ def audit(
     trace: Trace,
     profile: int,
     wire: WireDtype = WireDtype.F32,
-    limits: Limits = MEASURED,
+    limits: DeviationLimits = MEASURED,
 ) -> HopResult:
     spec = job_spec(PROMPT, NEW, wire, WARM)
     commit = replace(hop_commit(spec, hop, len(RANGES), RANGES[hop], trace, 256), profile=profile)
@@ -100,7 +100,7 @@ def as_int4(weight: torch.Tensor) -> torch.Tensor:
     return (weight / scale).round() * scale
 
 
-def audited(published: Path, hop: int, cheat: Executor, profile: int, limits: Limits = MEASURED) -> HopResult:
+def audited(published: Path, hop: int, cheat: Executor, profile: int, limits: DeviationLimits = MEASURED) -> HopResult:
     engines: list[Executor] = [load(published, *layers) for layers in RANGES]
     engines[hop] = cheat
     return audit(published, hop, decode_route(engines, PROMPT, NEW, WireDtype.F32, WARM), profile, limits=limits)
@@ -133,7 +133,7 @@ def test_gross_cheats_of_the_class_are_severe(published: Path, hop: int) -> None
         assert found.fault.code == "wrong-output"
     if hop == 0:
         # A model whose limits slash nobody slashes nobody who computes it in bfloat16.
-        lenient = Limits(slashable=False)
+        lenient = DeviationLimits(slashable=False)
         assert audited(published, hop, PassThrough(engine()), HALF_PROFILE, lenient).outcome is Outcome.FAIL
 
 

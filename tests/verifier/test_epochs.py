@@ -22,8 +22,8 @@ from efedllm.commitments.messages import Voucher
 from efedllm.commitments.signing import Signer
 from efedllm.errors import ChainError, ConfigError
 from efedllm_verifier.app import store_path
-from efedllm_verifier.lot import Verdict
-from efedllm_verifier.store import Store
+from efedllm_verifier.store import AttestationStore
+from efedllm_verifier.verdict import Verdict
 from tests.chain.drop_proxy import DropProxy
 from tests.verifier.audit_lab import PROMPT, RANGES, Trace, as_int8, decode_route, load, tamper
 from tests.verifier.audit_network import (
@@ -76,8 +76,8 @@ async def standing(network: Network, hop: int) -> tuple[int, int]:
     """(standing, trust in ppm) of a node."""
     node = network.node(hop)
     return (
-        await network.admin.call("VerifierCommittee", "standingOf", node),
-        await network.admin.call("VerifierCommittee", "trustOf", node),
+        await network.admin.contracts.verifier_committee.standing_of(node),
+        await network.admin.contracts.verifier_committee.trust_of(node),
     )
 
 
@@ -90,9 +90,9 @@ async def test_a_neighbour_that_changes_its_key_before_the_batches_hurts_nobody(
         await network.serve([network.job(honest, epoch, WARM, PROMPT, NEW)])
         chain = network.chains[NODES[0]]
         root, url = network.manifest.shard_root(*RANGES[0]), network.served[0].url
-        await chain.send("NodeRegistry", "retire")
-        await chain.send(
-            "NodeRegistry", "register", network.model_id, *RANGES[0], 1000, Signer(bytes(31) + b"\7").address, root, url
+        await chain.contracts.node_registry.retire()
+        await chain.contracts.node_registry.register(
+            network.model_id, *RANGES[0], 1000, Signer(bytes(31) + b"\7").address, root, url
         )
         await network.post({})
         await judge_epoch(network, running, epoch)
@@ -104,13 +104,13 @@ async def test_honest_nodes_earn_trust_and_verifiers_are_paid_once(network: Netw
         epoch = await work(network, honest)
         voucher = Voucher(network.key.session_id(*network.admin.escrow_domain), 10 * WEI, 48, bytes(32))
         signature = network.client.sign(voucher.digest(*network.admin.escrow_domain))
-        await network.chains[NODES[0]].send("SessionEscrow", "settle", network.key, voucher, signature)
+        await network.chains[NODES[0]].contracts.session_escrow.settle(network.key, voucher, signature)
         await judge_epoch(network, running, epoch)
         assert await verdicts(network, epoch) == {network.node(hop): {Verdict(10, 0, False)} for hop in range(3)}
         for hop in range(3):
             assert (await standing(network, hop))[1] > 300_000
         for index in VERIFIERS:
-            assert await network.admin.call("VerifierCommittee", "pointsOf", epoch, network.chain_address(index)) == 30
+            assert await network.admin.contracts.verifier_committee.points_of(epoch, network.chain_address(index)) == 30
         await network.clock.skip_to(epoch + 2, 0.1)
         for _ in range(2):
             for verifier in running:
@@ -286,7 +286,7 @@ async def test_while_the_chain_is_away_nobody_is_accused(network: Network, hones
 async def test_starting_again_stakes_and_seats_only_once(network: Network) -> None:
     index = 8
     me = network.chain_address(index)
-    await network.admin.send("EfedToken", "transfer", me, 150 * WEI)
+    await network.admin.contracts.efed_token.transfer(me, 150 * WEI)
     for stake in (None, None, 120 * WEI):
         async with AsyncExitStack() as stack:
             await enter_verifier(stack, network.config(index, stake=stake))
@@ -305,7 +305,7 @@ async def test_a_seat_that_cannot_be_paid_is_refused_before_anything_is_sent(
     network: Network, efed: int, stake: int | None, code: str
 ) -> None:
     me = network.chain_address(8)
-    await network.admin.send("EfedToken", "transfer", me, efed * WEI)
+    await network.admin.contracts.efed_token.transfer(me, efed * WEI)
     with pytest.raises(ConfigError) as caught:
         async with AsyncExitStack() as stack:
             await enter_verifier(stack, network.config(8, stake=stake))
@@ -324,7 +324,7 @@ async def test_a_killed_process_reveals_after_its_restart(network: Network, hone
             await asyncio.sleep(0.05)
 
     async def noted() -> bool:
-        store = await Store.open(
+        store = await AttestationStore.open(
             store_path(network.config(index).home, network.live.deployment, network.chain_address(index))
         )
         try:

@@ -26,7 +26,7 @@ from efedllm.errors import ModelError
 from efedllm.models.manifest import Manifest
 from efedllm.sampling.exact import sample_exact
 from efedllm.sampling.float import SamplingSpec, sample
-from efedllm_verifier.engine_cache import EngineHouse
+from efedllm_verifier.engine_cache import EngineCache
 from efedllm_verifier.leaf import Leaf
 from efedllm_verifier.rerun import HopResult, rerun
 from efedllm_verifier.statistic import BackendError, Outcome, compare_exact
@@ -198,35 +198,35 @@ def model_of(published: Path) -> ModelInfo:
 
 
 async def test_forged_constants_are_no_ground_to_accuse_anyone(exact_model: Path, tmp_path: Path) -> None:
-    house = EngineHouse(tmp_path, [str(exact_model)], 1 << 30)
+    engines = EngineCache(tmp_path, [str(exact_model)], 1 << 30)
     try:
         model = model_of(exact_model)
-        engine = await house.executor(model, 3, 4)
+        engine = await engines.executor(model, 3, 4)
         assert isinstance(engine, ExactShardEngine)
         # Registered a second time, by somebody who names constants or a width that nobody has: also when the engine is
         # there.
         for forged in (bytes([7]) * 32, bytes(32)):
             with pytest.raises(BackendError, match="constants"):
-                await house.executor(replace(model, constants_hash=forged), 3, 4)
+                await engines.executor(replace(model, constants_hash=forged), 3, 4)
         with pytest.raises(BackendError, match="shape"):
-            await house.executor(replace(model, hidden=model.hidden + 1), 3, 4)
-        assert await house.executor(model, 3, 4) is engine
+            await engines.executor(replace(model, hidden=model.hidden + 1), 3, 4)
+        assert await engines.executor(model, 3, 4) is engine
     finally:
-        house.close()
+        engines.close()
 
 
 async def test_one_bit_beside_the_golden_vector_is_drift(exact_model: Path, tmp_path: Path) -> None:
-    house = EngineHouse(tmp_path, [str(exact_model)], 1 << 30)
+    engines = EngineCache(tmp_path, [str(exact_model)], 1 << 30)
     try:
-        await house.executor(model_of(exact_model), 3, 4)
+        await engines.executor(model_of(exact_model), 3, 4)
         (golden,) = (tmp_path / "golden").iterdir()
         values = np.load(golden)
         values.view(np.uint32)[5, 5] ^= 1
         np.save(golden, values)
         with pytest.raises(BackendError, match="drifted"):
-            await house.executor(model_of(exact_model), 3, 4)
+            await engines.executor(model_of(exact_model), 3, 4)
     finally:
-        house.close()
+        engines.close()
 
 
 async def test_the_profile_is_read_from_the_registered_manifest_only(exact_model: Path, tmp_path: Path) -> None:
@@ -234,11 +234,11 @@ async def test_the_profile_is_read_from_the_registered_manifest_only(exact_model
     model = model_of(exact_model)
     forged = shutil.copytree(exact_model, tmp_path / "forged")
     Manifest.load(exact_model).with_profile("float").save(forged)
-    house = EngineHouse(tmp_path / "home", [str(forged)], 1 << 30)
+    engines = EngineCache(tmp_path / "home", [str(forged)], 1 << 30)
     try:
         with pytest.raises(ModelError) as caught:
-            await house.executor(model, 3, 4)
+            await engines.executor(model, 3, 4)
         assert caught.value.code == "wrong-manifest"
-        assert isinstance(await house.executor(model, 3, 4, [str(exact_model)]), ExactShardEngine)
+        assert isinstance(await engines.executor(model, 3, 4, [str(exact_model)]), ExactShardEngine)
     finally:
-        house.close()
+        engines.close()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from efedllm.chain.types import BatchInfo
+from efedllm.chain.types import SessionInfo
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.hashing import ZERO32, keccak
 from efedllm.commitments.leaves import batch_root
@@ -20,9 +19,9 @@ from efedllm.commitments.messages import Domain, JobSpec, SessionKey, ids_hash
 from efedllm.commitments.signing import Signer
 from efedllm.errors import ProtocolError
 from efedllm.sampling.float import SamplingSpec
-from efedllm_verifier.audit import Auditor, _Scope
 from efedllm_verifier.leaf import Leaf, Registration, check_leaf, parse_batch
-from efedllm_verifier.neighbour_checks import Party
+from efedllm_verifier.leaf_audit import LeafAudit
+from efedllm_verifier.node_directory import NodeDirectory
 from efedllm_verifier.statistic import UNCALIBRATED, Outcome
 from tests.verifier.audit_lab import DOMAIN, Trace, job_spec
 from tests.verifier.served_node import Job
@@ -286,16 +285,22 @@ async def test_more_positions_than_the_model_has_are_refused_before_anything_is_
         async def boundary(self, *_args: Any) -> bytes:
             raise AssertionError("fetched")
 
-    item = a_job(spec=a_spec(max_new_tokens=2**31)).leaf_json(0, bytes(32))
-    leaf = read(item)
-    leaf = replace(leaf, commit=replace(leaf.commit, tokens=2**31))
+    class OpenSessions:
+        efl_domain, escrow_domain = DOMAIN, ESCROW
+
+        async def session(self, session_id: bytes) -> SessionInfo:
+            return SessionInfo(session_id, 0, 0, 0, 0, 1, False)
+
+    job = a_job(spec=a_spec(max_new_tokens=2**31))
+    signed = replace(job.commit(0), tokens=2**31)
+    item = job.leaf_json(0, bytes(32))
+    item["commit"] = signed.to_json()
+    item["signature"] = "0x" + SIGNERS[0].sign(signed.digest(DOMAIN)).hex()
     executor: Any = SimpleNamespace(max_positions=64)
-    batch = BatchInfo(NODES[0], EPOCH, SEQ, ZERO32, 1, 1)
-    parties = {node: Party("", frozenset()) for node in session().nodes}
-    paid = {session().session_id(*ESCROW): True}
-    scope = _Scope(batch, registration(0), executor, UNCALIBRATED, {}, parties, paid, [])
-    nothing: Any = None
+    chain: Any = OpenSessions()
     source: Any = NoSource()
-    result, fetched = await Auditor(nothing, source, nothing, Path(), NODES[0])._recompute(leaf, scope)
+    engines: Any = None
+    audit = LeafAudit(chain, source, engines, NodeDirectory({}), registration(0), executor, UNCALIBRATED, EPOCH)
+    result = await audit.check(read(item))
     assert result.fault is not None
-    assert (result.fault.code, fetched) == ("context-exceeded", 0)
+    assert (result.fault.code, result.bytes_fetched) == ("context-exceeded", 0)

@@ -9,8 +9,8 @@ import pytest
 from efedllm.chain.types import ChainTime, chain_time
 from efedllm_verifier.plan import (
     ArmSeed,
-    Audit,
     AuditNode,
+    AuditProgress,
     Claim,
     Commit,
     EpochState,
@@ -38,7 +38,7 @@ def at(second: int, *, block: int = 1000, epoch: int = EPOCH + 1) -> ChainTime:
     return chain_time(block, (epoch - 1) * LENGTH + second, 0, LENGTH)
 
 
-def work(node: str, audit: Audit = Audit.NONE, **more: object) -> NodeWork:
+def work(node: str, audit: AuditProgress = AuditProgress.NONE, **more: object) -> NodeWork:
     return replace(NodeWork(node, (ME, BEN, CAT), audit), **more)  # type: ignore[arg-type]
 
 
@@ -91,37 +91,37 @@ def test_no_seed_work_after_the_commit_phase() -> None:
 
 def test_every_duty_is_audited_once() -> None:
     assert plan(seeded(), at(5), TIMING) == [AuditNode(EPOCH, X), AuditNode(EPOCH, Y)]
-    assert plan(seeded(work(X, Audit.RUNNING), work(Y)), at(5), TIMING) == [AuditNode(EPOCH, Y)]
+    assert plan(seeded(work(X, AuditProgress.RUNNING), work(Y)), at(5), TIMING) == [AuditNode(EPOCH, Y)]
     other = NodeWork(Y, (BEN, CAT))
     assert plan(seeded(work(X), other), at(5), TIMING) == [AuditNode(EPOCH, X)]
 
 
 def test_commit_when_every_duty_is_settled() -> None:
-    assert plan(seeded(work(X, Audit.DONE), work(Y, Audit.RUNNING)), at(5), TIMING) == []
-    state = seeded(work(X, Audit.DONE), work(Y, Audit.ABSTAINED))
+    assert plan(seeded(work(X, AuditProgress.DONE), work(Y, AuditProgress.RUNNING)), at(5), TIMING) == []
+    state = seeded(work(X, AuditProgress.DONE), work(Y, AuditProgress.ABSTAINED))
     assert plan(state, at(5), TIMING) == [Commit(EPOCH, (X,), False)]
 
 
 def test_commit_what_is_there_before_the_phase_ends() -> None:
-    state = seeded(work(X, Audit.DONE), work(Y, Audit.RUNNING))
+    state = seeded(work(X, AuditProgress.DONE), work(Y, AuditProgress.RUNNING))
     assert plan(state, at(14), TIMING) == []
     assert plan(state, at(15), TIMING) == [Commit(EPOCH, (X,), False)]
     assert plan(state, at(20), TIMING) == []
 
 
 def test_nothing_to_commit_when_we_abstained_from_all() -> None:
-    state = seeded(work(X, Audit.ABSTAINED), work(Y, Audit.ABSTAINED))
+    state = seeded(work(X, AuditProgress.ABSTAINED), work(Y, AuditProgress.ABSTAINED))
     assert plan(state, at(19), TIMING) == []
 
 
 def test_a_prepared_attestation_is_sent_again_and_no_second_one_made() -> None:
-    state = seeded(work(X, Audit.DONE), work(Y), prepared=True)
+    state = seeded(work(X, AuditProgress.DONE), work(Y), prepared=True)
     assert plan(state, at(5), TIMING) == [Commit(EPOCH, (X,), True)]
     assert plan(replace(state, committed=True), at(5), TIMING) == []
 
 
 def test_reveal_once_in_its_phase_only() -> None:
-    state = seeded(work(X, Audit.DONE), prepared=True, committed=True)
+    state = seeded(work(X, AuditProgress.DONE), prepared=True, committed=True)
     assert plan(state, at(19), TIMING) == []
     assert plan(state, at(20), TIMING) == [Reveal(EPOCH)]
     assert plan(state, at(39), TIMING) == [Reveal(EPOCH)]
@@ -175,5 +175,5 @@ def test_claims_wait_two_epochs_and_come_oldest_first() -> None:
 
 def test_planning_twice_on_one_state_gives_the_same() -> None:
     for second in range(LENGTH):
-        state = seeded(work(X, Audit.DONE), work(Y, Audit.DONE))
+        state = seeded(work(X, AuditProgress.DONE), work(Y, AuditProgress.DONE))
         assert plan(state, at(second), TIMING) == plan(state, at(second), TIMING)

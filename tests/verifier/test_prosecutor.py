@@ -16,9 +16,9 @@ from efedllm.commitments.messages import Domain
 from efedllm.commitments.signing import Signer
 from efedllm.logs import get_logger
 from efedllm_deploy.profile import Profile
-from efedllm_verifier.equivocation_search import Witness
+from efedllm_verifier.equivocation_search import EquivocationSearch
 from efedllm_verifier.fetch import NodeReader
-from efedllm_verifier.metrics import Metrics
+from efedllm_verifier.metrics import VerifierMetrics
 from efedllm_verifier.prosecutor import Prosecutor
 from tests.chain.test_disputes import KEY, STAKE, a_lie, registered
 from tests.live_network import LiveNetwork
@@ -34,7 +34,9 @@ async def network(ganache: str, tmp_path: Path) -> AsyncIterator[tuple[LiveNetwo
 
 
 def prosecutor(chain: Chain, folder: EvidenceFolder) -> Prosecutor:
-    return Prosecutor(chain, Witness(NodeReader(), chain.efl_domain), folder, Metrics(), get_logger("test"))
+    return Prosecutor(
+        chain, EquivocationSearch(NodeReader(), chain.efl_domain), folder, VerifierMetrics(), get_logger("test")
+    )
 
 
 async def cases(chain: Chain) -> int:
@@ -74,16 +76,16 @@ async def test_without_stake_or_gas_a_case_waits_for_the_next_epoch(
     live, node = network
     me, folder = node.account_address, EvidenceFolder(tmp_path / "evidence")
     assert folder.keep(a_lie(node.efl_domain, me)) is not None
-    await node.send("StakeVault", "unbond", STAKE)
+    await node.contracts.stake_vault.unbond(STAKE)
     await node.rpc.request("evm_increaseTime", [1000])
     await node.rpc.request("evm_mine", [])
-    await node.send("StakeVault", "withdraw")
+    await node.contracts.stake_vault.withdraw()
     async with await live.connect(2) as accuser:
         at_work = prosecutor(accuser, folder)
         await at_work.tick(1)
         assert len(folder.open()) == 1
         await node.ensure_allowance("StakeVault", STAKE)
-        await node.send("StakeVault", "stake", STAKE)
+        await node.contracts.stake_vault.stake(STAKE)
         await at_work.tick(1)
         assert await cases(accuser) == 0
         poor = Account.create()

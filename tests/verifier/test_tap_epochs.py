@@ -25,9 +25,9 @@ from efedllm.engine.taps import TAP_BYTES
 from efedllm.sampling.exact import sample_exact
 from efedllm_verifier.app import AuditsNodes, Verifier
 from efedllm_verifier.attestation import NodeVerdict
-from efedllm_verifier.audit import AuditTask, LeafReport, NodeAudit, attested_digest
-from efedllm_verifier.lot import Verdict, pack_verdict
+from efedllm_verifier.audit_report import AuditTask, LeafReport, NodeAudit, attested_digest
 from efedllm_verifier.statistic import Outcome
+from efedllm_verifier.verdict import Verdict, pack_verdict
 from tests.verifier.audit_lab import BUNDLED, PROMPT, RANGES, Trace, decode_route
 from tests.verifier.audit_network import (
     VERIFIERS,
@@ -134,7 +134,7 @@ class LazyAuditor:
 
 
 async def stake(network: Network, index: int) -> int:
-    return int((await network.admin.call("StakeVault", "stakeOf", network.chain_address(index))).active)
+    return (await network.admin.contracts.stake_vault.stake_of(network.chain_address(index))).active
 
 
 async def outcomes(network: Network, epoch: int) -> dict[str, tuple[int, int]]:
@@ -180,7 +180,7 @@ async def test_a_lazy_verifier_loses_points_and_stake_and_the_honest_ones_earn(
         assert len(set(first.values())) == 3
         assert ZERO32 not in first.values()
         for hop in range(3):
-            tally = await network.admin.call("VerifierCommittee", "tallyOf", epoch, network.node(hop))
+            tally = await network.admin.contracts.verifier_committee.tally_of(epoch, network.node(hop))
             assert tally.tap == int.from_bytes(first[network.node(hop)][-4:])
         found = await outcomes(network, epoch)
         for index in VERIFIERS[:2]:
@@ -199,16 +199,17 @@ async def test_a_copied_commitment_cannot_be_opened(network: Network, honest: Tr
         epoch = await work(network, honest, lambda job, hop: true_root(taps, job, hop))
         await network.clock.skip_to_phase(epoch + 1, 0, 0.02)
         await drive(network, running, lambda: committed(network, epoch, VERIFIERS[:2]))
-        seen = await chain.call("VerifierCommittee", "commitmentOf", epoch, network.chain_address(source))
-        await chain.send("VerifierCommittee", "commit", epoch, seen)
+        seen = await chain.contracts.verifier_committee.commitment_of(epoch, network.chain_address(source))
+        await chain.contracts.verifier_committee.commit(epoch, seen)
         await network.clock.skip_to_phase(epoch + 1, 1)
         await drive(network, running, lambda: revealed(network, epoch, VERIFIERS[:2]))
         # Everything the honest verifier revealed is public by then, its salt in the transaction's data.
         kept = await running[0]._store.attestation(epoch)
         assert kept is not None
-        columns = [list(kept.nodes), list(kept.verdicts), list(kept.taps), list(kept.evidence)]
         with pytest.raises(RevertError) as caught:
-            await chain.send("VerifierCommittee", "reveal", epoch, *columns, kept.salt)
+            await chain.contracts.verifier_committee.reveal(
+                epoch, kept.nodes, kept.verdicts, kept.taps, kept.evidence, kept.salt
+            )
         assert caught.value.name == "CommitmentMismatch"
         await network.clock.skip_to_phase(epoch + 1, 2)
         await drive(network, running, lambda: judged(network, epoch))

@@ -15,7 +15,7 @@ from efedllm.errors import ConfigError
 from efedllm_verifier.__main__ import main
 from efedllm_verifier.app import locked
 from efedllm_verifier.config import VerifierConfig, parse_listen
-from efedllm_verifier.metrics import Health, Metrics, serve
+from efedllm_verifier.metrics import Health, VerifierMetrics, serve
 
 HAS_GPU = torch.cuda.is_available()
 
@@ -127,7 +127,7 @@ def test_the_password_is_not_in_the_configurations_text(tmp_path: Path) -> None:
 
 async def test_metrics_and_health_are_served() -> None:
     now = 0.0
-    metrics, health = Metrics(), Health(10, lambda: now)
+    metrics, health = VerifierMetrics(), Health(10, lambda: now)
     runner, port = await serve(metrics, health, ("127.0.0.1", 0))
     metrics.epoch.set(7)
     seen = []

@@ -1,4 +1,4 @@
-"""Carrying out planned actions on chain. Each may be repeated: what somebody did already is a normal answer."""
+"""Sends the transactions of planned actions. An action may be repeated: a revert because it is done is expected."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from efedllm.chain.reverts import RevertError
 from efedllm.chain.types import TxResult
 from efedllm.errors import ConfigError
 from efedllm_verifier.attestation import commitment, prepare
-from efedllm_verifier.metrics import Metrics
-from efedllm_verifier.plan import Action, ArmSeed, AuditNode, Claim, Commit, Finalize, FixSeed, Judge, Reveal
-from efedllm_verifier.store import Store
+from efedllm_verifier.metrics import VerifierMetrics
+from efedllm_verifier.plan import ArmSeed, AuditNode, Claim, Commit, Finalize, FixSeed, Judge, Reveal, VerifierAction
+from efedllm_verifier.store import AttestationStore
 
-# Somebody was first, or the chain's clock moved on between the look and the transaction.
+# Another verifier was first, or the chain's clock moved on between reading the state and the transaction.
 EXPECTED = frozenset(
     {
         "AlreadyCommitted",
@@ -32,17 +32,17 @@ EXPECTED = frozenset(
 )
 
 
-class Duties:
+class ActionSender:
     """Sends the transactions of one verifier. `log` is a structlog logger."""
 
-    def __init__(self, chain: Chain, store: Store, metrics: Metrics, log: Any) -> None:
+    def __init__(self, chain: Chain, store: AttestationStore, metrics: VerifierMetrics, log: Any) -> None:
         self._chain = chain
         self._store = store
         self._metrics = metrics
         self._log = log
 
-    async def do(self, action: Action) -> None:
-        """Carry out one action that is not an audit. A revert is logged, not raised; ChainError for a dead chain."""
+    async def do(self, action: VerifierAction) -> None:
+        """Carry out one action other than an audit. A revert is logged. Raises ChainError when the chain is down."""
         name = type(action).__name__
         try:
             result = await self._act(action)
@@ -54,23 +54,23 @@ class Duties:
         self._metrics.transactions.labels(name, "done").inc()
         self._log.info("done", duty=name, tx=result.hash, gas=result.gas_used, **_fields(action))
 
-    async def _act(self, action: Action) -> TxResult:
-        committee = "VerifierCommittee"
+    async def _act(self, action: VerifierAction) -> TxResult:
+        contracts = self._chain.contracts
         match action:
             case ArmSeed(epoch):
-                return await self._chain.send("SeatRegistry", "armSeed", epoch)
+                return await contracts.seat_registry.arm_seed(epoch)
             case FixSeed(epoch):
-                return await self._chain.send("SeatRegistry", "fixSeed", epoch)
+                return await contracts.seat_registry.fix_seed(epoch)
             case Commit():
                 return await self._commit(action)
             case Reveal(epoch):
                 return await self._reveal(epoch)
             case Finalize(epoch, nodes):
-                return await self._chain.send(committee, "finalize", epoch, list(nodes))
+                return await contracts.verifier_committee.finalize(epoch, nodes)
             case Judge(epoch, verifier, nodes):
-                return await self._chain.send(committee, "judgeVerifier", epoch, verifier, list(nodes))
+                return await contracts.verifier_committee.judge_verifier(epoch, verifier, nodes)
             case Claim(epochs):
-                return await self._chain.send("RewardPool", "claimVerifier", list(epochs))
+                return await contracts.reward_pool.claim_verifier(epochs)
             case AuditNode():
                 raise TypeError("audits are not transactions")
 
@@ -83,21 +83,19 @@ class Duties:
             attestation = await self._store.put_attestation(prepare(action.epoch, chosen))
         committee = self._chain.address("VerifierCommittee")
         digest = commitment(attestation, self._chain.chain_id, committee, self._chain.account_address)
-        result = await self._chain.send("VerifierCommittee", "commit", action.epoch, digest)
+        result = await self._chain.contracts.verifier_committee.commit(action.epoch, digest)
         await self._store.note_commit(action.epoch, result.hash)
         return result
 
     async def _reveal(self, epoch: int) -> TxResult:
         attestation = await self._store.attestation(epoch)
         assert attestation is not None
-        result = await self._chain.send(
-            "VerifierCommittee",
-            "reveal",
+        result = await self._chain.contracts.verifier_committee.reveal(
             epoch,
-            list(attestation.nodes),
-            list(attestation.verdicts),
-            list(attestation.taps),
-            list(attestation.evidence),
+            attestation.nodes,
+            attestation.verdicts,
+            attestation.taps,
+            attestation.evidence,
             attestation.salt,
         )
         await self._store.note_reveal(epoch, result.hash)
@@ -105,12 +103,12 @@ class Duties:
 
 
 async def take_seat(chain: Chain, wanted: int | None, log: Any) -> None:
-    """Stake up to `wanted` wei (or what a seat needs) and take a seat, whatever of that is still to do.
+    """Stake up to `wanted` wei, or what a seat needs, and take a seat. Steps already done are skipped.
 
     Raises ConfigError "stake-too-low" or "insufficient-balance", ChainError where the contracts refuse.
     """
     me = chain.account_address
-    needed = int((await chain.call("SeatRegistry", "terms")).seatStake)
+    needed = (await chain.contracts.seat_registry.terms()).seat_stake
     if wanted is not None and wanted < needed:
         raise ConfigError(
             "stake-too-low",
@@ -122,7 +120,7 @@ async def take_seat(chain: Chain, wanted: int | None, log: Any) -> None:
     if seated:
         return
     try:
-        result = await chain.send("SeatRegistry", "takeSeat")
+        result = await chain.contracts.seat_registry.take_seat()
     except RevertError as error:
         if error.name != "SeatTakenAlready":
             raise
@@ -131,9 +129,10 @@ async def take_seat(chain: Chain, wanted: int | None, log: Any) -> None:
 
 
 async def _stake_up_to(chain: Chain, target: int, log: Any, *, required: bool) -> None:
-    """A seated verifier that was slashed a little keeps its seat: it need not be able to pay to start again."""
+    """Stake what is missing to `target`. Without `required`, only warn when the balance is too low: a seated verifier
+    that was slashed keeps its seat and need not pay to restart."""
     me = chain.account_address
-    missing = target - int((await chain.call("StakeVault", "stakeOf", me)).active)
+    missing = target - (await chain.contracts.stake_vault.stake_of(me)).active
     if missing <= 0:
         return
     balance = await chain.token_balance(me)
@@ -148,10 +147,10 @@ async def _stake_up_to(chain: Chain, target: int, log: Any, *, required: bool) -
         log.warning("stake below target", reason=str(error))
         return
     await chain.ensure_allowance("StakeVault", missing)
-    result = await chain.send("StakeVault", "stake", missing)
+    result = await chain.contracts.stake_vault.stake(missing)
     log.info("staked", amount=format_amount(missing), tx=result.hash)
 
 
-def _fields(action: Action) -> dict[str, Any]:
+def _fields(action: VerifierAction) -> dict[str, Any]:
     shown = {key: value for key, value in action.__dict__.items() if key in ("epoch", "nodes", "verifier", "epochs")}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in shown.items()}

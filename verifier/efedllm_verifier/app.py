@@ -24,17 +24,18 @@ from efedllm.chain.disputes import FOLDER, EvidenceFolder
 from efedllm.chain.types import BatchInfo, ChainTime
 from efedllm.errors import ChainError, ConfigError
 from efedllm.logs import get_logger
-from efedllm_verifier.actions import Duties, take_seat
-from efedllm_verifier.audit import AbstainError, Auditor, AuditTask, NodeAudit
-from efedllm_verifier.chain_view import Observer
+from efedllm_verifier.actions import ActionSender, take_seat
+from efedllm_verifier.audit import AbstainError, Auditor
+from efedllm_verifier.audit_report import AuditTask, NodeAudit
+from efedllm_verifier.chain_view import ChainView
 from efedllm_verifier.config import VerifierConfig
-from efedllm_verifier.engine_cache import EngineHouse, check_device, load_shard, warm_up
-from efedllm_verifier.equivocation_search import Witness
+from efedllm_verifier.engine_cache import EngineCache, check_device, load_shard, warm_up
+from efedllm_verifier.equivocation_search import EquivocationSearch
 from efedllm_verifier.fetch import FetchLimits, NodeReader
-from efedllm_verifier.metrics import Health, Metrics, serve
-from efedllm_verifier.plan import Audit, AuditNode, plan, plan_claims
+from efedllm_verifier.metrics import Health, VerifierMetrics, serve
+from efedllm_verifier.plan import AuditNode, AuditProgress, plan, plan_claims
 from efedllm_verifier.prosecutor import Prosecutor
-from efedllm_verifier.store import Store
+from efedllm_verifier.store import AttestationStore
 
 _HEALTHY_FOR = 60.0
 # Share of an epoch after which its batches are posted and the weights for their audit are fetched.
@@ -49,7 +50,7 @@ class AuditsNodes(Protocol):
     async def prepare(self, batch: BatchInfo) -> None: ...
 
 
-Wrapper = Callable[[AuditsNodes], AuditsNodes]
+AuditorWrapper = Callable[[AuditsNodes], AuditsNodes]
 
 
 class Verifier:
@@ -58,9 +59,9 @@ class Verifier:
     def __init__(
         self,
         chain: Chain,
-        store: Store,
+        store: AttestationStore,
         auditor: AuditsNodes,
-        metrics: Metrics,
+        metrics: VerifierMetrics,
         health: Health,
         config: VerifierConfig,
         log: Any,
@@ -73,8 +74,8 @@ class Verifier:
         self._health = health
         self._config = config
         self._log = log
-        self._observer = Observer(chain, chain.account_address)
-        self._duties = Duties(chain, store, metrics, log)
+        self._view = ChainView(chain, chain.account_address)
+        self._actions = ActionSender(chain, store, metrics, log)
         self._prosecutor = prosecutor
         self._audits: dict[tuple[int, str], asyncio.Task[None]] = {}
         self._preparing: asyncio.Task[None] | None = None
@@ -102,23 +103,25 @@ class Verifier:
         epoch = time.epoch - 1
         if epoch >= 1:
             done, abstained = await self._store.verdicts(epoch)
-            audits = dict.fromkeys(abstained, Audit.ABSTAINED) | {item.node: Audit.DONE for item in done}
+            audits = dict.fromkeys(abstained, AuditProgress.ABSTAINED) | {
+                item.node: AuditProgress.DONE for item in done
+            }
             for (of, node), task in self._audits.items():
                 if of == epoch and not task.done():
-                    audits.setdefault(node, Audit.RUNNING)
+                    audits.setdefault(node, AuditProgress.RUNNING)
             prepared = await self._store.attestation(epoch) is not None
-            state = await self._observer.epoch_state(epoch, time, audits, prepared)
+            state = await self._view.epoch_state(epoch, time, audits, prepared)
             for action in plan(state, time, self._config.timing):
                 if isinstance(action, AuditNode):
                     assert state.seed is not None
                     self._start_audit(epoch, action.node, state.seed)
                 else:
-                    await self._duties.do(action)
+                    await self._actions.do(action)
         if time.fraction >= _PREPARE_AT and self._prepared_epoch < time.epoch:
             self._prepared_epoch = time.epoch
             self._preparing = asyncio.create_task(self._prepare(time.epoch))
-        for action in plan_claims(await self._observer.unclaimed(time), time):
-            await self._duties.do(action)
+        for action in plan_claims(await self._view.unclaimed(time), time):
+            await self._actions.do(action)
         # Last: nothing about it is urgent.
         await self._prosecutor.tick(time.epoch)
         return time
@@ -160,7 +163,7 @@ class Verifier:
         log = self._log.bind(epoch=epoch, node=node)
         try:
             rate = await self._chain.audit_rate(epoch, node)
-            task = AuditTask(epoch, node, self._observer.batches(epoch, node), seed, rate)
+            task = AuditTask(epoch, node, self._view.batches(epoch, node), seed, rate)
             audit = await self._auditor.audit(task)
         except AbstainError as error:
             log.warning("abstained", reason=str(error))
@@ -180,7 +183,7 @@ class Verifier:
                 log.warning("leaf failed", code=leaf.code, detail=leaf.detail, hop=leaf.hop, job=leaf.job_id.hex())
         log.info("audited", leaves=len(audit.leaves), verdict=audit.verdict.verdict)
         # The verdict is settled: who answers slowly from here on delays nothing.
-        await self._prosecutor.investigate(audit.sightings)
+        await self._prosecutor.investigate(audit.commits)
 
 
 @contextlib.contextmanager
@@ -211,7 +214,11 @@ def store_path(home: Path, deployment: Deployment, address: str) -> Path:
 
 @contextlib.asynccontextmanager
 async def open_verifier(
-    config: VerifierConfig, metrics: Metrics, health: Health, log: Any, auditor_wrapper: Wrapper | None = None
+    config: VerifierConfig,
+    metrics: VerifierMetrics,
+    health: Health,
+    log: Any,
+    auditor_wrapper: AuditorWrapper | None = None,
 ) -> AsyncIterator[tuple[Verifier, Chain]]:
     """A seated verifier with everything it holds open. `auditor_wrapper` gives what is asked in place of the auditor.
 
@@ -228,24 +235,24 @@ async def open_verifier(
             await Chain.connect(config.rpc_url, deployment, account, budget=config.rpc_budget, journal=journal)
         )
         loader = partial(load_shard, ram=config.ram, device=config.device)
-        house = EngineHouse(config.home, config.models, config.cache_bytes, loader, one=config.ram is not None)
-        stack.callback(house.close)
-        warm = asyncio.ensure_future(house.run(warm_up))
+        engines = EngineCache(config.home, config.models, config.cache_bytes, loader, one=config.ram is not None)
+        stack.callback(engines.close)
+        warm = asyncio.ensure_future(engines.run(warm_up))
         stack.callback(warm.cancel)
         await take_seat(chain, config.stake, log)
-        store = await Store.open(store_path(config.home, deployment, chain.account_address))
+        store = await AttestationStore.open(store_path(config.home, deployment, chain.account_address))
         stack.push_async_callback(store.close)
         # A node may take a twelfth of an epoch for one answer; an audit has a quarter of it in all.
         limits = FetchLimits(total=max(5.0, deployment.epoch_length / 12), memory=deployment.epoch_length / 3)
         reader = await stack.enter_async_context(NodeReader(limits))
         await warm
         auditor: AuditsNodes = Auditor(
-            chain, reader, house, config.home / "reports", chain.account_address, config.fee_ref_tokens
+            chain, reader, engines, config.home / "reports", chain.account_address, config.fee_ref_tokens
         )
         if auditor_wrapper is not None:
             auditor = auditor_wrapper(auditor)
-        witness = Witness(reader, chain.efl_domain)
-        prosecutor = Prosecutor(chain, witness, EvidenceFolder(config.home / FOLDER), metrics, log)
+        search = EquivocationSearch(reader, chain.efl_domain)
+        prosecutor = Prosecutor(chain, search, EvidenceFolder(config.home / FOLDER), metrics, log)
         yield Verifier(chain, store, auditor, metrics, health, config, log, prosecutor), chain
 
 
@@ -260,7 +267,7 @@ async def run_verifier(config: VerifierConfig, stop: asyncio.Event | None = None
         with contextlib.suppress(NotImplementedError, ValueError):
             loop.add_signal_handler(number, stopping.set)
     log = get_logger("verifier")
-    metrics, health = Metrics(), Health(max(_HEALTHY_FOR, 3 * config.poll))
+    metrics, health = VerifierMetrics(), Health(max(_HEALTHY_FOR, 3 * config.poll))
     runner: web.AppRunner | None = None
     with locked(config.home):
         async with open_verifier(config, metrics, health, log) as (verifier, chain):

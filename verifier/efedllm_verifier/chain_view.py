@@ -1,4 +1,4 @@
-"""Reads the chain into the frozen state that `plan` decides on. What cannot change any more is asked for once."""
+"""Reads the chain into the frozen state that `plan` decides on. Values that cannot change any more are read once."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from efedllm.chain.client import Chain
 from efedllm.chain.types import BatchInfo, ChainEvent, ChainTime
 from efedllm.commitments.hashing import ZERO32
-from efedllm_verifier.plan import Audit, EpochState, NodeWork, Phase
+from efedllm_verifier.plan import AuditProgress, EpochState, NodeWork, Phase
 
 _NO_REVEAL = 1  # VerifierJudged.outcome of a missed duty
 
 
 @dataclass
 class _Known:
-    """What we learnt about an epoch's work and need not ask again."""
+    """What was read about an epoch and cannot change any more."""
 
     batches: tuple[BatchInfo, ...] = ()
     seats: tuple[str, ...] = ()
@@ -26,16 +26,19 @@ class _Known:
     revealed: bool = False
 
 
-class Observer:
+class ChainView:
     """The chain as the verifier `me` sees it."""
 
     def __init__(self, chain: Chain, me: str) -> None:
         self._chain = chain
+        self._contracts = chain.contracts
         self._me = me
         self._known: dict[int, _Known] = {}
         self._worthless: set[int] = set()
 
-    async def epoch_state(self, epoch: int, time: ChainTime, audits: Mapping[str, Audit], prepared: bool) -> EpochState:
+    async def epoch_state(
+        self, epoch: int, time: ChainTime, audits: Mapping[str, AuditProgress], prepared: bool
+    ) -> EpochState:
         """State of the work of `epoch`, which `time` lies one epoch after. `audits`, `prepared`: our own progress."""
         known = self._known.setdefault(epoch, _Known())
         for old in [other for other in self._known if other < epoch - 1]:
@@ -45,9 +48,9 @@ class Observer:
             known.batches = tuple(await self._chain.batches(epoch))
             if not known.batches:
                 return EpochState(epoch, self._me)
-            known.seats = tuple(await self._chain.call("SeatRegistry", "seatsOf", epoch))
+            known.seats = tuple(await self._contracts.seat_registry.seats_of(epoch))
             known.seed = await self._seed(epoch, known)
-            armed = int(await self._chain.call("SeatRegistry", "armedBlock", epoch)) or None
+            armed = await self._contracts.seat_registry.armed_block(epoch) or None
         if known.seed is not None:
             await self._refresh_own(epoch, known)
         nodes = await self._nodes(epoch, known, audits)
@@ -80,8 +83,8 @@ class Observer:
             event.args["epoch"] for event in judged if event.args["verifier"] == self._me and event.args["points"] > 0
         }
         due = [epoch for epoch in earned - paid - self._worthless if epoch + 2 <= time.epoch]
-        amounts = await asyncio.gather(*(self._chain.call("RewardPool", "claimable", epoch, self._me) for epoch in due))
-        # Once an epoch is due its rewards are fixed: nothing now means nothing ever.
+        amounts = await asyncio.gather(*(self._contracts.reward_pool.claimable(epoch, self._me) for epoch in due))
+        # Rewards of a due epoch are fixed: an epoch with nothing to claim now never has anything to claim.
         self._worthless |= {epoch for epoch, amount in zip(due, amounts, strict=True) if not amount}
         return frozenset(due) - self._worthless
 
@@ -95,25 +98,26 @@ class Observer:
         if seed is None:
             return None
         nodes = tuple(dict.fromkeys(batch.node for batch in known.batches))
-        # Before the logs: a batch that comes in between is then only one more than asked for.
-        seqs = await asyncio.gather(*(self._chain.call("CommitmentLog", "nextSeq", node) for node in nodes))
+        # Read before the logs: a batch posted in between is then in the logs and not required.
+        seqs = await asyncio.gather(*(self._contracts.commitment_log.next_seq(node) for node in nodes))
         known.batches = tuple(await self._chain.batches(epoch))
         later = await self._chain.batches(epoch + 1)
         return seed if none_missing((*known.batches, *later), dict(zip(nodes, seqs, strict=True))) else None
 
     async def _refresh_own(self, epoch: int, known: _Known) -> None:
         if not known.committed:
-            commitment = await self._chain.call("VerifierCommittee", "commitmentOf", epoch, self._me)
+            commitment = await self._contracts.verifier_committee.commitment_of(epoch, self._me)
             known.committed = commitment != ZERO32
         if known.committed and not known.revealed:
-            known.revealed = bool(await self._chain.call("VerifierCommittee", "hasRevealed", epoch, self._me))
+            known.revealed = await self._contracts.verifier_committee.has_revealed(epoch, self._me)
 
-    async def _nodes(self, epoch: int, known: _Known, audits: Mapping[str, Audit]) -> tuple[NodeWork, ...]:
+    async def _nodes(self, epoch: int, known: _Known, audits: Mapping[str, AuditProgress]) -> tuple[NodeWork, ...]:
         addresses = tuple(dict.fromkeys(batch.node for batch in known.batches))
         if known.seed is not None:
             await self._draw(epoch, known, addresses)
         return tuple(
-            NodeWork(address, known.drawn.get(address, ()), audits.get(address, Audit.NONE)) for address in addresses
+            NodeWork(address, known.drawn.get(address, ()), audits.get(address, AuditProgress.NONE))
+            for address in addresses
         )
 
     async def _draw(self, epoch: int, known: _Known, addresses: tuple[str, ...]) -> None:
@@ -149,7 +153,7 @@ class Observer:
         )
 
     async def _tally(self, epoch: int, work: NodeWork) -> NodeWork:
-        tally = await self._chain.call("VerifierCommittee", "tallyOf", epoch, work.node)
+        tally = await self._contracts.verifier_committee.tally_of(epoch, work.node)
         return NodeWork(work.node, work.drawn, work.audit, tally.reveals, tally.finalized, tally.quorum)
 
 
@@ -169,9 +173,3 @@ def _judged(events: list[ChainEvent], revealed: set[str]) -> frozenset[str]:
         if event.name == "VerifierJudged"
         and (event.args["outcome"] != _NO_REVEAL or event.args["verifier"] not in revealed)
     )
-
-
-async def endpoints(chain: Chain) -> dict[str, str]:
-    """Node -> endpoint it last registered."""
-    events = await chain.history("NodeRegistry", "NodeRegistered", "EndpointUpdated")
-    return {event.args["node"]: event.args["endpoint"] for event in events}

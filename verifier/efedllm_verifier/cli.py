@@ -1,4 +1,4 @@
-"""Audit nodes as a staked verifier; show what this verifier did."""
+"""Run a staked verifier that audits nodes, and show its recent epochs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 # Without --home, below the programs' common home.
 SUBDIRECTORY = "verifier"
 
-Rpc = Annotated[str | None, typer.Option("--rpc", help="RPC address of the chain.", metavar="URL")]
+RpcUrl = Annotated[str | None, typer.Option("--rpc", help="RPC address of the chain.", metavar="URL")]
 DeploymentFile = Annotated[Path | None, typer.Option("--deployment", help="File that `efedllm deploy` wrote.")]
 Keystore = Annotated[Path | None, typer.Option("--keystore", help="Encrypted wallet file.")]
 PasswordFile = Annotated[Path | None, typer.Option("--password-file", help="File with the wallet's password.")]
@@ -52,28 +52,35 @@ def _settings(
 
 @app.command()
 def run(
-    rpc: Rpc = None,
+    rpc: RpcUrl = None,
     deployment: DeploymentFile = None,
     keystore: Keystore = None,
     password_file: PasswordFile = None,
     home: Home = None,
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="Where weights are; otherwise the nodes.", metavar="DIR|URL")
+        list[str] | None,
+        typer.Option("--model", help="Where to read weights; default: from the nodes.", metavar="DIR|URL"),
     ] = None,
-    stake: Annotated[str | None, typer.Option("--stake", help="EFED to stake when less is.", metavar="AMOUNT")] = None,
+    stake: Annotated[
+        str | None,
+        typer.Option("--stake", help="Stake up to this amount of EFED; default: what a seat needs.", metavar="AMOUNT"),
+    ] = None,
     listen: Annotated[
-        str | None, typer.Option("--listen", help="Serve /metrics and /healthz there.", metavar="HOST:PORT")
+        str | None,
+        typer.Option("--listen", help="Address at which to serve /metrics and /healthz.", metavar="HOST:PORT"),
     ] = None,
-    poll: Annotated[float, typer.Option("--poll", help="Seconds between looks at the chain.")] = 1.0,
+    poll: Annotated[float, typer.Option("--poll", help="Seconds between reads of the chain.")] = 1.0,
     cache_gib: Annotated[float, typer.Option("--cache", help="GiB of weights held in memory.")] = 8.0,
     ram: Annotated[
         str | None,
         typer.Option(
-            "--ram", help="Memory for one engine at a time, such as 2GB; slower if it needs more.", metavar="SIZE"
+            "--ram",
+            help="Memory limit for one engine at a time, such as 2GB; larger models run slower.",
+            metavar="SIZE",
         ),
     ] = None,
     device: Annotated[
-        Device, typer.Option("--device", help="Where causal models are computed; --ram is then the GPU's.")
+        Device, typer.Option("--device", help="Device for causal models; on cuda, --ram limits GPU memory.")
     ] = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -105,13 +112,13 @@ def run(
 
 @app.command()
 def status(
-    rpc: Rpc = None,
+    rpc: RpcUrl = None,
     deployment: DeploymentFile = None,
     keystore: Keystore = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Stake, seat, last attested epochs: of one verifier, or of all of a local network. Needs no password."""
+    """Show stake, seat and last attested epochs of one verifier, or of all in a local network. Needs no password."""
     settings, directory = _settings(home, rpc, deployment, keystore, None)
     members = local_members(settings, "verifiers")
     reports = asyncio.run(_status(settings, directory, members))
@@ -137,23 +144,23 @@ async def _status(settings: Settings, home: Path, members: list[LocalMember]) ->
 
 async def _status_of(chain: Chain, network: Deployment, address: str, home: Path) -> dict[str, Any]:
     from efedllm_verifier.app import store_path
-    from efedllm_verifier.chain_view import Observer
-    from efedllm_verifier.store import Store
+    from efedllm_verifier.chain_view import ChainView
+    from efedllm_verifier.store import AttestationStore
 
     time = await chain.now()
-    stake = await chain.call("StakeVault", "stakeOf", address)
+    stake = await chain.contracts.stake_vault.stake_of(address)
     seats = await chain.verifiers()
     history: list[dict[str, Any]] = []
     path = store_path(home, network, address)
     if path.exists():
-        store = await Store.open(path)
+        store = await AttestationStore.open(path)
         try:
             history = await store.history()
         finally:
             await store.close()
     for record in history:
-        record["points"] = await chain.call("VerifierCommittee", "pointsOf", record["epoch"], address)
-    unclaimed = await Observer(chain, address).unclaimed(time)
+        record["points"] = await chain.contracts.verifier_committee.points_of(record["epoch"], address)
+    unclaimed = await ChainView(chain, address).unclaimed(time)
     return {
         "address": address,
         "epoch": time.epoch,

@@ -1,10 +1,10 @@
-"""How far our own recomputation of a float hop strays from itself, row by row.
+"""Measures how much our own recomputation of a float hop varies, row by row.
 
-Rows can be made on which honest machines do not agree: where what a layer adds nearly cancels what it is added to, the
-rounding of both is all that is left, and the next norm makes it as large as any row (`efedllm bench attacks` finds such
-rows by gradient descent: number 24). Who sends them is guilty of rows of its own; the next hop, which computed honestly
-from what it was sent, must not be. So before a hop is accused, its input is moved by the rounding of float32, and what
-that does to the output says how much of a deviation proves nothing.
+Rows can be constructed on which honest machines disagree. When the update of a layer nearly cancels the residual, only
+rounding errors remain, and the next norm scales them up to the size of an ordinary row (`efedllm bench attacks` finds
+such rows by gradient descent: number 24). The node that sends such rows is at fault, but the next hop, which computes
+honestly from them, is not. So before a hop is accused, its input is perturbed by float32 rounding. A deviation as large
+as the resulting change of the output proves nothing.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from numpy.typing import NDArray
 from efedllm.engine.protocol import Executor, Float32, StepItem
 
 SAMPLES = 4
-"""Ways that an input is moved. Honest machines strayed by at most 2.7 times the largest of four responses, on rows
-searched for that."""
+"""Number of perturbations of hidden states. On rows searched for this, honest machines differed by at most 2.7 times
+the largest of the four responses."""
 
 STEP = 2.0**-23
-"""Of a number and of its row's root mean square: what products and sums in float32 round by."""
+"""Perturbation relative to a number plus its row's root mean square: the rounding of float32 products and sums."""
 
 HALF_STEP = 2.0**-9
-"""The same in bfloat16."""
+"""The same for bfloat16."""
 
 PIECES = (7, 11)
-"""Token ids cannot be moved: a sequence of them is computed again in pieces of so many positions. Honest machines
-strayed by at most 3.3 times the larger of the two responses at any position of 14 prompts (by 8 times with pieces of 5
-and 7, as products of matrices give nearly the same bits for some sizes)."""
+"""Positions per piece. Token ids cannot be perturbed, so a sequence of them is recomputed in pieces of each size. At
+any position of 14 prompts, honest machines differed by at most 3.3 times the larger of the two responses. With pieces
+of 5 and 7 positions it was 8 times, because matrix products of some sizes give nearly the same bits."""
 
 _TAG = b"EFL.spread.1"
 
@@ -39,11 +39,12 @@ _TAG = b"EFL.spread.1"
 def own_spread(
     executor: Executor, given: NDArray[Any], ours: Float32, seed: bytes, step: float = STEP
 ) -> NDArray[np.float64]:
-    """Largest distance of each row of `ours`, our output [n, hidden] for `given`, from other computations of it; [n].
+    """Largest distance of each row of `ours`, our output [n, hidden] for `given`, from repeated computations; [n].
 
-    given: ids int32 [n] or states float32 [n, hidden]. `seed`: what nobody knew who could choose `given`, the leaf's
-    hash with the node's salt in it; it chooses how states are moved, by `step`. Infinite where a moved input has no
-    finite output; zero for an encoder's ids, which are computed whole. One pass for each. Raises ModelError.
+    given: ids int32 [n] or states float32 [n, hidden]. seed: the leaf's hash, which depends on the node's salt, so that
+    whoever chose `given` did not know it; it determines the signs of the perturbations. step: their relative size. The
+    result is infinite where a perturbed input has no finite output, and zero for an encoder's ids, which are always
+    computed whole. Costs one pass for each perturbation or piece size. Raises ModelError.
     """
     spread = np.zeros(len(ours))
     if executor.has_embedding and executor.whole_texts:
@@ -65,7 +66,7 @@ def _in_pieces(executor: Executor, ids: NDArray[Any], size: int) -> NDArray[np.f
 
 
 def _moved(executor: Executor, given: NDArray[Any], signs: NDArray[np.float64], step: float) -> NDArray[np.float64]:
-    """Outputs for a moved input, less the move itself, which the residual stream hands on."""
+    """Outputs for a perturbed input, minus the perturbation itself, which the residual stream passes on."""
     wide = given.astype(np.float64)
     size = np.sqrt(np.mean(wide**2, axis=1, keepdims=True))
     largest = float(np.finfo(np.float32).max)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from efedllm.errors import ConfigError
 from efedllm.settings import Device
-from efedllm_verifier.lot import FEE_REF_TOKENS
 from efedllm_verifier.plan import DEFAULT_TIMING, Timing
+from efedllm_verifier.verdict import FEE_REF_TOKENS
 
 
 @dataclass(frozen=True)

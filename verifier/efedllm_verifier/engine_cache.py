@@ -21,14 +21,14 @@ from efedllm.errors import ModelError
 from efedllm.models.manifest import Manifest
 from efedllm.models.source import fetch_published, is_url, open_published
 from efedllm.settings import Device
-from efedllm_verifier.statistic import MEASURED, UNCALIBRATED, BackendError, Limits, compare
+from efedllm_verifier.statistic import MEASURED, UNCALIBRATED, BackendError, DeviationLimits, compare
 
 T = TypeVar("T")
 Loader = Callable[[Path, int, int], Executor]
 
 GOLDEN_POSITIONS = 24
 GOLDEN_PREFILL = 16
-# Half of what a node may deviate: a backend that already drifts this far must not accuse anyone.
+# Half of the limit for nodes: a backend that deviates this far must not accuse anyone.
 SELF_LIMIT = 0.5
 
 
@@ -51,16 +51,16 @@ def check_device(device: Device) -> None:
 
 
 def warm_up() -> None:
-    """Import what the first load needs: that takes seconds, which the commit phase may not have."""
+    """Import what the first load needs. It takes seconds, so it is done before the commit phase."""
     import efedllm.engine.select  # noqa: F401
 
 
-class EngineHouse:
-    """Keeps executors by (manifest hash, layer range), least recently used first to go when `max_bytes` is exceeded;
-    with `one`, a new one takes the place of all others before it is loaded, and one is loaded at a time; only an audit
-    that still runs holds on to another.
+class EngineCache:
+    """Caches executors by (manifest hash, layer range).
 
-    All executors live on one thread of this object: use `run` to call them. Use as a context: `close` when done.
+    When their weights exceed `max_bytes`, the least recently used are dropped. With `one`, all others are dropped
+    before an executor is loaded; an audit that still runs keeps its own alive. Loads run one at a time. All executors
+    belong to one thread of this object: call them through `run`. Call `close` when done.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class EngineHouse:
         self._one = one
         self._loader = loader
         self._engines: OrderedDict[tuple[bytes, int, int], Executor] = OrderedDict()
-        self._limits: dict[bytes, Limits] = {}
+        self._limits: dict[bytes, DeviationLimits] = {}
         self._locks: dict[tuple[bytes, int, int], asyncio.Lock] = {}
         self._fetching: dict[bytes, asyncio.Lock] = {}
         # Loads of other ranges would put engines beside the one that there is room for.
@@ -107,7 +107,7 @@ class EngineHouse:
             if engine is None:
                 directory = await self._published(model, lo, hi, mirrors)
                 manifest = await asyncio.to_thread(Manifest.load, directory)
-                self._limits[model.manifest_hash] = Limits.of(manifest.tolerance)
+                self._limits[model.manifest_hash] = DeviationLimits.of(manifest.tolerance)
                 async with self._loading:
                     if self._one:
                         self._engines.clear()
@@ -121,7 +121,7 @@ class EngineHouse:
         await self.run(self_test, engine, golden, self.limits(model))
         return engine
 
-    def limits(self, model: ModelInfo) -> Limits:
+    def limits(self, model: ModelInfo) -> DeviationLimits:
         """What a model's hops are measured by, from its registered manifest; known once an executor of it was had."""
         return self._limits.get(model.manifest_hash, UNCALIBRATED)
 
@@ -171,7 +171,7 @@ def golden_input(executor: Executor) -> NDArray[Any]:
     return ((words >> 8).astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)).reshape(count, executor.hidden)
 
 
-def self_test(executor: Executor, golden: Path, limits: Limits = MEASURED) -> None:
+def self_test(executor: Executor, golden: Path, limits: DeviationLimits = MEASURED) -> None:
     """Prefill and decode of the golden input agree with each other and with the vector stored at the first load.
 
     Bit for bit with an exact engine, else within half of what a node may deviate by `limits`. Raises BackendError
@@ -208,7 +208,7 @@ def _decoded(executor: Executor, given: NDArray[Any]) -> NDArray[Any]:
 
 
 def _agree(
-    left: NDArray[Any], right: NDArray[Any], residual: NDArray[Any], what: str, exact: bool, limits: Limits
+    left: NDArray[Any], right: NDArray[Any], residual: NDArray[Any], what: str, exact: bool, limits: DeviationLimits
 ) -> None:
     if exact:
         if left.tobytes() != right.tobytes():

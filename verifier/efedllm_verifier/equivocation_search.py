@@ -1,7 +1,7 @@
-"""Looking for second commitments: what an audited leaf says against what the neighbours on its route were shown.
+"""Searches for second commitments: compares an audited leaf with the commitments its neighbours were given.
 
-It runs after the verdict is settled and changes nothing about it: what a neighbour shows it can show to some verifiers
-and not to others. Two signatures of one node need no verdict; the contract slashes for them alone.
+The search runs after the verdict is settled and does not change it, because a neighbour can answer some verifiers and
+not others. Two commitments signed by one node need no verdict: the contract slashes for them alone.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from efedllm.commitments.messages import SignedCommit
 from efedllm.commitments.signing import is_signed_by
 from efedllm.errors import ProtocolError
 from efedllm_verifier.fetch import UnavailableError
-from efedllm_verifier.neighbour_checks import Party
+from efedllm_verifier.leaf import Leaf, Registration
+from efedllm_verifier.node_directory import NodeDirectory, Party
 
 _AT_ONCE = 4  # leaves looked at side by side; each takes up to four small answers
 
 
 @dataclass(frozen=True)
-class Sighting:
+class AuditedCommit:
     """An audited leaf's commitment, whose signature is its node's, with the parties of its route; None at its ends."""
 
     signed: SignedCommit
@@ -34,7 +35,29 @@ class Sighting:
     after: Party | None
 
 
-class Answers(Protocol):
+def audited_commit(
+    leaf: Leaf, registration: Registration, nodes: NodeDirectory, domain: Domain
+) -> AuditedCommit | None:
+    """The commitment of an audited leaf with the neighbours that its session names; None unless the node signed it."""
+    commit, node = leaf.commit, registration.node
+    route = () if leaf.terms is None else leaf.terms.key.nodes
+    hop = commit.hop
+    if hop >= len(route) or route[hop] != node:
+        return None
+    if not is_signed_by(commit.digest(domain), leaf.signature, registration.signers):
+        return None
+    previous = route[hop - 1] if hop else None
+    return AuditedCommit(
+        signed=SignedCommit(commit, leaf.signature),
+        node=node,
+        own=nodes.party(node),
+        previous=previous,
+        before=None if previous is None else nodes.party(previous),
+        after=nodes.party(route[hop + 1]) if hop + 1 < len(route) else None,
+    )
+
+
+class NeighbourReader(Protocol):
     """What is asked of neighbours; `efedllm_verifier.fetch.NodeReader` does so over HTTP."""
 
     async def receipt(self, endpoint: str, job_id: bytes, *, once: bool = False) -> dict[str, Any]: ...
@@ -42,55 +65,55 @@ class Answers(Protocol):
     async def previous(self, endpoint: str, job_id: bytes) -> dict[str, Any]: ...
 
 
-class Witness:
+class EquivocationSearch:
     """Asks the neighbours of audited leaves, each once, for what they hold."""
 
-    def __init__(self, reader: Answers, domain: Domain) -> None:
+    def __init__(self, reader: NeighbourReader, domain: Domain) -> None:
         self._reader = reader
         self._domain = domain
 
-    async def look(self, sightings: Sequence[Sighting]) -> list[Equivocation]:
+    async def look(self, commits: Sequence[AuditedCommit]) -> list[Equivocation]:
         """Proofs against the audited node and against those before it; one for each case."""
         gate = asyncio.Semaphore(_AT_ONCE)
 
-        async def one(sighting: Sighting) -> list[Equivocation]:
+        async def one(audited: AuditedCommit) -> list[Equivocation]:
             async with gate:
-                return [proof for proof in (await self._of_node(sighting), await self._of_previous(sighting)) if proof]
+                return [proof for proof in (await self._of_node(audited), await self._of_previous(audited)) if proof]
 
-        found = self._among(sightings)
-        for proofs in await asyncio.gather(*map(one, sightings)):
+        found = self._among(commits)
+        for proofs in await asyncio.gather(*map(one, commits)):
             found += proofs
         return list({proof.name: proof for proof in found}.values())
 
-    def _among(self, sightings: Sequence[Sighting]) -> list[Equivocation]:
+    def _among(self, commits: Sequence[AuditedCommit]) -> list[Equivocation]:
         """Leaves of the node itself that contradict each other."""
-        first: dict[tuple[bytes, int], Sighting] = {}
+        first: dict[tuple[bytes, int], AuditedCommit] = {}
         found = []
-        for seen in sightings:
-            commit = seen.signed.commit
-            known = first.setdefault((commit.job_id, commit.hop), seen)
-            found.append(find(self._domain, seen.node, known.signed, seen.signed, seen.own.signers))
+        for audited in commits:
+            commit = audited.signed.commit
+            known = first.setdefault((commit.job_id, commit.hop), audited)
+            found.append(find(self._domain, audited.node, known.signed, audited.signed, audited.own.signers))
         return [proof for proof in found if proof is not None]
 
-    async def _of_node(self, seen: Sighting) -> Equivocation | None:
+    async def _of_node(self, audited: AuditedCommit) -> Equivocation | None:
         """The next hop names another commitment of the audited node than the leaf holds, and can show it."""
-        after, commit = seen.after, seen.signed.commit
+        after, commit = audited.after, audited.signed.commit
         if after is None:
             return None
         theirs = await self._receipt(after, commit.job_id, commit.hop + 1)
         if theirs is None or theirs.commit.prev_commit == commit.digest(self._domain):
             return None
-        return await self._shown(after, seen.node, seen.signed, seen.own.signers)
+        return await self._shown(after, audited.node, audited.signed, audited.own.signers)
 
-    async def _of_previous(self, seen: Sighting) -> Equivocation | None:
+    async def _of_previous(self, audited: AuditedCommit) -> Equivocation | None:
         """The audited node names another commitment of the hop before than that hop answers with, and can show it."""
-        before, previous, commit = seen.before, seen.previous, seen.signed.commit
+        before, previous, commit = audited.before, audited.previous, audited.signed.commit
         if before is None or previous is None or commit.hop == 0:
             return None
         theirs = await self._receipt(before, commit.job_id, commit.hop - 1)
         if theirs is None or commit.prev_commit == theirs.commit.digest(self._domain):
             return None
-        return await self._shown(seen.own, previous, theirs, before.signers)
+        return await self._shown(audited.own, previous, theirs, before.signers)
 
     async def _shown(
         self, holder: Party, node: str, known: SignedCommit, signers: frozenset[str]

@@ -77,9 +77,12 @@ class NodeReader:
             await self._session.close()
             self._session = None
 
-    async def batch(self, endpoint: str, seq: int, accept: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """The node's batch `seq` as a JSON object that `accept` takes. Raises UnavailableError."""
-        return await self._object([endpoint], f"/v1/batches/{seq}", MAX_BATCH_BYTES, accept)
+    async def batch(self, endpoint: str, seq: int, take: Callable[[dict[str, Any]], T | None]) -> T:
+        """What `take` makes of the node's batch `seq`, a JSON object; it returns None for one that it refuses.
+
+        Raises UnavailableError.
+        """
+        return await self._object([endpoint], f"/v1/batches/{seq}", MAX_BATCH_BYTES, take)
 
     async def boundary(
         self, endpoints: Sequence[str], root: bytes, size: int, accept: Callable[[bytes], bool]
@@ -97,35 +100,35 @@ class NodeReader:
     async def receipt(self, endpoint: str, job_id: bytes, *, once: bool = False) -> dict[str, Any]:
         """What the node committed to in a job. `once`: it is not asked again. Raises UnavailableError."""
         path = f"/v1/jobs/{job_id.hex()}/receipt"
-        return await self._object([endpoint], path, MAX_JSON_BYTES, _anything, once=once)
+        return await self._object([endpoint], path, MAX_JSON_BYTES, _any_object, once=once)
 
     async def previous(self, endpoint: str, job_id: bytes) -> dict[str, Any]:
         """The commitment of the hop before that the node's own names; asked for once. Raises UnavailableError."""
         path = f"/v1/jobs/{job_id.hex()}/previous"
-        return await self._object([endpoint], path, MAX_JSON_BYTES, _anything, once=True)
+        return await self._object([endpoint], path, MAX_JSON_BYTES, _any_object, once=True)
 
     async def evidence(self, endpoint: str, job_id: bytes, boundary: int) -> dict[str, Any]:
         """Leaves and doubly signed envelopes that the node keeps of a boundary. Raises UnavailableError."""
         path = f"/v1/jobs/{job_id.hex()}/evidence?boundary={boundary}"
-        return await self._object([endpoint], path, MAX_BATCH_BYTES, _anything)
+        return await self._object([endpoint], path, MAX_BATCH_BYTES, _any_object)
 
     async def _object(
         self,
         endpoints: Sequence[str],
         path: str,
         limit: int,
-        accept: Callable[[dict[str, Any]], bool],
+        take: Callable[[dict[str, Any]], T | None],
         *,
         once: bool = False,
-    ) -> dict[str, Any]:
-        def take(data: bytes) -> dict[str, Any] | None:
+    ) -> T:
+        def parse(data: bytes) -> T | None:
             try:
                 value = parse_json(data)
             except ProtocolError:
                 return None
-            return value if isinstance(value, dict) and accept(value) else None
+            return take(value) if isinstance(value, dict) else None
 
-        return await self._first(endpoints, path, limit, take, once=once)
+        return await self._first(endpoints, path, limit, parse, once=once)
 
     async def _first(
         self,
@@ -174,5 +177,5 @@ class NodeReader:
             return bytes(body)
 
 
-def _anything(_value: dict[str, Any]) -> bool:
-    return True
+def _any_object(value: dict[str, Any]) -> dict[str, Any]:
+    return value

@@ -1,4 +1,4 @@
-"""The leaves of a node's batch: reading them, and every check that needs no tensor. Pure."""
+"""Reads the leaves of a node's batch and makes every check that needs no tensor. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from efedllm_verifier.statistic import Outcome
 
 @dataclass(frozen=True)
 class JobTerms:
-    """What the client signed: the payment channel with its route, and the job."""
+    """The payment channel with its route, and the job with the client's signature."""
 
     key: SessionKey
     spec: JobSpec
@@ -61,7 +61,7 @@ class Registration:
 
 
 @dataclass(frozen=True)
-class Fault:
+class LeafFault:
     """Why a leaf failed. `code` is stable, `detail` for people."""
 
     code: str
@@ -125,7 +125,7 @@ def _ids(value: object) -> tuple[int, ...] | None:
             return tuple(int(item) for item in np.frombuffer(data, dtype="<i4"))
         except (binascii.Error, ValueError):
             raise ProtocolError("bad-batch", "Token ids must be base64 of whole int32 numbers.") from None
-    # Larger numbers would overflow arrays later on, and an audit that breaks is an audit escaped.
+    # Larger numbers would overflow arrays later, and a node whose audit fails on our side is not judged.
     if isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 31 for item in value):
         return tuple(value)
     raise ProtocolError("bad-batch", "Token ids must be base64 or a list of integers.")
@@ -133,77 +133,79 @@ def _ids(value: object) -> tuple[int, ...] | None:
 
 def check_leaf(
     leaf: Leaf, epoch: int, registration: Registration, domain: Domain, escrow: tuple[int, str]
-) -> Fault | None:
+) -> LeafFault | None:
     """Signatures, identities, registered shard and lengths of one leaf of the batch of `epoch`.
 
     escrow: (chain id, SessionEscrow). The first fault found, or None.
     """
     commit, terms = leaf.commit, leaf.terms
     if terms is None:
-        return Fault("unreadable-leaf", leaf.defect)
+        return LeafFault("unreadable-leaf", leaf.defect)
     try:
         signer = recover(commit.digest(domain), leaf.signature)
     except ProtocolError as error:
-        return Fault("commit-signature", error.message)
+        return LeafFault("commit-signature", error.message)
     if signer not in registration.signers:
-        return Fault("commit-signature", f"the commit is signed by {signer}")
+        return LeafFault("commit-signature", f"the commit is signed by {signer}")
     served = (registration.model_id, registration.lo, registration.hi, registration.shard_root)
     exact = commit.profile == EXACT_PROFILE
     shown = (commit.model_id, commit.lo, commit.hi, commit.shard_root)
     if shown != served or exact != (registration.profile == EXACT_PROFILE):
-        return Fault("wrong-shard", f"layers {commit.lo}:{commit.hi} are not the registered shard")
+        return LeafFault("wrong-shard", f"layers {commit.lo}:{commit.hi} are not the registered shard")
     if exact and commit.wire_dtype != WireDtype.F32:
-        return Fault("wrong-wire", "the rows of an exact model were rounded on the wire")
+        return LeafFault("wrong-wire", "the rows of an exact model were rounded on the wire")
     if not exact and commit.aux_root != ZERO32:
-        return Fault("wrong-aux", "a float model has no taps to commit to")
+        return LeafFault("wrong-aux", "a float model has no taps to commit to")
     if not epoch - 1 <= commit.epoch <= epoch:
-        return Fault("wrong-epoch", f"a commit of epoch {commit.epoch} in the batch of epoch {epoch}")
+        return LeafFault("wrong-epoch", f"a commit of epoch {commit.epoch} in the batch of epoch {epoch}")
     return _check_terms(leaf, terms, registration, domain, escrow) or _check_lengths(leaf, terms.spec, registration)
 
 
 def _check_terms(
     leaf: Leaf, terms: JobTerms, registration: Registration, domain: Domain, escrow: tuple[int, str]
-) -> Fault | None:
+) -> LeafFault | None:
     commit, key, spec = leaf.commit, terms.key, terms.spec
     digest = spec.digest(domain)
     try:
         check(digest, terms.signature, key.signer)
     except ProtocolError as error:
-        return Fault("job-signature", error.message)
+        return LeafFault("job-signature", error.message)
     if key.session_id(*escrow) != spec.session_id or spec.job_id != commit.job_id:
-        return Fault("foreign-job", "the job does not belong to the session the leaf shows")
+        return LeafFault("foreign-job", "the job does not belong to the session the leaf shows")
     if digest != commit.spec_hash:
-        # Like any paper that a node keeps back: what it serves is not signed, so that nobody is slashed for it.
-        return Fault("wrong-spec", "the job that the leaf shows is not the one that the commit names")
+        # Not severe: HTTP answers are unsigned, so somebody on the way could have replaced the spec.
+        return LeafFault("wrong-spec", "the job that the leaf shows is not the one that the commit names")
     if commit.hop >= len(key.nodes) or key.nodes[commit.hop] != registration.node:
-        return Fault("foreign-job", f"hop {commit.hop} of the session is not this node")
+        return LeafFault("foreign-job", f"hop {commit.hop} of the session is not this node")
     if key.model_id != commit.model_id or spec.wire_dtype != commit.wire_dtype:
-        return Fault("foreign-job", "model or wire dtype differ from what the client signed")
+        return LeafFault("foreign-job", "model or wire dtype differ from what the client signed")
     ends = (commit.hop == 0, commit.hop == len(key.nodes) - 1)
     if ends != (registration.lo == 0, registration.hi == registration.layers):
-        return Fault("wrong-shard", f"hop {commit.hop} of {len(key.nodes)} cannot be layers {commit.lo}:{commit.hi}")
+        return LeafFault(
+            "wrong-shard", f"hop {commit.hop} of {len(key.nodes)} cannot be layers {commit.lo}:{commit.hi}"
+        )
     return None
 
 
-def _check_lengths(leaf: Leaf, spec: JobSpec, registration: Registration) -> Fault | None:
+def _check_lengths(leaf: Leaf, spec: JobSpec, registration: Registration) -> LeafFault | None:
     commit = leaf.commit
     if not 1 <= commit.tokens <= spec.most_positions:
-        return Fault("wrong-length", f"{commit.tokens} positions for a prompt of {spec.prompt_tokens}")
+        return LeafFault("wrong-length", f"{commit.tokens} positions for a prompt of {spec.prompt_tokens}")
     if spec.embeds and commit.tokens != spec.prompt_tokens:
-        return Fault("wrong-length", f"{commit.tokens} positions of a text of {spec.prompt_tokens}")
+        return LeafFault("wrong-length", f"{commit.tokens} positions of a text of {spec.prompt_tokens}")
     if registration.hi != registration.layers:
-        return None if commit.tokens_hash == ZERO32 else Fault("tokens-hash", "only the last hop emits tokens")
+        return None if commit.tokens_hash == ZERO32 else LeafFault("tokens-hash", "only the last hop emits tokens")
     if leaf.emitted is None:
-        return Fault("tokens-hash", "the last hop does not show the emitted tokens")
+        return LeafFault("tokens-hash", "the last hop does not show the emitted tokens")
     try:
         if ids_hash(leaf.emitted) != commit.tokens_hash:
-            return Fault("tokens-hash", "the emitted tokens are not the committed ones", Outcome.SEVERE)
+            return LeafFault("tokens-hash", "the emitted tokens are not the committed ones", Outcome.SEVERE)
     except ProtocolError as error:
-        return Fault("tokens-hash", error.message)
+        return LeafFault("tokens-hash", error.message)
     # A cancelled job may have fed its newest token without sampling the next one, or not finished its prompt.
     most = 0 if spec.embeds else max(0, commit.tokens - spec.prompt_tokens + 1)
     if not max(0, most - 1) <= len(leaf.emitted) <= most:
-        return Fault("wrong-length", f"{len(leaf.emitted)} emitted tokens for {commit.tokens} positions")
+        return LeafFault("wrong-length", f"{len(leaf.emitted)} emitted tokens for {commit.tokens} positions")
     if spec.eos_token in leaf.emitted[:-1]:
-        return Fault("ran-past-eos", "tokens were emitted after the end-of-sequence token")
+        return LeafFault("ran-past-eos", "tokens were emitted after the end-of-sequence token")
     return None

@@ -1,72 +1,10 @@
-"""Which leaves are audited, what a leaf weighs, and how verdicts are packed. Pure functions of public values."""
+"""Which leaves are audited: a lottery that anyone can repeat from the epoch's seed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-
 from efedllm.commitments.hashing import keccak
-
-FULL_UNITS = 10  # one audit of full weight; the contract's unit is a tenth of it
-FEE_REF_TOKENS = 16  # positions from which a job weighs a full audit, so that tiny wash jobs earn little trust
-PASSED_CAP = 255
-FAILED_CAP = 127
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Audited weight of one node in one epoch, in tenths of a full audit. `severe` asks for slashing."""
-
-    passed: int
-    failed: int
-    severe: bool
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.passed <= PASSED_CAP and 0 <= self.failed <= FAILED_CAP):
-            raise ValueError(f"verdict out of range: passed {self.passed}, failed {self.failed}")
-
-
-def sample_ppm(seed: bytes, leaf: bytes) -> int:
-    """floor(uint256(K(seed | leaf)) * 10^6 / 2^256): a leaf is audited iff this is below its node's audit rate."""
-    return int.from_bytes(keccak(seed + leaf)) * 1_000_000 >> 256
 
 
 def is_sampled(seed: bytes, leaf: bytes, rate_ppm: int) -> bool:
-    """uint256(K(seed | leaf)) < rate * 2^256, the rate in parts per million; exact integers."""
-    return sample_ppm(seed, leaf) < rate_ppm
-
-
-def leaf_units(tokens: int, fee_ref_tokens: int = FEE_REF_TOKENS) -> int:
-    """Weight of a leaf of `tokens` positions: FULL_UNITS * min(1, tokens / fee_ref_tokens), at least 1."""
-    return max(1, min(FULL_UNITS, FULL_UNITS * tokens // fee_ref_tokens))
-
-
-def withheld_units(count: int, rate_ppm: int) -> int:
-    """Weight of a batch of `count` leaves that nobody can read: the expected number of audits at full weight."""
-    expected = -(-count * rate_ppm * FULL_UNITS // 1_000_000)
-    return max(FULL_UNITS, min(FAILED_CAP, expected))
-
-
-def tally(leaves: Iterable[tuple[int, bool, bool]]) -> Verdict:
-    """Sum (units, failed, severe) of the audited leaves, clamped to what a packed verdict holds."""
-    passed = failed = 0
-    severe = False
-    for units, leaf_failed, leaf_severe in leaves:
-        if leaf_failed:
-            failed += units
-        else:
-            passed += units
-        severe = severe or (leaf_failed and leaf_severe)
-    return Verdict(min(passed, PASSED_CAP), min(failed, FAILED_CAP), severe)
-
-
-def pack_verdict(verdict: Verdict) -> int:
-    """severe << 15 | failed << 8 | passed, a uint16."""
-    return int(verdict.severe) << 15 | verdict.failed << 8 | verdict.passed
-
-
-def unpack_verdict(packed: int) -> Verdict:
-    """Inverse of `pack_verdict`; ValueError outside uint16."""
-    if not 0 <= packed <= 0xFFFF:
-        raise ValueError(f"verdict out of range: {packed}")
-    return Verdict(packed & 0xFF, packed >> 8 & 0x7F, bool(packed >> 15))
+    """Whether floor(uint256(K(seed | leaf)) * 10^6 / 2^256) is below the node's audit rate in parts per million."""
+    return int.from_bytes(keccak(seed + leaf)) * 1_000_000 >> 256 < rate_ppm

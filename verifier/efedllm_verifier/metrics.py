@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from efedllm.errors import listen_error
-from efedllm_verifier.audit import NodeAudit
+from efedllm_verifier.audit_report import NodeAudit
 
 
-class Metrics:
+class VerifierMetrics:
     """Prometheus metrics with a registry of their own, so that several verifiers fit into one process."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Health:
         return self._last is not None and self._clock() - self._last < self._patience
 
 
-async def serve(metrics: Metrics, health: Health, listen: tuple[str, int]) -> tuple[web.AppRunner, int]:
+async def serve(metrics: VerifierMetrics, health: Health, listen: tuple[str, int]) -> tuple[web.AppRunner, int]:
     """Start the server; returns its runner (call `cleanup`) and the port. Raises ConfigError "port-in-use" or
     "bad-listen"."""
 

@@ -1,10 +1,9 @@
-"""Whether a hop read what its neighbour sent, and sent what it committed to: signed envelopes against signed roots."""
+"""Checks that a hop read what its neighbour sent, and sent what it committed to, by signed envelopes and roots."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from efedllm.commitments.blame import blame_boundary
 from efedllm.commitments.eip712 import Domain, parse_hex
@@ -14,28 +13,21 @@ from efedllm.commitments.messages import HopCommit
 from efedllm.commitments.signing import is_signed_by, recover
 from efedllm.errors import ProtocolError
 from efedllm_verifier.fetch import NodeReader, UnavailableError
-from efedllm_verifier.leaf import Fault
+from efedllm_verifier.leaf import LeafFault
+from efedllm_verifier.node_directory import Party
 from efedllm_verifier.statistic import Outcome
 
-# Kinds of a blamed side that merely does not answer: a failure, but no proof of a lie.
+# Kinds of a side that does not open its root: a failure, but no proof of a lie.
 _UNPROVEN = ("silent", "bad-opening")
-
-
-@dataclass(frozen=True)
-class Party:
-    """A node of the route: where it answers, and the keys that may have signed for it."""
-
-    endpoint: str
-    signers: frozenset[str]
 
 
 def unsigned_positions(
     domain: Domain, leaves: Sequence[bytes], start: int, evidence: BoundaryEvidence, signers: frozenset[str]
 ) -> list[int]:
-    """Positions from `start` whose leaf no envelope covers that one of `signers` sent. Pure.
+    """Positions from `start` on whose leaf is not covered by an envelope that one of `signers` sent. Pure.
 
-    An envelope names the one before it by digest, so that a signature on it says that its signer sent that one too:
-    going backwards, one signature is checked where the chain is whole.
+    Each envelope contains the digest of the one before it, so a signature on an envelope covers all earlier ones.
+    Envelopes are read backwards: where their chain is unbroken, one signature is checked.
     """
     covered = [False] * len(leaves)
     digests = domain.digests([record.envelope for record in evidence.envelopes])
@@ -66,26 +58,26 @@ async def check_inputs(
     start: int,
     own: Party,
     sender: Party,
-) -> Fault | None:
-    """The hop shows the sender's signature over every row from `start` on that it says it read.
+) -> LeafFault | None:
+    """Check that the hop shows the sender's signature over every row from position `start` on.
 
-    `leaves`: of the committed input boundary.
+    leaves: of the committed input boundary. A fault when the hop shows no evidence or a row is unsigned.
     """
     evidence = await _evidence(reader, own, commit.job_id, commit.hop)
     if evidence is None:
-        return Fault("withheld", f"the node does not show who sent it boundary {commit.hop}")
+        return LeafFault("withheld", f"the node does not show who sent it boundary {commit.hop}")
     missing = await asyncio.to_thread(unsigned_positions, domain, leaves, start, evidence, sender.signers)
     if missing:
-        return Fault("unsigned-input", f"nobody sent position {missing[0]} of boundary {commit.hop} to the node")
+        return LeafFault("unsigned-input", f"nobody sent position {missing[0]} of boundary {commit.hop} to the node")
     return None
 
 
 async def check_outputs(
     reader: NodeReader, domain: Domain, commit: HopCommit, own: Party, receiver: Party
-) -> Fault | None:
-    """When the next hop committed to another boundary, the signed envelopes decide who lied; None if that is not us.
+) -> LeafFault | None:
+    """When the next hop committed to another boundary, decide by the signed envelopes whether this hop lied.
 
-    A next hop that shows no commitment of its own proves nothing.
+    None when it did not, and when the next hop shows no valid commitment, which proves nothing.
     """
     theirs = await _commit_of(reader, domain, commit, receiver)
     if theirs is None or (theirs.in_root, theirs.tokens) == (commit.out_root, commit.tokens):
@@ -100,7 +92,7 @@ async def check_outputs(
     if commit.hop not in fault.guilty:
         return None
     outcome = Outcome.FAIL if fault.kind in _UNPROVEN else Outcome.SEVERE
-    return Fault("broken-link", fault.detail, outcome)
+    return LeafFault("broken-link", fault.detail, outcome)
 
 
 async def _commit_of(reader: NodeReader, domain: Domain, commit: HopCommit, receiver: Party) -> HopCommit | None:

@@ -1,8 +1,8 @@
-"""What a verifier does next: a pure function of what it knows about one epoch and of the chain's clock.
+"""Decides what a verifier does next, as a pure function of the state of one epoch and of the chain's clock.
 
-Work of epoch e is judged in e+1: seed, audits and commit in its first third, reveal in the second, finalise and judge
-in the last; points are claimed from e+2. Every action may be planned again until the state shows its effect, so a crash
-between an action and its record only repeats it.
+Work of epoch e is judged in epoch e+1: seed, audits and commit in its first third, reveal in the second, finalise and
+judge in the last. Points are claimed from e+2. An action is planned again until the state shows its effect, so a crash
+between an action and its record only repeats the action.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Phase(IntEnum):
     TALLY = 2
 
 
-class Audit(Enum):
+class AuditProgress(Enum):
     """Progress of our audit of one node."""
 
     NONE = "none"
@@ -35,7 +35,7 @@ class NodeWork:
 
     node: str
     drawn: tuple[str, ...] = ()
-    audit: Audit = Audit.NONE
+    audit: AuditProgress = AuditProgress.NONE
     reveals: int = 0
     finalized: bool = False
     quorum: bool = False
@@ -64,16 +64,16 @@ class EpochState:
     judged: frozenset[str] = frozenset()
 
     @property
-    def duties(self) -> tuple[NodeWork, ...]:
+    def assigned(self) -> tuple[NodeWork, ...]:
         """The nodes for which this verifier is drawn."""
         return tuple(node for node in self.nodes if self.me in node.drawn)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """stagger: delay between two verifiers' turns at a duty that anyone may do, as a share of the epoch.
-    commit_by: share of the commit phase after which unfinished audits are left out. seed_lifetime: blocks a block hash
-    stays readable on chain."""
+    """stagger: delay between two verifiers' turns at an action that anyone may take, as a share of the epoch.
+    commit_by: share of the commit phase after which unfinished audits are left out. seed_lifetime: number of blocks for
+    which a block hash stays readable on chain."""
 
     stagger: float = 1 / 60
     commit_by: float = 0.75
@@ -131,10 +131,10 @@ class Claim:
     epochs: tuple[int, ...]
 
 
-Action = ArmSeed | FixSeed | AuditNode | Commit | Reveal | Finalize | Judge | Claim
+VerifierAction = ArmSeed | FixSeed | AuditNode | Commit | Reveal | Finalize | Judge | Claim
 
 
-def plan(state: EpochState, time: ChainTime, timing: Timing = DEFAULT_TIMING) -> list[Action]:
+def plan(state: EpochState, time: ChainTime, timing: Timing = DEFAULT_TIMING) -> list[VerifierAction]:
     """Actions due now for the work of `state.epoch`; empty outside the epoch that judges it."""
     if time.epoch != state.epoch + 1 or not state.nodes or state.me not in state.seats:
         return []
@@ -146,18 +146,18 @@ def plan(state: EpochState, time: ChainTime, timing: Timing = DEFAULT_TIMING) ->
     return _tally(state, time, timing)
 
 
-def plan_claims(unclaimed: Iterable[int], time: ChainTime, limit: int = 16) -> list[Action]:
+def plan_claims(unclaimed: Iterable[int], time: ChainTime, limit: int = 16) -> list[VerifierAction]:
     """Claim the epochs with unpaid points that are due (two behind or more), oldest first, `limit` a transaction."""
     due = sorted(epoch for epoch in unclaimed if epoch + 2 <= time.epoch)
     return [Claim(tuple(due[:limit]))] if due else []
 
 
 def turn(state: EpochState) -> int:
-    """Our place in the order of duties that anyone may do; it rotates so that the gas is shared."""
+    """Our index in the order of actions that anyone may take; it rotates with the epoch, to share the gas."""
     return (state.seats.index(state.me) + state.epoch) % len(state.seats)
 
 
-def _seed(state: EpochState, time: ChainTime, timing: Timing) -> list[Action]:
+def _seed(state: EpochState, time: ChainTime, timing: Timing) -> list[VerifierAction]:
     place = turn(state)
     stale = state.armed_block is not None and time.block > state.armed_block + timing.seed_lifetime
     if state.armed_block is None or stale:
@@ -166,18 +166,18 @@ def _seed(state: EpochState, time: ChainTime, timing: Timing) -> list[Action]:
     return [FixSeed(state.epoch)] if time.block > state.armed_block + place else []
 
 
-def _audit_and_commit(state: EpochState, time: ChainTime, timing: Timing) -> list[Action]:
-    if state.committed or not state.duties:
+def _audit_and_commit(state: EpochState, time: ChainTime, timing: Timing) -> list[VerifierAction]:
+    if state.committed or not state.assigned:
         return []
     late = 3 * time.fraction >= timing.commit_by
-    done = tuple(work.node for work in state.duties if work.audit is Audit.DONE)
-    settled = all(work.audit in (Audit.DONE, Audit.ABSTAINED) for work in state.duties)
+    done = tuple(work.node for work in state.assigned if work.audit is AuditProgress.DONE)
+    settled = all(work.audit in (AuditProgress.DONE, AuditProgress.ABSTAINED) for work in state.assigned)
     if state.prepared or (done and (settled or late)):
         return [Commit(state.epoch, done, state.prepared)]
-    return [AuditNode(state.epoch, work.node) for work in state.duties if work.audit is Audit.NONE]
+    return [AuditNode(state.epoch, work.node) for work in state.assigned if work.audit is AuditProgress.NONE]
 
 
-def _tally(state: EpochState, time: ChainTime, timing: Timing) -> list[Action]:
+def _tally(state: EpochState, time: ChainTime, timing: Timing) -> list[VerifierAction]:
     if time.fraction < 2 / 3 + turn(state) * timing.stagger:
         return []
     open_nodes = tuple(work.node for work in state.nodes if work.reveals and not work.finalized)
@@ -188,7 +188,7 @@ def _tally(state: EpochState, time: ChainTime, timing: Timing) -> list[Action]:
 
 
 def _judged_on(state: EpochState, verifier: str) -> tuple[str, ...]:
-    """The nodes a verifier answers for: those it revealed, else those it owed a verdict on; none when it owed none."""
+    """The nodes for which a verifier is judged: those it revealed verdicts on, else those it owed a verdict on."""
     for revealer, nodes in state.revealed_by:
         if revealer == verifier:
             return nodes

@@ -1,4 +1,4 @@
-"""From a proof on disk to the accuser's share: what to do is pure, and safe to repeat after a crash at any point."""
+"""Shows proofs of equivocation to the contract. The next step of a proof is a pure function, safe to repeat."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from efedllm.chain.disputes import EvidenceFolder, prove, read_proof
 from efedllm.chain.reverts import RevertError
 from efedllm.commitments.equivocation import Equivocation
 from efedllm.errors import EfedError
-from efedllm_verifier.equivocation_search import Sighting, Witness
-from efedllm_verifier.metrics import Metrics
+from efedllm_verifier.equivocation_search import AuditedCommit, EquivocationSearch
+from efedllm_verifier.metrics import VerifierMetrics
 
 
 @dataclass(frozen=True)
-class Case:
-    """What the chain says about a proof. `ours`: it is of this network; `theirs`: its keys are the node's; `stake`:
-    wei, active and unbonding.
+class ProofStatus:
+    """State of a proof on chain. ours: it is of this network. theirs: its keys are the node's. stake: wei, active and
+    unbonding.
     """
 
     ours: bool
@@ -31,35 +31,37 @@ class Case:
     stake: int = 0
 
 
-class Step(Enum):
+class CaseStep(Enum):
     PROVE = "prove"
     SETTLE = "settle"  # nothing more can come of it
     WAIT = "wait"  # until the next epoch
 
 
-def next_step(case: Case) -> Step:
+def next_step(status: ProofStatus) -> CaseStep:
     """What to do with a proof."""
-    if not case.ours:
-        return Step.WAIT
-    if case.proven or not case.theirs:
-        return Step.SETTLE
-    return Step.PROVE if case.stake else Step.WAIT
+    if not status.ours:
+        return CaseStep.WAIT
+    if status.proven or not status.theirs:
+        return CaseStep.SETTLE
+    return CaseStep.PROVE if status.stake else CaseStep.WAIT
 
 
 class Prosecutor:
-    """Keeps what audits bring to light and shows it to the contract. `log` is a structlog logger."""
+    """Stores proofs of equivocation found after audits and sends them to the contract. `log` is a structlog logger."""
 
-    def __init__(self, chain: Chain, witness: Witness, folder: EvidenceFolder, metrics: Metrics, log: Any) -> None:
+    def __init__(
+        self, chain: Chain, search: EquivocationSearch, folder: EvidenceFolder, metrics: VerifierMetrics, log: Any
+    ) -> None:
         self._chain = chain
-        self._witness = witness
+        self._search = search
         self._folder = folder
         self._metrics = metrics
         self._log = log
         self._waiting: dict[str, int] = {}  # file name -> epoch in which nothing more is tried
 
-    async def investigate(self, sightings: Sequence[Sighting]) -> None:
+    async def investigate(self, commits: Sequence[AuditedCommit]) -> None:
         """Look for second commitments of audited leaves; what is found is on disk when this returns."""
-        for proof in await self._witness.look(sightings):
+        for proof in await self._search.look(commits):
             try:
                 path = await asyncio.to_thread(self._folder.keep, proof)
             except OSError as error:
@@ -82,28 +84,28 @@ class Prosecutor:
 
     async def _pursue(self, path: Path) -> None:
         proof = await asyncio.to_thread(read_proof, path)
-        step = next_step(await self._case(proof))
-        if step is Step.PROVE:
+        step = next_step(await self._status(proof))
+        if step is CaseStep.PROVE:
             try:
                 await self._prove(proof)
             except RevertError as error:
                 # Somebody else was first.
                 if error.name != "AlreadyProven":
                     raise
-        if step is not Step.WAIT:
+        if step is not CaseStep.WAIT:
             await asyncio.to_thread(self._folder.settle, path)
             self._waiting.pop(path.name, None)
 
-    async def _case(self, proof: Equivocation) -> Case:
+    async def _status(self, proof: Equivocation) -> ProofStatus:
         if proof.domain != self._chain.efl_domain:
-            return Case(ours=False)
-        chain, node = self._chain, proof.node
-        proven, stake, *known = await asyncio.gather(
-            chain.call("DisputeGame", "isProven", node, proof.job_id, proof.hop),
-            chain.call("StakeVault", "stakeOf", node),
-            *(chain.call("NodeRegistry", "isSigner", node, key) for key in proof.signers),
+            return ProofStatus(ours=False)
+        contracts, node = self._chain.contracts, proof.node
+        proven, stake, known = await asyncio.gather(
+            contracts.dispute_game.is_proven(node, proof.job_id, proof.hop),
+            contracts.stake_vault.stake_of(node),
+            asyncio.gather(*(contracts.node_registry.is_signer(node, key) for key in proof.signers)),
         )
-        return Case(True, all(known), bool(proven), int(stake.active) + int(stake.unbonding))
+        return ProofStatus(True, all(known), proven, stake.active + stake.unbonding)
 
     async def _prove(self, proof: Equivocation) -> None:
         result = await prove(self._chain, proof)

@@ -1,4 +1,4 @@
-"""Recomputing one hop in one prefill and comparing it with what was committed. Call it on the engine's thread."""
+"""Recomputes one hop in one prefill and compares it with the commitment. Call it on the engine's thread."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from efedllm.errors import ModelError, ProtocolError
 from efedllm.sampling.exact import sample_exact_rows
 from efedllm.sampling.float import SamplingSpec, are_consistent, is_consistent
 from efedllm_verifier.conditioning import HALF_STEP, STEP, own_spread
-from efedllm_verifier.leaf import Fault, Leaf
+from efedllm_verifier.leaf import Leaf, LeafFault
 from efedllm_verifier.statistic import (
     HALF_LIMITS,
     MEASURED,
     SEVERE_AT,
     BackendError,
+    DeviationLimits,
     HopStatistic,
-    Limits,
     Outcome,
     compare,
     compare_exact,
@@ -41,12 +41,14 @@ _OVERFLOW = "overflow"
 class HopResult:
     """`statistic` is None when a fault was found before anything was computed.
 
-    taps: canonical bytes of every position's tap when an exact hop was found to be right, else empty.
+    taps: canonical bytes of every position's tap when an exact hop was found to be right, else empty. bytes_fetched:
+    boundary bytes read from nodes for it.
     """
 
     statistic: HopStatistic | None
-    fault: Fault | None
+    fault: LeafFault | None
     taps: bytes = b""
+    bytes_fetched: int = 0
 
     @property
     def outcome(self) -> Outcome:
@@ -54,7 +56,7 @@ class HopResult:
 
 
 def rerun(
-    executor: Executor, leaf: Leaf, spec: JobSpec, inputs: bytes, outputs: bytes, *, limits: Limits = MEASURED
+    executor: Executor, leaf: Leaf, spec: JobSpec, inputs: bytes, outputs: bytes, *, limits: DeviationLimits = MEASURED
 ) -> HopResult:
     """Check one hop against the published weights in `executor` (of exactly the hop's layer range).
 
@@ -66,20 +68,20 @@ def rerun(
     dtype = as_dtype(commit.wire_dtype)
     exact = commit.profile == EXACT_PROFILE
     if commit.profile == HALF_PROFILE:
-        # What honest float32 machines do not agree on closely enough to slash anybody, bfloat16 does even less.
+        # If float32 differences are not slashable for this model, bfloat16 differences are not either.
         limits = replace(HALF_LIMITS, slashable=limits.slashable)
     if exact != (constants_of(executor) is not None):
         raise BackendError("our engine computes in another profile than the hop")
     if commit.tokens > executor.max_positions:
-        return HopResult(None, Fault("context-exceeded", f"{commit.tokens} positions exceed the model's context"))
+        return HopResult(None, LeafFault("context-exceeded", f"{commit.tokens} positions exceed the model's context"))
     try:
         given = decode(inputs, WireDtype.I32 if commit.lo == 0 else dtype, 1 if commit.lo == 0 else executor.hidden)
     except ProtocolError as error:
-        return HopResult(None, Fault("bad-input-bytes", error.message))
+        return HopResult(None, LeafFault("bad-input-bytes", error.message))
     try:
         committed = decode(outputs, dtype, executor.hidden)
     except ProtocolError as error:
-        return HopResult(None, Fault("bad-output-bytes", error.message, Outcome.SEVERE))
+        return HopResult(None, LeafFault("bad-output-bytes", error.message, Outcome.SEVERE))
     if commit.lo == 0:
         given = given[:, 0]
         fault = check_ids(given, leaf, spec, executor.vocab)
@@ -105,10 +107,10 @@ def rerun(
     if statistic.outcome is not Outcome.PASS:
         how = f"{statistic.worst:.0f} values differ, first" if exact else f"statistic {statistic.worst:.3g}"
         detail = f"{how} at position {statistic.position}, mismatch {statistic.mismatch:.2%}"
-        return HopResult(statistic, Fault("wrong-output", detail, statistic.outcome))
+        return HopResult(statistic, LeafFault("wrong-output", detail, statistic.outcome))
     if exact and tap_tree(commit, taps).root() != commit.aux_root:
-        # The rows are right, so that the node could have had the taps: it attested values that it did not compute.
-        return HopResult(statistic, Fault("wrong-taps", "the committed taps are not the hop's", Outcome.SEVERE))
+        # The rows are right, so the node could have computed the taps: it committed to values it did not compute.
+        return HopResult(statistic, LeafFault("wrong-taps", "the committed taps are not the hop's", Outcome.SEVERE))
     if not executor.has_head:
         return HopResult(statistic, None, taps)
     fault = check_tokens(executor, committed, spec, leaf.emitted or (), exact=exact, limits=limits)
@@ -122,13 +124,13 @@ def compared(
     ours: Float32,
     residual: NDArray[Any],
     dtype: WireDtype,
-    limits: Limits,
+    limits: DeviationLimits,
     seed: bytes,
 ) -> HopStatistic:
-    """What `compare` says of a float hop; before it accuses, our own recomputation must not stray from itself as far.
+    """`compare` for a float hop. A hop that does not pass is compared again with the spread of our own recomputation.
 
-    given: the hop's input, ids [n] or states [n, hidden]; residual: the same in hidden space. `seed` as `own_spread`
-    takes it. Raises BackendError as `compare` does, and ModelError.
+    given: the hop's input, ids [n] or states [n, hidden]; residual: the same in hidden space; seed: see `own_spread`.
+    Raises BackendError as `compare` does, and ModelError.
     """
     found = compare(committed, ours, residual, dtype, limits)
     if found.outcome is Outcome.PASS or not np.isfinite(committed).all():
@@ -138,7 +140,7 @@ def compared(
 
 
 def _compute(executor: Executor, item: StepItem, *, exact: bool) -> tuple[Float32, bytes]:
-    """States of one step and, of an exact engine, the taps of its positions."""
+    """States of one step and, for an exact engine, the taps of its positions."""
     if not exact:
         return executor.step([item])[0], b""
     (tapped,) = cast(TapExecutor, executor).step_with_taps([item])
@@ -146,17 +148,17 @@ def _compute(executor: Executor, item: StepItem, *, exact: bool) -> tuple[Float3
 
 
 def tap_tree(commit: HopCommit, taps: bytes) -> TapTree:
-    """The tree that the aux root of `commit` is over when these are the taps of all its positions."""
+    """The tree over `taps`, the taps of all positions of `commit`. Its root is the aux root of an honest hop."""
     tree = TapTree(commit.job_id, commit.hop, TAP_BYTES)
     tree.append(taps)
     return tree
 
 
-def _not_finite(executor: Executor, what: str) -> Fault:
-    """The fault of a hop whose committed input gives `what` that is not finite: no honest hop commits to that.
+def _not_finite(executor: Executor, what: str) -> LeafFault:
+    """The fault of a hop for whose committed input `what` is not finite: no honest hop commits to such an input.
 
-    An engine that makes infinities of anything is broken; BackendError then, as nobody else is to blame. Abstaining
-    without that proof would let a node escape by one poisoned leaf.
+    Raises BackendError when our engine gives no finite output for a plain input either, as then the engine is broken.
+    Abstaining without this check would let a node escape its audit by one leaf with such an input.
     """
     plain = np.zeros(1, np.int32) if executor.has_embedding else np.zeros((1, executor.hidden), np.float32)
     try:
@@ -165,25 +167,25 @@ def _not_finite(executor: Executor, what: str) -> Fault:
         raise BackendError(f"{what} is not finite, nor anything else: {error}") from error
     if not healthy:
         raise BackendError(f"{what} is not finite, nor anything else that our engine computes")
-    return Fault("not-finite", f"{what} is not finite for the committed input")
+    return LeafFault("not-finite", f"{what} is not finite for the committed input")
 
 
-def check_ids(ids: NDArray[np.int32], leaf: Leaf, spec: JobSpec, vocab: int) -> Fault | None:
-    """Boundary 0: the prompt is the one the client signed, and what follows is what a one-hop route emitted itself."""
+def check_ids(ids: NDArray[np.int32], leaf: Leaf, spec: JobSpec, vocab: int) -> LeafFault | None:
+    """Check boundary 0: the prompt is the one the client signed, and any shown emitted ids follow it."""
     if ids.min() < 0 or ids.max() >= vocab:
-        return Fault("bad-input-bytes", f"a token id is outside 0..{vocab - 1}")
+        return LeafFault("bad-input-bytes", f"a token id is outside 0..{vocab - 1}")
     head = ids[: spec.prompt_tokens]
     prompt = head if len(ids) >= spec.prompt_tokens else np.asarray(leaf.prompt or (), dtype=np.int64)
     if len(prompt) != spec.prompt_tokens or not np.array_equal(prompt[: len(head)], head):
-        return Fault("wrong-prompt", "the prompt is not the one the client signed", Outcome.SEVERE)
+        return LeafFault("wrong-prompt", "the prompt is not the one the client signed", Outcome.SEVERE)
     try:
         if ids_hash(prompt) != spec.prompt_hash:
-            return Fault("wrong-prompt", "the prompt is not the one the client signed", Outcome.SEVERE)
+            return LeafFault("wrong-prompt", "the prompt is not the one the client signed", Outcome.SEVERE)
     except ProtocolError as error:
-        return Fault("wrong-prompt", error.message)
+        return LeafFault("wrong-prompt", error.message)
     fed = ids[spec.prompt_tokens :]
     if leaf.emitted is not None and not np.array_equal(fed, np.asarray(leaf.emitted[: len(fed)], dtype=np.int64)):
-        return Fault("wrong-tokens-fed", "the tokens fed back are not the emitted ones", Outcome.SEVERE)
+        return LeafFault("wrong-tokens-fed", "the tokens fed back are not the emitted ones", Outcome.SEVERE)
     return None
 
 
@@ -194,14 +196,15 @@ def check_tokens(
     emitted: tuple[int, ...],
     *,
     exact: bool = False,
-    limits: Limits = MEASURED,
-) -> Fault | None:
-    """Every emitted token was sampled from the logits of the committed hidden rows [n, hidden]: of a float model, could
-    have been.
+    limits: DeviationLimits = MEASURED,
+) -> LeafFault | None:
+    """Check that every emitted token was sampled from the logits of the committed hidden rows [n, hidden].
+
+    For a float model: that it could have been, within the tolerance of `limits`.
     """
     sampling = SamplingSpec.from_job(spec)
     first = spec.prompt_tokens - 1
-    worst: Fault | None = None
+    worst: LeafFault | None = None
     for start in range(0, len(emitted), _LOGIT_ROWS):
         tokens = emitted[start : start + _LOGIT_ROWS]
         try:
@@ -221,13 +224,13 @@ def check_tokens(
                 return _not_finite(executor, "logits")
             for offset in np.flatnonzero(ours != np.asarray(tokens)).tolist():
                 detail = f"token {tokens[offset]} at position {position + offset} is not {ours[offset]}"
-                return Fault("wrong-token", detail, Outcome.SEVERE)
+                return LeafFault("wrong-token", detail, Outcome.SEVERE)
             continue
         tolerances = logit_tolerances(rows, limits).tolist()
         for offset in np.flatnonzero(~are_consistent(rows, sampling, position, tokens, tolerances)).tolist():
             where = f"token {tokens[offset]} at position {position + offset}"
             wide = SEVERE_AT * tolerances[offset]
             if not is_consistent(rows[offset], sampling, position + offset, tokens[offset], wide):
-                return Fault("wrong-token", f"{where} was not sampled", limits.capped_token(Outcome.SEVERE))
-            worst = worst or Fault("wrong-token", f"{where} is doubtful")
+                return LeafFault("wrong-token", f"{where} was not sampled", limits.capped_token(Outcome.SEVERE))
+            worst = worst or LeafFault("wrong-token", f"{where} is doubtful")
     return worst

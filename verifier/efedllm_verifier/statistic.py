@@ -1,29 +1,29 @@
-"""How far a committed hop output is from what the published weights give. numpy only, no I/O.
+"""Measures how far a committed hop output is from the output of the published weights. numpy only, no I/O.
 
-An exact model has no tolerance: the committed bytes are right or wrong (`compare_exact`). The rest is about float
-models.
+An exact model has no tolerance: `compare_exact` compares bytes. Everything else in this module is for float models.
 
 All arithmetic is float64 on the decoded canonical bytes. With y the committed output, y' our own recomputation and
 x the committed input of one position (for the first hop the embedding of its token id):
 
     stat = ||y - y'|| / (TAU * ||y' - x|| + ROUNDING * ||y'||)
 
-The first term scales with what the hop adds to the residual stream, so that skipped work is not hidden behind a large
-residual; the second is what float32 rounding of a large residual alone may cost. A hop fails when the maximum over its
-positions exceeds FAIL_AT, and is slashable above SEVERE_AT. A model's manifest may bring its own measured limits
-(`efedllm model calibrate`); else its hops are measured by ten times TAU. TAU is for float32 compute of the bundled
-model: 3 times the largest honest spread seen (1.0e-5, at contexts of 1000 positions; 4 times that of short texts), and
-3.3 times below noise of 1e-4 of the update, the weakest attack that it is to find (`efedllm bench attacks`).
+The first term scales with the update that the hop adds to the residual stream, so that a large residual cannot hide
+skipped work. The second term allows for float32 rounding of a large residual. A hop fails when the maximum over its
+positions exceeds FAIL_AT, and is slashable above SEVERE_AT. A model's manifest may state its own measured limits
+(`efedllm model calibrate`); hops of other models are measured by ten times TAU. TAU is for float32 compute of the
+bundled model. It is 3 times the largest deviation between honest machines (1.0e-5, at contexts of 1000 positions; 4
+times that of short texts), and 3.3 times below noise of 1e-4 of the update, the weakest attack that it must detect
+(`efedllm bench attacks`).
 
 On a bf16 wire both sides round once more. The numerator is then the smallest change of y' that would round to the
-committed bits (zero inside the rounding interval), and in addition the share of elements whose bits differ from the
-rounded y' is bounded per chunk of positions: honest spread only moves elements that lie next to a rounding boundary.
+committed bits (zero inside the rounding interval). In addition, the share of elements whose bits differ from the
+rounded y' is bounded per chunk of positions: honest deviation only moves elements next to a rounding boundary.
 
-On rows made for it no two machines agree. Before a hop is accused, `conditioning.py` measures how far our own
-recomputation strays from itself, and the denominator is at least SPREAD_MARGIN times that. On rows that are not made
-for it, tau is larger: it is as many times the largest honest deviation.
+Rows can be constructed on which honest machines disagree. Before a hop is accused, `conditioning.py` measures how much
+our own recomputation varies, and the denominator becomes at least SPREAD_MARGIN times that variation. On ordinary rows
+the limit by tau is larger than that, so the measurement changes nothing.
 
-Nodes that declare to compute in bfloat16 are a class of their own, see HALF_LIMITS and `grade_half`.
+Nodes that declare bfloat16 compute are graded separately, see HALF_LIMITS and `grade_half`.
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ FAIL_AT = 1.0
 SEVERE_AT = 10.0
 
 SPREAD_MARGIN = 8.0
-"""The limit of a row is at least this many times what our own recomputation of it strays by: the margin of tau."""
+"""The limit of a row is at least this many times the variation of our own recomputation of it."""
 
-# Of nodes that declare bfloat16, see `grade_half`.
+# For nodes that declare bfloat16, see `grade_half`.
 HALF_LONE_FAIL_AT = 5.0
 HALF_MOST_SEVERE_AT = 5.0
-HALF_MOST = 0.75  # the position that so many others are no worse than
+HALF_MOST = 0.75  # quantile of the statistic over the positions of a hop
 
 CHUNK = 32
 MISMATCH_FAIL = 0.02
 MISMATCH_SEVERE = 0.10
-# A share of a small chunk is noisy: fewer differing elements than this never count.
+# The share in a small chunk is noisy: up to this many differing elements are ignored.
 MISMATCH_FLOOR = 8
 
 # A logit row recomputed from the same hidden bytes differs by float32 summation order only.
 LOGIT_TOLERANCE = 2e-5
 
-Array = NDArray[np.floating]
+FloatArray = NDArray[np.floating]
 
 
 class Outcome(IntEnum):
-    """Ordered by gravity: the outcome of a hop is the maximum over its checks."""
+    """Ordered by severity: the outcome of a hop is the maximum over its checks."""
 
     PASS = 0
     FAIL = 1
@@ -72,11 +72,12 @@ class Outcome(IntEnum):
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What the statistic is measured by; see the module. Without `slashable` nothing is worse than FAIL.
+class DeviationLimits:
+    """Limits of the statistic, see the module. Without `slashable` no outcome is worse than FAIL.
 
-    `logits`: how far a logit may be off, relative to the largest. `half`: rows are those of a node that declares to
-    compute in bfloat16: graded by `grade_half`, no bits of a bf16 wire compared, wrong tokens no worse than FAIL."""
+    logits: allowed deviation of a logit, relative to the largest. half: for a node that declares bfloat16 compute. Its
+    rows are graded by `grade_half`, bits of a bf16 wire are not compared, and wrong tokens are at most FAIL.
+    """
 
     tau: float = TAU
     rounding: float = ROUNDING
@@ -85,42 +86,44 @@ class Limits:
     half: bool = False
 
     @classmethod
-    def of(cls, tolerance: Tolerance | None) -> Limits:
-        """A model's own limits, or the ones for models that were not calibrated."""
+    def of(cls, tolerance: Tolerance | None) -> DeviationLimits:
+        """The limits in a model's manifest, or UNCALIBRATED when it states none."""
         if tolerance is None:
             return UNCALIBRATED
         return cls(tolerance.tau, tolerance.rounding, tolerance.slashable)
 
     def capped(self, outcome: Outcome) -> Outcome:
-        """`outcome`, as far as these limits carry it."""
+        """`outcome`, or FAIL when it is worse and these limits do not slash."""
         return outcome if self.slashable else min(outcome, Outcome.FAIL)
 
     def capped_token(self, outcome: Outcome) -> Outcome:
-        """`outcome` of a token that was not sampled from our logits, as far as these limits carry it."""
+        """`capped` for a token that was not sampled from our logits: never worse than FAIL with `half`."""
         return min(outcome, Outcome.FAIL) if self.half else self.capped(outcome)
 
 
-MEASURED = Limits()
-"""As measured on the bundled model."""
+MEASURED = DeviationLimits()
+"""Measured on the bundled model."""
 
-UNCALIBRATED = Limits(tau=10 * TAU)
-"""For models that bring no limits. Some stray further than the bundled one: cut by plain SVD it came to 1.2 times TAU
-after a thousand decoded positions, and nobody honest may fail."""
+UNCALIBRATED = DeviationLimits(tau=10 * TAU)
+"""For models whose manifest states no limits. Honest machines can differ more than on the bundled model: with the model
+truncated by plain SVD they differed by 1.2 times TAU after a thousand decoded positions. No honest node may fail."""
 
-HALF_LIMITS = Limits(tau=7e-2, rounding=4 * 2.0**-8, logits=5e-2, half=True)
-"""For nodes that declare to compute in bfloat16, where honest rows of texts come to 0.4 of the limit.
+HALF_LIMITS = DeviationLimits(tau=7e-2, rounding=4 * 2.0**-8, logits=5e-2, half=True)
+"""For nodes that declare bfloat16 compute. Honest rows of ordinary texts reach 0.4 of the limit.
 
-The class tells layers left out, low ranks and four-bit weights, not eight-bit ones. Only what no precision explains is
-severe: layers not computed at all, another model, rows of another job. Wrong tokens never are: a logit is a small
-difference of many products, so that no share of the largest logit bounds what bfloat16 does to it, and honest tokens
-are drawn from those logits."""
+These limits detect skipped layers, lower ranks and four-bit weights, but not eight-bit weights. An outcome is severe
+only when precision cannot explain it: no layer computed, another model, rows of another job. Wrong tokens are never
+severe. A logit is a small difference of many products, so no share of the largest logit bounds its bfloat16 error, and
+honest tokens are sampled from such logits."""
 
 
 @dataclass(frozen=True)
 class HopStatistic:
-    """`worst` = maximum of the statistic, at `position`; `mismatch` = worst share of differing bits (0 on float32).
+    """Float model: `worst` is the maximum of the statistic, `position` where it is reached, and `mismatch` the largest
+    share of differing bits in a chunk (0 on a float32 wire).
 
-    Of an exact model: number of differing values, first position with one, share of them."""
+    Exact model: `worst` is the number of differing values, `position` the first with one, and `mismatch` their share.
+    """
 
     worst: float
     position: int
@@ -129,21 +132,21 @@ class HopStatistic:
 
 
 class BackendError(Exception):
-    """Our own recomputation is unusable (shape or non-finite): the auditor must abstain, the node is not to blame."""
+    """Our own recomputation is unusable, so the auditor must abstain: the node is not at fault."""
 
 
 def compare(
-    y: Array,
-    y_ref: Array,
-    x: Array,
+    y: FloatArray,
+    y_ref: FloatArray,
+    x: FloatArray,
     dtype: WireDtype,
-    limits: Limits = MEASURED,
+    limits: DeviationLimits = MEASURED,
     spread: NDArray[np.float64] | None = None,
 ) -> HopStatistic:
     """Compare a committed hop output with our recomputation.
 
     y, y_ref, x: [n, hidden]; y decoded from the wire, y_ref float32 before any rounding, x the hop's input in hidden
-    space; spread: how far y_ref strays from itself, float64 [n], where that was measured. Raises BackendError when
+    space; spread: variation of y_ref by `own_spread`, float64 [n], None when not measured. Raises BackendError when
     y_ref is not a finite array of y's shape.
     """
     if y_ref.shape != y.shape or x.shape != y.shape or y.ndim != 2 or not len(y):
@@ -162,11 +165,11 @@ def compare(
     return HopStatistic(worst, position, mismatch, limits.capped(max(outcome, mismatch_outcome)))
 
 
-def compare_exact(committed: bytes, ours: Array) -> HopStatistic:
+def compare_exact(committed: bytes, ours: FloatArray) -> HopStatistic:
     """Compare the committed canonical F32 bytes of a hop's output with our recomputation, bit for bit.
 
     ours: float32 [n, hidden]. `worst` is the number of values that differ and `position` the first one with such a
-    value (0 when there is none); any difference is SEVERE. Raises BackendError when ours cannot be written down.
+    value (0 when there is none). Any difference is SEVERE. Raises BackendError when ours has no canonical bytes.
     """
     if ours.ndim != 2 or not len(ours) or len(committed) != 4 * ours.size:
         raise BackendError(f"recomputed {ours.shape}, committed {len(committed)} bytes")
@@ -182,11 +185,11 @@ def compare_exact(committed: bytes, ours: Array) -> HopStatistic:
 
 
 def per_position(
-    y: Array,
-    y_ref: Array,
-    x: Array,
+    y: FloatArray,
+    y_ref: FloatArray,
+    x: FloatArray,
     dtype: WireDtype,
-    limits: Limits = MEASURED,
+    limits: DeviationLimits = MEASURED,
     spread: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """The statistic of every position, float64 [n]; arguments as of `compare`. 0/0 counts as 0, otherwise a zero
@@ -205,33 +208,35 @@ def per_position(
     return np.where(numerator == 0.0, 0.0, ratio)
 
 
-def _allowed(y_ref: Array, x: Array, limits: Limits) -> NDArray[np.float64]:
+def _allowed(y_ref: FloatArray, x: FloatArray, limits: DeviationLimits) -> NDArray[np.float64]:
     """Length of the deviation of each row at which the statistic is 1, by `limits` alone, [n]."""
     ours = y_ref.astype(np.float64)
     update = np.linalg.norm(ours - x.astype(np.float64), axis=1)
     return np.asarray(limits.tau * update + limits.rounding * np.linalg.norm(ours, axis=1))
 
 
-def _strays(y_ref: Array, x: Array, limits: Limits, spread: NDArray[np.float64] | None) -> NDArray[np.bool_] | None:
-    """Rows whose own spread asks for more than `limits` allow, [n]; None where it was not measured."""
+def _strays(
+    y_ref: FloatArray, x: FloatArray, limits: DeviationLimits, spread: NDArray[np.float64] | None
+) -> NDArray[np.bool_] | None:
+    """Rows whose spread requires a wider limit than `limits`, bool [n]; None when the spread was not measured."""
     return None if spread is None else np.asarray(SPREAD_MARGIN * spread > _allowed(y_ref, x, limits))
 
 
 def grade(worst: float) -> Outcome:
-    """PASS up to FAIL_AT, SEVERE above SEVERE_AT; a NaN is as bad as it gets."""
+    """PASS up to FAIL_AT, SEVERE above SEVERE_AT and for NaN, else FAIL."""
     if not worst <= SEVERE_AT:
         return Outcome.SEVERE
     return Outcome.FAIL if worst > FAIL_AT else Outcome.PASS
 
 
 def grade_half(stats: NDArray[np.float64]) -> Outcome:
-    """Outcome of the statistics [n] of the positions of a hop whose node declares to compute in bfloat16.
+    """Outcome of a hop whose node declares bfloat16 compute, from the statistic of each position, float64 [n].
 
-    Eight bits decide a near tie now and then the other way, in attention or where large terms cancel: honest rows come
-    to 2.6 at single positions of prompts searched for that, and to 3.5 after rows searched for it. The upper quartile
-    of a job's positions came to 0.8 and 1.6 where that was searched for. So one position fails a hop only above
-    HALF_LONE_FAIL_AT, a quarter of them above FAIL_AT; it is severe where the worst is above SEVERE_AT and a quarter
-    above HALF_MOST_SEVERE_AT, to neither of which weights of four bits come.
+    With eight significant bits a near tie in attention, or between large terms that cancel, may be decided differently.
+    A single honest position reached 2.6 on prompts searched for this, and 3.5 on hidden rows searched for this. The
+    upper quartile of a job's positions reached 0.8, and 1.6 in such a search. So a hop fails when one position is above
+    HALF_LONE_FAIL_AT, or a quarter of them above FAIL_AT. It is severe when the worst position is above SEVERE_AT and a
+    quarter of them above HALF_MOST_SEVERE_AT. Four-bit weights reach neither of the severe limits.
     """
     worst = float(stats.max())
     most = float(np.quantile(stats, HALF_MOST, method="lower"))
@@ -248,13 +253,13 @@ def bf16_half_step(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def chunk_mismatch(
-    y: Array, y_ref: Array, limits: Limits = MEASURED, strays: NDArray[np.bool_] | None = None
+    y: FloatArray, y_ref: FloatArray, limits: DeviationLimits = MEASURED, strays: NDArray[np.bool_] | None = None
 ) -> tuple[float, Outcome]:
     """Share of elements of the rounded recomputation whose bf16 bits differ from the committed ones.
 
     Worst chunk of CHUNK positions (a shorter tail joins the chunk before it), and its outcome. The bounds grow with
-    the limit beyond TAU, for which they were measured: twice the deviation moves twice as many elements over a rounding
-    boundary. Nothing is counted of rows that are said to stray, bool [n].
+    limits.tau beyond TAU, for which they were measured: twice the deviation moves twice as many elements over a
+    rounding boundary. strays: rows that are not counted, bool [n].
     """
     slack = max(1.0, limits.tau / TAU)
     rounded = decode(encode(y_ref.astype(np.float32), WireDtype.BF16), WireDtype.BF16, y_ref.shape[1])
@@ -273,7 +278,7 @@ def chunk_mismatch(
     return float(shares.max()), outcome
 
 
-def logit_tolerances(logits: Array, limits: Limits = MEASURED) -> NDArray[np.float64]:
-    """How far each of the recomputed logit rows [n, vocab] may be off, in logit units, float64 [n]."""
+def logit_tolerances(logits: FloatArray, limits: DeviationLimits = MEASURED) -> NDArray[np.float64]:
+    """Allowed deviation of a logit in each recomputed row of `logits` [n, vocab], in logit units, float64 [n]."""
     largest = np.maximum(logits.max(axis=1), -logits.min(axis=1)).astype(np.float64)
     return np.asarray(limits.logits * np.maximum(1.0, largest), dtype=np.float64)

@@ -44,15 +44,15 @@ _ATTESTATIONS = Table(
 )
 
 
-class Store:
-    """One file per network and wallet. Use `Store.open`, then `close`."""
+class AttestationStore:
+    """One file per network and wallet. Use `AttestationStore.open`, then `close`."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._reading = for_reading(engine)
 
     @classmethod
-    async def open(cls, path: Path) -> Store:
+    async def open(cls, path: Path) -> AttestationStore:
         """Open or create the database file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         engine = open_sqlite(path)

@@ -15,7 +15,8 @@ from typing import Any
 
 from efedllm.commitments.hashing import keccak, keccak_each
 from efedllm_bench.attacks.statistics import PPM, Interval, expected_jobs, simulated_jobs, wilson
-from efedllm_verifier.lot import FULL_UNITS, is_sampled, leaf_units
+from efedllm_verifier.lot import is_sampled
+from efedllm_verifier.verdict import FULL_UNITS, leaf_units
 
 RATES_PPM = (20_000, 50_000, 500_000)
 SHARES = (0.001, 0.01, 0.1, 1.0)

@@ -38,7 +38,7 @@ from efedllm.sampling.float import SamplingSpec, sample
 from efedllm_bench.cheats.catalog import NumericProfile, Shop
 from efedllm_verifier.leaf import JobTerms, Leaf, Registration, check_leaf
 from efedllm_verifier.rerun import HopResult, rerun
-from efedllm_verifier.statistic import Limits
+from efedllm_verifier.statistic import DeviationLimits
 
 BUNDLED = project_root() / "models" / "pylib-7m"
 RANGES = ((0, 3), (3, 6), (6, 8))
@@ -141,7 +141,7 @@ class Lab:
         shop = Shop(published, work, profile)
         self.engines: tuple[Executor, ...] = tuple(shop.load(*layers) for layers in RANGES)
         self.manifest = Manifest.load(published)
-        self.limits = Limits.of(self.manifest.tolerance)
+        self.limits = DeviationLimits.of(self.manifest.tolerance)
         self.hidden = self.manifest.hidden
         self.jobs: list[LabJob] = []
         self._work = work

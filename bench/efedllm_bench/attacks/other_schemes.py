@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.hashing import keccak
-from efedllm_verifier.statistic import CHUNK, MEASURED, Limits, per_position
+from efedllm_verifier.statistic import CHUNK, MEASURED, DeviationLimits, per_position
 
 Rows = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float64]
@@ -22,7 +22,7 @@ PROJECTED = 32
 LARGEST = 128
 
 
-def statistic(sent: Rows, ours: Rows, x: Rows, limits: Limits = MEASURED) -> Scores:
+def statistic(sent: Rows, ours: Rows, x: Rows, limits: DeviationLimits = MEASURED) -> Scores:
     """The auditor's own, on a float32 wire."""
     return per_position(sent, ours, x, WireDtype.F32, limits)
 
@@ -36,7 +36,7 @@ def _signs(hidden: int) -> npt.NDArray[np.float64]:
     return np.asarray((bits.reshape(hidden, PROJECTED) * 2.0 - 1.0) / np.sqrt(PROJECTED), np.float64)
 
 
-def projection(sent: Rows, ours: Rows, x: Rows, limits: Limits = MEASURED) -> Scores:
+def projection(sent: Rows, ours: Rows, x: Rows, limits: DeviationLimits = MEASURED) -> Scores:
     """The statistic of 32 random directions: 128 bytes a position instead of the row."""
     signs = _signs(sent.shape[1])
     ours64 = ours.astype(np.float64)
@@ -78,7 +78,7 @@ def inequality(sent: Rows, ours: Rows) -> Scores:
 METHODS = ("statistic", "projection", "largest_values", "equality")
 
 
-def all_scores(sent: Rows, ours: Rows, x: Rows, limits: Limits = MEASURED) -> dict[str, Scores]:
+def all_scores(sent: Rows, ours: Rows, x: Rows, limits: DeviationLimits = MEASURED) -> dict[str, Scores]:
     """Every method's scores of one hop of one job; arrays are float32 [n, hidden]. `limits`: the unit of those that
     have one."""
     sent, ours, x = (np.ascontiguousarray(a, np.float32) for a in (sent, ours, x))

@@ -11,7 +11,7 @@ from eth_abi.abi import encode
 
 from efedllm.commitments.hashing import keccak
 from efedllm_bench.trust.rule import BPS
-from efedllm_verifier.lot import Verdict
+from efedllm_verifier.verdict import Verdict
 
 T = TypeVar("T")
 

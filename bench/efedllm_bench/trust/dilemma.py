@@ -15,7 +15,7 @@ import numpy as np
 from efedllm_bench.trust import committee as com
 from efedllm_bench.trust.rule import BPS, PPM, Rule
 from efedllm_deploy.profile import Profile
-from efedllm_verifier.lot import FAILED_CAP, FULL_UNITS, PASSED_CAP, Verdict
+from efedllm_verifier.verdict import FAILED_CAP, FULL_UNITS, PASSED_CAP, Verdict
 
 HONEST = "honest"
 LAZY_PASS = "lazy pass"

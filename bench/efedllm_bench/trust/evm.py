@@ -22,7 +22,7 @@ from efedllm_bench.trust.rule import Rule
 from efedllm_deploy.plan import constructor_args, grants
 from efedllm_deploy.profile import Profile
 from efedllm_verifier.attestation import Attestation, NodeVerdict, commitment, prepare
-from efedllm_verifier.lot import pack_verdict
+from efedllm_verifier.verdict import pack_verdict
 
 CHAIN_ID = 31337
 GENESIS = 1_700_000_000

@@ -12,7 +12,7 @@ from efedllm_bench.trust import rule as r
 from efedllm_bench.trust.evm import COMMIT, GENESIS, REVEAL, TALLY, Network, address_of
 from efedllm_bench.trust.model import Epoch, World, close, finals_of, judge, missed_duties
 from efedllm_deploy.profile import Profile
-from efedllm_verifier.lot import FAILED_CAP, PASSED_CAP, Verdict
+from efedllm_verifier.verdict import FAILED_CAP, PASSED_CAP, Verdict
 
 ETHER = 10**18
 FIRST_EPOCH = 2  # seats taken in epoch 1 judge from here

@@ -15,7 +15,7 @@ from efedllm_bench.trust.strategies import Floats
 from efedllm_client.config import ClientConfig
 from efedllm_client.routes.choose import CostWeights
 from efedllm_client.routes.newcomers import TRUST_GAP
-from efedllm_verifier.lot import FAILED_CAP, FULL_UNITS, PASSED_CAP
+from efedllm_verifier.verdict import FAILED_CAP, FULL_UNITS, PASSED_CAP
 
 
 @dataclass(frozen=True)

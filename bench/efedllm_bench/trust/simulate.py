@@ -14,7 +14,7 @@ import numpy as np
 
 from efedllm_bench.trust import rule as r
 from efedllm_bench.trust.strategies import Floats, Strategy, View
-from efedllm_verifier.lot import FAILED_CAP, FULL_UNITS, PASSED_CAP
+from efedllm_verifier.verdict import FAILED_CAP, FULL_UNITS, PASSED_CAP
 
 
 @dataclass(frozen=True)

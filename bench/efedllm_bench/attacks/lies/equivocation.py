@@ -19,9 +19,9 @@ from efedllm.errors import ChainError
 from efedllm_bench.attacks.lab import LAYERS, SIGNERS, Lab, LabJob
 from efedllm_bench.trust.evm import COMMIT, Network, address_of
 from efedllm_deploy.profile import Profile
-from efedllm_verifier.equivocation_search import Sighting, Witness
+from efedllm_verifier.equivocation_search import AuditedCommit, EquivocationSearch
 from efedllm_verifier.fetch import UnavailableError
-from efedllm_verifier.neighbour_checks import Party
+from efedllm_verifier.node_directory import Party
 
 HOP = 1
 LIAR, NEIGHBOUR, ACCUSER = address_of("liar"), address_of("neighbour"), address_of("accuser")
@@ -86,8 +86,8 @@ def _found(
     own = replace(lab.commit(job, HOP + 1), prev_commit=named.commit.digest(domain))
     answers = NextHop(_signed(domain, own, SIGNERS[HOP + 1]), shown)
     parties = [Party("", frozenset({SIGNERS[hop].address})) for hop in (HOP, HOP + 1)]
-    sighting = Sighting(batched, LIAR, parties[0], None, None, parties[1])
-    proofs = asyncio.run(Witness(answers, domain).look([sighting]))
+    audited = AuditedCommit(batched, LIAR, parties[0], None, None, parties[1])
+    proofs = asyncio.run(EquivocationSearch(answers, domain).look([audited]))
     return proofs[0] if proofs else None
 
 

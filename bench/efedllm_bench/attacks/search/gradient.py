@@ -27,7 +27,7 @@ from efedllm.sampling.float import SamplingSpec, are_consistent
 from efedllm_bench.attacks.lab import GREEDY, RANGES, Lab, LabJob, Progress, prefilled, spec_of
 from efedllm_bench.attacks.search.differentiable import DifferentiableHop
 from efedllm_bench.attacks.statistics import wilson
-from efedllm_verifier.statistic import Limits, Outcome, logit_tolerances
+from efedllm_verifier.statistic import DeviationLimits, Outcome, logit_tolerances
 
 Rows = npt.NDArray[np.float32]
 
@@ -96,7 +96,7 @@ class Descent:
         }
 
 
-def allowance(y: Tensor, x: Tensor, limits: Limits, times: float = 1.0) -> Tensor:
+def allowance(y: Tensor, x: Tensor, limits: DeviationLimits, times: float = 1.0) -> Tensor:
     """Length of the change of each row y of a hop that read x that the statistic passes, `times` as much: [n, 1]."""
     update, size = (y - x).norm(dim=1, keepdim=True), y.norm(dim=1, keepdim=True)
     room: Tensor = USED * times * (limits.tau * update + limits.rounding * size)

@@ -13,15 +13,15 @@ from efedllm.commitments.hashing import as_address, keccak
 from efedllm.commitments.messages import HopCommit, SignedCommit
 from efedllm.commitments.signing import Signer
 from efedllm.errors import ConfigError, ProtocolError
-from efedllm_verifier.equivocation_search import Sighting, Witness
+from efedllm_verifier.equivocation_search import AuditedCommit, EquivocationSearch
 from efedllm_verifier.fetch import NodeReader
-from efedllm_verifier.neighbour_checks import Party
-from efedllm_verifier.prosecutor import Case, Step, next_step
+from efedllm_verifier.node_directory import Party
+from efedllm_verifier.prosecutor import CaseStep, ProofStatus, next_step
 from tests.verifier.audit_lab import DOMAIN
 from tests.verifier.served_node import Job, Lies, ServedNode
 from tests.verifier.test_leaf import NODES as ROUTE
 from tests.verifier.test_leaf import SIGNERS, a_job
-from tests.verifier.test_linkage import QUICK, signer
+from tests.verifier.test_neighbour_checks import QUICK, signer
 
 OTHER = keccak(b"other")
 NODES = tuple(map(as_address, ROUTE))
@@ -42,9 +42,9 @@ def naming(previous: SignedCommit) -> Lies:
     return Lies(previous=previous, edit_commit=lambda commit: replace(commit, prev_commit=digest))
 
 
-def sighting(job: Job, hop: int, before: str = "", own: str = "", after: str = "") -> Sighting:
+def audited_commit(job: Job, hop: int, before: str = "", own: str = "", after: str = "") -> AuditedCommit:
     commit = job.commit(hop)
-    return Sighting(
+    return AuditedCommit(
         signed=signed(commit, SIGNERS[hop]),
         node=NODES[hop],
         own=Party(own, signer(hop)),
@@ -54,16 +54,16 @@ def sighting(job: Job, hop: int, before: str = "", own: str = "", after: str = "
     )
 
 
-async def looked(*sightings: Sighting) -> list[Equivocation]:
+async def looked(*commits: AuditedCommit) -> list[Equivocation]:
     async with NodeReader(QUICK) as reader:
-        return await Witness(reader, DOMAIN).look(sightings)
+        return await EquivocationSearch(reader, DOMAIN).look(commits)
 
 
 async def test_honest_neighbours_prove_nothing_and_are_asked_once_each() -> None:
     job = a_job()
     async with ServedNode(NODES[0], 0, [job]) as first, ServedNode(NODES[1], 1, [job]) as second:
-        assert await looked(sighting(job, 0, after=second.url)) == []
-        assert await looked(sighting(job, 1, before=first.url, own=second.url)) == []
+        assert await looked(audited_commit(job, 0, after=second.url)) == []
+        assert await looked(audited_commit(job, 1, before=first.url, own=second.url)) == []
         receipt = f"/v1/jobs/{job.spec.job_id.hex()}/receipt"
         assert first.requests == second.requests == [receipt]
 
@@ -72,7 +72,7 @@ async def test_what_the_next_hop_holds_convicts_the_audited_node() -> None:
     job = a_job()
     lie = other(job, 0)
     async with ServedNode(NODES[1], 1, [job], naming(lie)) as second:
-        (proof,) = await looked(sighting(job, 0, after=second.url))
+        (proof,) = await looked(audited_commit(job, 0, after=second.url))
     assert (proof.node, proof.hop, proof.differing) == (NODES[0], 0, ("in_root",))
     assert set(proof.signers) == signer(0)
     assert {proof.first.commit, proof.second.commit} == {job.commit(0), lie.commit}
@@ -82,7 +82,7 @@ async def test_what_the_hop_before_answers_convicts_it() -> None:
     """The audited hop is the honest one: its leaf names what it was given, the hop before shows something else."""
     job = a_job()
     lie = other(job, 0)
-    seen = sighting(job, 1)
+    seen = audited_commit(job, 1)
     named = replace(job.commit(1), prev_commit=lie.commit.digest(DOMAIN))
     async with ServedNode(NODES[0], 0, [job]) as first, ServedNode(NODES[1], 1, [job], naming(lie)) as second:
         seen = replace(
@@ -105,7 +105,7 @@ async def test_what_a_neighbour_makes_up_proves_nothing(case: str) -> None:
     lies = replace(naming(lie), previous=shown.get(case, lie))
     async with ServedNode(NODES[1], 1, [job], lies) as second:
         url = "http://127.0.0.1:1" if case == "silent" else second.url
-        seen = sighting(job, 0, after=url)
+        seen = audited_commit(job, 0, after=url)
         if case == "receipt by a stranger":
             seen = replace(seen, after=Party(url, signer(0)))
         assert await looked(seen) == []
@@ -113,7 +113,7 @@ async def test_what_a_neighbour_makes_up_proves_nothing(case: str) -> None:
 
 async def test_two_leaves_of_one_job_convict_by_themselves() -> None:
     job = a_job()
-    seen = sighting(job, 0)
+    seen = audited_commit(job, 0)
     (proof,) = await looked(seen, replace(seen, signed=other(job, 0)), seen)
     assert (proof.node, proof.hop) == (NODES[0], 0)
     assert await looked(seen, seen) == []
@@ -167,14 +167,14 @@ def test_the_folder_keeps_a_case_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "step"),
+    ("status", "step"),
     [
-        (Case(ours=False), Step.WAIT),
-        (Case(True, theirs=True, stake=1), Step.PROVE),
-        (Case(True, theirs=True, stake=0), Step.WAIT),
-        (Case(True, theirs=True, proven=True, stake=1), Step.SETTLE),
-        (Case(True, theirs=False, stake=1), Step.SETTLE),
+        (ProofStatus(ours=False), CaseStep.WAIT),
+        (ProofStatus(True, theirs=True, stake=1), CaseStep.PROVE),
+        (ProofStatus(True, theirs=True, stake=0), CaseStep.WAIT),
+        (ProofStatus(True, theirs=True, proven=True, stake=1), CaseStep.SETTLE),
+        (ProofStatus(True, theirs=False, stake=1), CaseStep.SETTLE),
     ],
 )
-def test_what_becomes_of_a_case(case: Case, step: Step) -> None:
-    assert next_step(case) is step
+def test_what_becomes_of_a_case(status: ProofStatus, step: CaseStep) -> None:
+    assert next_step(status) is step

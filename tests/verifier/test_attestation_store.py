@@ -17,7 +17,7 @@ from efedllm.commitments.hashing import keccak
 from efedllm.errors import ConfigError
 from efedllm_verifier.app import locked
 from efedllm_verifier.attestation import NodeVerdict, canonical_json, commitment, prepare, write_report
-from efedllm_verifier.store import Store
+from efedllm_verifier.store import AttestationStore
 
 A, B = "0x" + "Aa" * 20, "0x" + "0B" * 20
 COMMITTEE, ME = "0x" + "33" * 20, "0x" + "44" * 20
@@ -81,19 +81,19 @@ def test_any_report_is_valid_json(report: dict[str, object]) -> None:
 
 
 async def test_the_first_attestation_of_an_epoch_stays(tmp_path: Path) -> None:
-    store = await Store.open(tmp_path / "db")
+    store = await AttestationStore.open(tmp_path / "db")
     first = await store.put_attestation(prepare(7, [verdict(A)]))
     again = await store.put_attestation(prepare(7, [verdict(B)]))
     await store.close()
     assert again == first
-    reopened = await Store.open(tmp_path / "db")
+    reopened = await AttestationStore.open(tmp_path / "db")
     assert await reopened.attestation(7) == first
     assert await reopened.attestation(8) is None
     await reopened.close()
 
 
 async def test_verdicts_and_abstentions_are_kept_apart_and_first_wins(tmp_path: Path) -> None:
-    store = await Store.open(tmp_path / "db")
+    store = await AttestationStore.open(tmp_path / "db")
     await store.put_verdict(7, verdict(A, 20), tmp_path / "report")
     await store.put_abstention(7, A, "too late")
     await store.put_abstention(7, B, "no weights")
@@ -104,7 +104,7 @@ async def test_verdicts_and_abstentions_are_kept_apart_and_first_wins(tmp_path: 
 
 
 async def test_history_shows_what_was_sent(tmp_path: Path) -> None:
-    store = await Store.open(tmp_path / "db")
+    store = await AttestationStore.open(tmp_path / "db")
     for epoch in (3, 4):
         await store.put_attestation(prepare(epoch, [verdict(A, epoch)]))
     await store.note_commit(3, "0x01")
@@ -121,10 +121,10 @@ def test_the_salt_survives_a_kill_right_after_it_was_stored(tmp_path: Path) -> N
 import asyncio, os, signal, sys
 from pathlib import Path
 from efedllm_verifier.attestation import NodeVerdict, prepare
-from efedllm_verifier.store import Store
+from efedllm_verifier.store import AttestationStore
 
 async def main():
-    store = await Store.open(Path(sys.argv[1]))
+    store = await AttestationStore.open(Path(sys.argv[1]))
     kept = await store.put_attestation(prepare(7, [NodeVerdict("0x" + "Aa" * 20, 10, bytes(32))]))
     print(kept.salt.hex(), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -135,7 +135,7 @@ asyncio.run(main())
     assert done.returncode == -9, done.stderr
 
     async def stored() -> bytes:
-        store = await Store.open(tmp_path / "db")
+        store = await AttestationStore.open(tmp_path / "db")
         attestation = await store.attestation(7)
         await store.close()
         assert attestation is not None

@@ -15,8 +15,9 @@ from efedllm.commitments.leaves import chunk_hash
 from efedllm.commitments.messages import Envelope
 from efedllm.commitments.signing import Signer, recover
 from efedllm_verifier.fetch import FetchLimits, NodeReader
-from efedllm_verifier.leaf import Fault
-from efedllm_verifier.neighbour_checks import Party, check_inputs, check_outputs, unsigned_positions
+from efedllm_verifier.leaf import LeafFault
+from efedllm_verifier.neighbour_checks import check_inputs, check_outputs, unsigned_positions
+from efedllm_verifier.node_directory import Party
 from efedllm_verifier.statistic import Outcome
 from tests.verifier.audit_lab import DOMAIN
 from tests.verifier.served_node import Job, Lies, ServedNode, rewritten
@@ -136,7 +137,7 @@ def test_only_what_the_sender_signed_or_names_is_covered(sizes: list[int], start
     assert wanted - allowed <= missing <= wanted - certain
 
 
-async def inputs(job: Job, shown: Job, lies: Lies | None = None) -> Fault | None:
+async def inputs(job: Job, shown: Job, lies: Lies | None = None) -> LeafFault | None:
     """Hop 1 committed `job` and shows the envelopes of `shown`."""
     async with ServedNode(NODES[1], 1, [shown], lies or Lies()) as node, NodeReader(QUICK) as reader:
         own, sender = Party(node.url, signer(1)), Party("", signer(0))
@@ -161,7 +162,7 @@ async def test_not_showing_who_sent_the_inputs_is_withholding() -> None:
 
 async def outputs(
     sent: Job, received: Job, *, sender_shows: Job | None = None, receiver_shows: Job | None = None
-) -> Fault | None:
+) -> LeafFault | None:
     """Hop 0 committed `sent`, hop 1 committed `received`; each shows the envelopes of a job."""
     async with (
         ServedNode(NODES[0], 0, [sender_shows or sent]) as first,

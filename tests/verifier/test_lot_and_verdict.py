@@ -7,29 +7,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efedllm.commitments.hashing import keccak
-from efedllm_verifier.lot import Verdict, is_sampled, leaf_units, pack_verdict, tally, unpack_verdict, withheld_units
+from efedllm_verifier.lot import is_sampled
+from efedllm_verifier.verdict import Verdict, leaf_units, pack_verdict, tally, withheld_units
+from tests.verifier.epoch_kit import unpacked
 
 verdicts = st.builds(Verdict, st.integers(0, 255), st.integers(0, 127), st.booleans())
 
 
 @given(verdicts)
 def test_a_verdict_survives_packing(verdict: Verdict) -> None:
-    assert unpack_verdict(pack_verdict(verdict)) == verdict
+    assert unpacked(pack_verdict(verdict)) == verdict
 
 
 @given(st.integers(0, 0xFFFF))
 def test_every_uint16_is_one_verdict(packed: int) -> None:
-    assert pack_verdict(unpack_verdict(packed)) == packed
+    assert pack_verdict(unpacked(packed)) == packed
 
 
 def test_the_packed_layout_is_the_contracts() -> None:
     assert pack_verdict(Verdict(passed=3, failed=2, severe=True)) == 0x8000 | 2 << 8 | 3
 
 
-@pytest.mark.parametrize("packed", [-1, 0x10000])
-def test_numbers_beyond_uint16_are_no_verdict(packed: int) -> None:
+@pytest.mark.parametrize(("passed", "failed"), [(-1, 0), (0, -1), (256, 0), (0, 128)])
+def test_weights_beyond_the_packed_fields_are_no_verdict(passed: int, failed: int) -> None:
     with pytest.raises(ValueError, match="out of range"):
-        unpack_verdict(packed)
+        Verdict(passed, failed, severe=False)
 
 
 @given(st.lists(st.tuples(st.integers(1, 10), st.booleans(), st.booleans()), max_size=80))

@@ -16,8 +16,8 @@ from efedllm.engine.protocol import Executor
 from efedllm.errors import ModelError
 from efedllm.models.manifest import Manifest
 from efedllm.models.tolerance import Tolerance
-from efedllm_verifier.engine_cache import EngineHouse, golden_input, self_test
-from efedllm_verifier.statistic import BackendError, Limits
+from efedllm_verifier.engine_cache import EngineCache, golden_input, self_test
+from efedllm_verifier.statistic import BackendError, DeviationLimits
 from tests.verifier.audit_lab import as_bfloat16, load, noisy, tamper
 
 
@@ -29,23 +29,23 @@ def model_of(published: Path) -> ModelInfo:
 
 
 @pytest.fixture
-def house(published: Path, tmp_path: Path) -> Iterator[EngineHouse]:
-    made = EngineHouse(tmp_path / "home", [str(published)], 1 << 30)
+def engines(published: Path, tmp_path: Path) -> Iterator[EngineCache]:
+    made = EngineCache(tmp_path / "home", [str(published)], 1 << 30)
     yield made
     made.close()
 
 
 async def test_an_engine_is_loaded_once_and_tested_every_time(
-    house: EngineHouse, published: Path, tmp_path: Path
+    engines: EngineCache, published: Path, tmp_path: Path
 ) -> None:
-    first = await house.executor(model_of(published), 3, 6)
+    first = await engines.executor(model_of(published), 3, 6)
     golden = list((tmp_path / "home" / "golden").iterdir())
     assert [path.name for path in golden] == [f"{model_of(published).manifest_hash.hex()}-3-6.npy"]
-    assert await house.executor(model_of(published), 3, 6) is first
+    assert await engines.executor(model_of(published), 3, 6) is first
     values = np.load(golden[0])
     np.save(golden[0], values * np.float32(1.001))
     with pytest.raises(BackendError, match="drifted"):
-        await house.executor(model_of(published), 3, 6)
+        await engines.executor(model_of(published), 3, 6)
 
 
 async def test_two_audits_at_once_load_the_weights_once(published: Path, tmp_path: Path) -> None:
@@ -55,65 +55,65 @@ async def test_two_audits_at_once_load_the_weights_once(published: Path, tmp_pat
         loads.append(lo)
         return load(directory, lo, hi)
 
-    house = EngineHouse(tmp_path / "home", [str(published)], 1 << 30, counting)
+    engines = EngineCache(tmp_path / "home", [str(published)], 1 << 30, counting)
     try:
-        first, second = await asyncio.gather(*(house.executor(model_of(published), 3, 6) for _ in range(2)))
+        first, second = await asyncio.gather(*(engines.executor(model_of(published), 3, 6) for _ in range(2)))
     finally:
-        house.close()
+        engines.close()
     assert first is second
     assert loads == [3]
 
 
 async def test_where_one_engine_fits_loads_wait_for_each_other(published: Path, tmp_path: Path) -> None:
     held: list[int] = []
-    house: EngineHouse
+    engines: EngineCache
 
     def counting(directory: Path, lo: int, hi: int) -> Executor:
-        held.append(len(house.held))
+        held.append(len(engines.held))
         return load(directory, lo, hi)
 
-    house = EngineHouse(tmp_path / "home", [str(published)], 1 << 30, counting, one=True)
+    engines = EngineCache(tmp_path / "home", [str(published)], 1 << 30, counting, one=True)
     try:
-        engines = await asyncio.gather(*(house.executor(model_of(published), lo, lo + 1) for lo in (3, 4, 5)))
-        assert [engine.lo for engine in engines] == [3, 4, 5]
+        loaded = await asyncio.gather(*(engines.executor(model_of(published), lo, lo + 1) for lo in (3, 4, 5)))
+        assert [engine.lo for engine in loaded] == [3, 4, 5]
         assert held == [0, 0, 0]
-        assert len(house.held) == 1
+        assert len(engines.held) == 1
     finally:
-        house.close()
+        engines.close()
 
 
 async def test_two_ranges_of_one_model_are_fetched_at_once(published: Path, tmp_path: Path) -> None:
     """Both want the tokenizer: neither may take the other's half-written file for a spoilt one, and abstain."""
-    house = EngineHouse(tmp_path / "home", [], 1 << 30)
+    engines = EngineCache(tmp_path / "home", [], 1 << 30)
     try:
-        engines = await asyncio.gather(
-            *(house.executor(model_of(published), lo, lo + 1, [str(published)]) for lo in (3, 4, 5))
+        loaded = await asyncio.gather(
+            *(engines.executor(model_of(published), lo, lo + 1, [str(published)]) for lo in (3, 4, 5))
         )
     finally:
-        house.close()
-    assert [engine.lo for engine in engines] == [3, 4, 5]
+        engines.close()
+    assert [engine.lo for engine in loaded] == [3, 4, 5]
 
 
 async def test_the_least_recently_used_engine_goes_first(published: Path, tmp_path: Path) -> None:
     model = model_of(published)
     size = load(published, 3, 4).weight_bytes
-    house = EngineHouse(tmp_path / "home", [str(published)], int(2.5 * size))
+    engines = EngineCache(tmp_path / "home", [str(published)], int(2.5 * size))
     try:
         for lo in (2, 3, 2, 4):
-            await house.executor(model, lo, lo + 1)
-        assert [key[1] for key in house.held] == [2, 4]
+            await engines.executor(model, lo, lo + 1)
+        assert [key[1] for key in engines.held] == [2, 4]
     finally:
-        house.close()
+        engines.close()
 
 
 async def test_one_engine_may_exceed_the_bound_alone(published: Path, tmp_path: Path) -> None:
-    house = EngineHouse(tmp_path / "home", [str(published)], 1)
+    engines = EngineCache(tmp_path / "home", [str(published)], 1)
     try:
-        await house.executor(model_of(published), 3, 5)
-        await house.executor(model_of(published), 5, 6)
-        assert [key[1:] for key in house.held] == [(5, 6)]
+        await engines.executor(model_of(published), 3, 5)
+        await engines.executor(model_of(published), 5, 6)
+        assert [key[1:] for key in engines.held] == [(5, 6)]
     finally:
-        house.close()
+        engines.close()
 
 
 async def test_weights_come_from_any_mirror_and_are_checked(published: Path, tmp_path: Path) -> None:
@@ -124,28 +124,28 @@ async def test_weights_come_from_any_mirror_and_are_checked(published: Path, tmp
     data[-1] ^= 1
     layer.write_bytes(data)
     model = model_of(published)
-    house = EngineHouse(tmp_path / "home", [str(spoilt)], 1 << 30)
+    engines = EngineCache(tmp_path / "home", [str(spoilt)], 1 << 30)
     try:
         with pytest.raises(ModelError) as caught:
-            await house.executor(model, 3, 4)
+            await engines.executor(model, 3, 4)
         assert caught.value.code == "corrupt-weights"
-        engine = await house.executor(model, 3, 4, [str(published)])
+        engine = await engines.executor(model, 3, 4, [str(published)])
         assert (engine.lo, engine.hi) == (3, 4)
     finally:
-        house.close()
+        engines.close()
 
 
 async def test_a_loader_that_cheats_is_noticed_at_the_next_start(published: Path, tmp_path: Path) -> None:
     """What an upgrade that computes differently looks like."""
     model = model_of(published)
-    honest = EngineHouse(tmp_path / "home", [str(published)], 1 << 30)
+    honest = EngineCache(tmp_path / "home", [str(published)], 1 << 30)
     await honest.executor(model, 3, 6)
     honest.close()
 
     def changed(directory: Path, lo: int, hi: int) -> Executor:
         return tamper(load(directory, lo, hi), as_bfloat16)
 
-    upgraded = EngineHouse(tmp_path / "home", [str(published)], 1 << 30, changed)
+    upgraded = EngineCache(tmp_path / "home", [str(published)], 1 << 30, changed)
     try:
         with pytest.raises(BackendError, match="drifted"):
             await upgraded.executor(model, 3, 6)
@@ -213,17 +213,17 @@ async def test_a_verifier_tests_itself_by_the_models_own_limits(published: Path,
     wide = widened(published, tmp_path / "wide")
     for deviation in (0.0, 1e-5):
         changed = partial(_noisy_load, deviation)
-        house = EngineHouse(tmp_path / "home", [str(wide)], 1 << 30, changed)
+        engines = EngineCache(tmp_path / "home", [str(wide)], 1 << 30, changed)
         try:
-            await house.executor(model_of(wide), 3, 6)
+            await engines.executor(model_of(wide), 3, 6)
         finally:
-            house.close()
+            engines.close()
     engine, golden = load(published, 3, 6), tmp_path / "golden.npy"
     self_test(engine, golden)
     slightly = tamper(load(published, 3, 6), noisy(3e-7))
     self_test(slightly, golden)
     with pytest.raises(BackendError, match="drifted"):
-        self_test(slightly, golden, Limits(tau=1e-7, rounding=0.0))
+        self_test(slightly, golden, DeviationLimits(tau=1e-7, rounding=0.0))
 
 
 def _noisy_load(deviation: float, directory: Path, lo: int, hi: int) -> Executor:
