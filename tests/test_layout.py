@@ -212,8 +212,10 @@ def test_no_module_counts_parent_folders(package: str) -> None:
     offenders = []
     for path, tree in trees(package):
         for item in ast.walk(tree):
+            if not isinstance(item, ast.Subscript | ast.Attribute):
+                continue
             indexed = isinstance(item, ast.Subscript) and is_attribute(item.value, "parents")
-            twice = isinstance(item, ast.Attribute) and item.attr == "parent" and is_attribute(item.value, "parent")
+            twice = is_attribute(item, "parent") and is_attribute(item.value, "parent")
             if indexed or twice:
                 offenders.append(f"{path.relative_to(ROOT)}:{item.lineno}")
     assert offenders == []
@@ -254,8 +256,9 @@ def test_the_benchmarks_know_no_tests() -> None:
     for path, tree in trees("efedllm_bench"):
         for item in ast.walk(tree):
             # A docstring may say where a rule is tested; a name of a test, tests/FILE::NAME, is a reference.
-            text = item.value if isinstance(item, ast.Constant) else None
-            if isinstance(text, str) and "tests/" in text and "::" in text:
+            if not isinstance(item, ast.Constant) or not isinstance(item.value, str):
+                continue
+            if "tests/" in item.value and "::" in item.value:
                 offenders.append(f"{path.relative_to(ROOT)}:{item.lineno}")
         if "tests" in imported_roots(path):
             offenders.append(str(path.relative_to(ROOT)))

@@ -36,12 +36,7 @@ def imported(folder: Path, *words: str, code: int = 0) -> set[str]:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *words],
         cwd=folder,
-        env={
-            **clean,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "EFEDLLM_HOME": str(folder / "home"),
-            "EFEDLLM_RPC_BUDGET": "0.1",
-        },
+        env={**clean, "PYTHONPATH": os.pathsep.join(sys.path), **settings},
         capture_output=True,
         text=True,
         timeout=120,
