@@ -212,9 +212,11 @@ def test_no_module_counts_parent_folders(package: str) -> None:
     offenders = []
     for path, tree in trees(package):
         for item in ast.walk(tree):
+            if not isinstance(item, ast.Subscript | ast.Attribute):
+                continue
             indexed = isinstance(item, ast.Subscript) and is_attribute(item.value, "parents")
-            twice = isinstance(item, ast.Attribute) and item.attr == "parent" and is_attribute(item.value, "parent")
-            if isinstance(item, ast.expr) and (indexed or twice):
+            twice = is_attribute(item, "parent") and is_attribute(item.value, "parent")
+            if indexed or twice:
                 offenders.append(f"{path.relative_to(ROOT)}:{item.lineno}")
     assert offenders == []
 
@@ -255,7 +257,7 @@ def test_the_benchmarks_know_no_tests() -> None:
     for path, tree in trees("efedllm_bench"):
         for item in ast.walk(tree):
             # A docstring may say where a rule is tested; a name of a test, tests/FILE::NAME, is a reference.
-            if not (isinstance(item, ast.Constant) and isinstance(item.value, str)):
+            if not isinstance(item, ast.Constant) or not isinstance(item.value, str):
                 continue
             if "tests/" in item.value and "::" in item.value:
                 offenders.append(f"{path.relative_to(ROOT)}:{item.lineno}")

@@ -16,6 +16,7 @@ from efedllm_bench.attacks.cli import attacks
 from efedllm_bench.compression.cli import compression
 from efedllm_bench.memory.cli import memory
 from efedllm_bench.speed.cli import decode, kernels
+from efedllm_bench.startup import startup
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
 
@@ -78,6 +79,7 @@ app.command()(compression)
 app.command()(memory)
 app.command()(kernels)
 app.command()(decode)
+app.command()(startup)
 
 
 @app.command()
