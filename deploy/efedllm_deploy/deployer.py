@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 
 from efedllm.chain.amounts import format_amount
@@ -21,6 +20,9 @@ from efedllm.errors import ChainError, ConfigError
 from efedllm_deploy.plan import ADMINISTERED, DEFAULT_ADMIN_ROLE, code_matches, constructor_args, grants
 from efedllm_deploy.profile import Profile
 from efedllm_deploy.statefiles import DeployState, StateFiles
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
 
 # Measured for all contracts, the roles and handing them over, rounded up.
 _TOTAL_GAS = 27_000_000

@@ -8,9 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, TypeVar
-
-from eth_account.signers.local import LocalAccount
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 from efedllm.chain import Chain, Deployment, format_amount, keystore
 from efedllm.chain.connection import LOCAL_CHAIN_IDS, Rpc
@@ -19,6 +17,7 @@ from efedllm.errors import ConfigError
 from efedllm.settings import NETWORK_FILE
 from efedllm_deploy.accounts import Keys, Purse, fund, replace_slashed
 from efedllm_deploy.bundled import ensure_model
+from efedllm_deploy.chain_programs import Kind, ensure_program
 from efedllm_deploy.deployer import deploy_contracts
 from efedllm_deploy.devclock import DevClock, tick
 from efedllm_deploy.homefiles import last_chain_port, last_node_ports, lock_home, usable
@@ -27,6 +26,9 @@ from efedllm_deploy.local import LocalChain, dev_account, free_port
 from efedllm_deploy.profile import Profile
 from efedllm_deploy.publish import PublishedModel, publish
 from efedllm_deploy.supervisor import Managed, ProcessSpec, Supervisor
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
 
 Report = Callable[[str], None]
 _T = TypeVar("_T")
@@ -176,9 +178,11 @@ class LocalNetwork:
     async def _start_chain(self) -> None:
         chain = self.options.chain
         if chain in ("ganache", "anvil"):
+            kind: Kind = "ganache" if chain == "ganache" else "anvil"
+            await ensure_program(kind)
             self._report(f"starting {chain}")
             self._parts.local = await LocalChain.start(
-                "ganache" if chain == "ganache" else "anvil",
+                kind,
                 log=self.home / "logs" / f"{chain}.log",
                 keep=self.home / "chain" / chain,
                 port=usable(last_chain_port(self.home)),

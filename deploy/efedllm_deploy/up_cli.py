@@ -13,7 +13,7 @@ from efedllm.chain.amounts import GWEI, format_amount
 from efedllm.cli import PasswordFile
 from efedllm.settings import Settings
 from efedllm_deploy.bundled import ModelChoice
-from efedllm_deploy.cli_common import console, entry, print_json, run
+from efedllm_deploy.cli_common import console, entry, need_engine, print_json, run
 from efedllm_deploy.layout import NetworkOptions
 from efedllm_deploy.network import LocalNetwork
 
@@ -43,6 +43,7 @@ def up(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when ready.")] = False,
 ) -> None:
     """Run a whole network on this machine until Ctrl-C; starting again in the same home resumes it."""
+    need_engine()
     settings = Settings.load(network=False, home=home, keystore=keystore, password_file=password_file)
     logs.setup("warning" if settings.log_level == "info" else settings.log_level, settings.log_format)
     options = NetworkOptions(

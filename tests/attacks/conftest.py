@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from efedllm_bench.attacks.cheats.catalog import Profile
 from efedllm_bench.attacks.lab import Lab, prompts
+from efedllm_bench.cheats.catalog import NumericProfile
 from efedllm_deploy.profile import ClockSection
 from efedllm_deploy.profile import Profile as NetworkProfile
 from tests.attacks.measured import published, tolerance
@@ -23,7 +23,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _lab(profile: Profile, work: Path) -> Lab:
+def _lab(profile: NumericProfile, work: Path) -> Lab:
     lab = Lab(profile, published(profile, work, tolerance()), work)
     lab.jobs = lab.generate(prompts(2, 40), 24)
     return lab

@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 
 from efedllm.models.tolerance import Tolerance
-from efedllm_bench.attacks.cheats.catalog import Profile
 from efedllm_bench.attacks.lab import publish
-from efedllm_bench.calibration.cached import calibrated
+from efedllm_bench.attacks.lab_limits import calibrated
+from efedllm_bench.cheats.catalog import NumericProfile
 
 FILE = Path(__file__).with_name("tolerance.json")
 
@@ -22,7 +22,7 @@ def tolerance() -> Tolerance:
     return Tolerance.model_validate_json(json.dumps(json.loads(FILE.read_text())["tolerance"]))
 
 
-def published(profile: Profile, work: Path, measured: Tolerance | None) -> Path:
+def published(profile: NumericProfile, work: Path, measured: Tolerance | None) -> Path:
     """The model of the tests: that of the bench in the float profile, as one cut to half of its parameters strays so
     far that its calibration slashes nobody; cut by plain SVD in the exact profile, which is quicker.
     """

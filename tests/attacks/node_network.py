@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from efedllm.engine.protocol import Executor
-from efedllm_bench.attacks.cheats.catalog import Attack
-from efedllm_bench.attacks.cheats.wrapper import Switch
 from efedllm_bench.attacks.lab import Lab as AttackLab
+from efedllm_bench.cheats.catalog import Attack
+from efedllm_bench.cheats.wrapper import Switch
 from efedllm_node.app import NodeApp
 from efedllm_verifier.audit import LeafReport
 from efedllm_verifier.fetch import FetchLimits

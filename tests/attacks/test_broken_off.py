@@ -9,8 +9,8 @@ import pytest
 
 from efedllm.chain.amounts import cost_of_tokens
 from efedllm.errors import ProtocolError
-from efedllm_bench.attacks.cheats import outputs as ex
 from efedllm_bench.attacks.lab import Lab
+from efedllm_bench.cheats import outputs as ex
 from tests.attacks.node_network import node_network
 from tests.attacks.test_real_nodes import NEW, PROMPT
 from tests.live_network import LiveNetwork

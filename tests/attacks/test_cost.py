@@ -12,8 +12,8 @@ from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.protocol import StepItem
 from efedllm_bench.attacks.cost import load
 from efedllm_bench.attacks.lab import RANGES, SIGNERS, Lab, decoded, rewritten
-from efedllm_bench.attacks.lies.served_again import Audit, ServedHop
-from efedllm_bench.attacks.prefill_parts import PRODUCTS, REST, Clock, prefill_parts, timed_engine
+from efedllm_bench.attacks.lies.served_again import LeafAudit, ServedHop
+from efedllm_bench.attacks.prefill_parts import PRODUCTS, REST, PartClock, prefill_parts, timed_engine
 
 
 @pytest.mark.parametrize("hop", range(len(RANGES)))
@@ -24,7 +24,7 @@ def test_a_hop_served_again_passes_its_audit(lab: Lab, hop: int) -> None:
     assert len(shown.envelopes) == job.positions - len(job.prompt) + (hop > 0)
     assert all(record.sender_sig and record.receiver_sig for record in shown.envelopes)
     assert chunk_hash(shown.leaves[-1:]) == shown.envelopes[-1].envelope.chunk_hash
-    audit = Audit.of(lab, job, hop, shown)
+    audit = LeafAudit.of(lab, job, hop, shown)
     audit.whole()
     # Other bytes than the committed ones; rows that nobody signed.
     other = rewritten(job, hop + 1, job.boundaries[hop + 1][:-4] + b"\0\0\x80\x3f")
@@ -38,7 +38,7 @@ def test_a_hop_served_again_passes_its_audit(lab: Lab, hop: int) -> None:
 def test_an_engine_that_keeps_time_gives_the_same_bytes(exact_lab: Lab) -> None:
     engine = exact_lab.engines[1]
     assert isinstance(engine, ExactShardEngine)
-    inputs, clock = exact_lab.inputs(exact_lab.jobs[0], 1), Clock()
+    inputs, clock = exact_lab.inputs(exact_lab.jobs[0], 1), PartClock()
     timed = timed_engine(engine, clock)
     (tapped,) = timed.step_with_taps([StepItem(timed.new_sequence(), inputs)])
     (plain,) = engine.step_with_taps([StepItem(engine.new_sequence(), inputs)])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest_asyncio
 
 from efedllm.commitments.leaves import batch_root, hop_leaf
-from efedllm_bench.attacks.cheats.catalog import ATTACKS, Expected, applies
-from efedllm_bench.attacks.cheats.http import Door, Lie
 from efedllm_bench.attacks.lab import Lab
+from efedllm_bench.cheats.catalog import ATTACKS, ExpectedVerdict, applies
+from efedllm_bench.cheats.http import Door, Lie
 from efedllm_verifier.statistic import Outcome
 from tests.attacks.node_network import NodeNetwork, armed, node_network
 from tests.attacks.test_strategies import agrees
@@ -47,7 +47,7 @@ async def test_every_strategy_of_a_node_is_judged_as_expected(network: NodeNetwo
     assert len(reports[1]) == len(jobs)
     for name, (hop, job_id) in jobs.items():
         outcome = reports[hop][job_id].outcome
-        assert agrees(outcome, expected.get(name, Expected.BELOW)), (name, reports[hop][job_id])
+        assert agrees(outcome, expected.get(name, ExpectedVerdict.BELOW)), (name, reports[hop][job_id])
         # The other node computed what it was sent, and is not accused for it.
         assert reports[1 - hop][job_id].outcome is Outcome.PASS, (name, reports[1 - hop][job_id])
 
@@ -65,9 +65,9 @@ async def test_a_leaf_that_stands_twice_in_an_epoch_fails_once(
         assert found is not None
         leaves = [hop_leaf(leaf.signed.commit.digest(last.chain.efl_domain), leaf.salt) for leaf in found[1]]
         root = batch_root(last.address, epoch, 1, leaves)
-        await last.chain.send("CommitmentLog", "post", epoch, 1, root, 1)
+        await last.chain.contracts.commitment_log.post(epoch, 1, root, 1)
         async with Door(last.endpoint, repeats={"/v1/batches/1": "/v1/batches/0"}) as door:
-            await last.chain.send("NodeRegistry", "setEndpoint", door.url)
+            await last.chain.contracts.node_registry.set_endpoint(door.url)
             reports = await network.audit_all(epoch, last)
     assert [(report.seq, report.code, report.outcome) for report in reports] == [
         (0, "", Outcome.PASS),
@@ -92,7 +92,7 @@ async def test_what_a_node_does_not_show_fails_without_slashing(
         async with await network.lab.client() as client:
             await network.job(client, PROMPT, 4, warm=False)
         async with Door(last.endpoint) as door:
-            await last.chain.send("NodeRegistry", "setEndpoint", door.url)
+            await last.chain.contracts.node_registry.set_endpoint(door.url)
             epoch = await network.post()
             (seen,) = (await network.audit(epoch, last)).values()
             assert (seen.code, seen.outcome) == ("", Outcome.PASS)

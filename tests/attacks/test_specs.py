@@ -13,9 +13,9 @@ import pytest_asyncio
 from efedllm.commitments.eip712 import to_hex
 from efedllm.commitments.hashing import ZERO32, keccak
 from efedllm.commitments.messages import NO_EOS
-from efedllm_bench.attacks.cheats.http import Door, Lie
 from efedllm_bench.attacks.lab import RANGES, Lab
 from efedllm_bench.attacks.lies.specs import shown
+from efedllm_bench.cheats.http import Door, Lie
 from efedllm_verifier.audit import attested_digest
 from efedllm_verifier.statistic import Outcome
 from tests.attacks.node_network import LIMITS, NodeNetwork, node_network
@@ -72,7 +72,7 @@ async def test_a_node_that_shows_two_verifiers_two_jobs(network: NodeNetwork) ->
     assert second is not None
     assert first.commit.spec_hash == second.commit.spec_hash == spec.digest(domain)
     async with Door(last.endpoint, job=papers) as door, open_auditor(network.lab, LIMITS, 8) as another:
-        await last.chain.send("NodeRegistry", "setEndpoint", door.url)
+        await last.chain.contracts.node_registry.set_endpoint(door.url)
         epoch = await network.post()
 
         async def verdict(auditor: AuditedLab) -> tuple[str, Outcome, bytes]:

@@ -12,12 +12,12 @@ from efedllm.commitments.canonical import WireDtype, decode, encode
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.protocol import Executor
 from efedllm.engine.select import load_executor
-from efedllm_bench.attacks.cheats.catalog import attack
-from efedllm_bench.attacks.cheats.outputs import counter_normal
-from efedllm_bench.attacks.lab import GREEDY, RANGES, Job, Lab, decoded, prefilled, spec_of
+from efedllm_bench.attacks.lab import GREEDY, RANGES, Lab, LabJob, decoded, prefilled, spec_of
 from efedllm_bench.attacks.search import strained_inputs as strain
 from efedllm_bench.attacks.search.differentiable import DifferentiableHop
 from efedllm_bench.attacks.search.strained_exact import outcome, search_exact, two_kernels
+from efedllm_bench.cheats.catalog import attack
+from efedllm_bench.cheats.outputs import counter_normal
 from efedllm_verifier.conditioning import own_spread
 from efedllm_verifier.rerun import compared
 from efedllm_verifier.statistic import HALF_LIMITS, SPREAD_MARGIN, Outcome, compare, per_position
@@ -34,12 +34,12 @@ def cancelled(float_lab: Lab) -> strain.Rows:
     return strain.cancelling(gradient, text, 1, 500, 0.02)
 
 
-def sent(lab: Lab, rows: strain.Rows, output: strain.Rows) -> Job:
+def sent(lab: Lab, rows: strain.Rows, output: strain.Rows) -> LabJob:
     """A job in which the node before sent `rows` and the hop answered `output`."""
     spec = spec_of(0, lab.jobs[0].prompt[: len(rows)], 1, GREEDY, WireDtype.F32)
     ids = np.zeros(len(rows), "<i4").tobytes()
     boundaries = (ids, encode(rows, WireDtype.F32), encode(output, WireDtype.F32), b"")
-    return Job(spec, lab.jobs[0].prompt[: len(rows)], boundaries, ())
+    return LabJob(spec, lab.jobs[0].prompt[: len(rows)], boundaries, ())
 
 
 def test_gradients_flow_through_what_the_engine_computes(float_lab: Lab) -> None:

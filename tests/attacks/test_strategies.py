@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from efedllm_bench.attacks.cheats.catalog import ATTACKS, Attack, Expected, applies
 from efedllm_bench.attacks.lab import RANGES, Lab, cheated
+from efedllm_bench.cheats.catalog import ATTACKS, Attack, ExpectedVerdict, applies
 from efedllm_verifier.statistic import Outcome
 
 HOPS = len(RANGES)
 
 
-def agrees(outcome: Outcome, expected: Expected) -> bool:
+def agrees(outcome: Outcome, expected: ExpectedVerdict) -> bool:
     return {
-        Expected.SEVERE: outcome is Outcome.SEVERE,
-        Expected.CAUGHT: outcome >= Outcome.FAIL,
-        Expected.BELOW: outcome is Outcome.PASS,
+        ExpectedVerdict.SEVERE: outcome is Outcome.SEVERE,
+        ExpectedVerdict.CAUGHT: outcome >= Outcome.FAIL,
+        ExpectedVerdict.BELOW: outcome is Outcome.PASS,
     }[expected]
 
 
@@ -33,7 +33,7 @@ def test_an_audit_says_what_is_expected(lab: Lab, item: Attack) -> None:
     stale, job = lab.jobs
     shop = lab.shop(stale)
     hops = [hop for hop in range(HOPS) if applies(item, lab.profile, hop, HOPS)]
-    if item.expected(lab.profile) is Expected.NONE:
+    if item.expected(lab.profile) is ExpectedVerdict.NONE:
         assert hops == []
         return
     for hop in hops:

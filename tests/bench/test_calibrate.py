@@ -18,10 +18,7 @@ from efedllm.engine.select import load_executor
 from efedllm.errors import ConfigError
 from efedllm.models.manifest import Manifest
 from efedllm.models.tolerance import ATTACK_MARGIN, LEAST_TAU
-from efedllm_bench.attacks.cheats.weights import Edit, falsify
-from efedllm_bench.attacks.honest.fleet import Machine, native_machines
 from efedllm_bench.attacks.search.order_sensitive_models import backdoored
-from efedllm_bench.calibration.cheats import CalibrationShop, armed, changes, cheats, one_matrix
 from efedllm_bench.calibration.limits import HONEST_MARGIN
 from efedllm_bench.calibration.measure import (
     CalibrateOptions,
@@ -32,6 +29,9 @@ from efedllm_bench.calibration.measure import (
     hop_ranges,
     prefilled,
 )
+from efedllm_bench.calibration.tried_cheats import CalibrationShop, armed, changes, cheats, one_matrix
+from efedllm_bench.cheats.weights import Edit, falsify
+from efedllm_bench.fleet.machines import Machine, native_machines
 from efedllm_verifier.statistic import ROUNDING, Limits, Outcome, compare
 from tests.model_fixtures import bundled_model, checkpoint, published, with_words
 

@@ -88,7 +88,7 @@ def test_ranks_and_savings_by_definition(shape: tuple[int, int], definition: Any
 
 
 @pytest.mark.parametrize("shape", [BERT_BASE, LLAMA_7B, LLAMA3_8B])
-def test_bytes_saved_takes_three_tenths_of_every_matrix(shape: traffic.ModelShape) -> None:
+def test_bytes_saved_takes_three_tenths_of_every_matrix(shape: traffic.DecoderShape) -> None:
     for rows, cols in shape.matrices:
         share = traffic.weight_bytes(rows, cols, "bytes_saved") / (2 * rows * cols)
         assert 0.295 < share <= 0.3

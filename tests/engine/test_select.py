@@ -12,7 +12,7 @@ from efedllm.engine.select import device_for, load_executor
 from efedllm.errors import ModelError
 from efedllm.models.exact import exact_obstacle
 from efedllm.models.families import read_config
-from efedllm_bench.attacks.cheats.weights import with_config
+from efedllm_bench.cheats.weights import with_config
 
 
 def test_a_config_of_another_size_builds_nothing(published: Callable[..., Path], tmp_path: Path) -> None:

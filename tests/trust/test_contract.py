@@ -103,7 +103,7 @@ def test_the_contract_judges_every_strategy_of_the_game_as_the_game_does(failing
     said: list[dict[int, Said]] = [{} for _ in nodes]
     for i, members in enumerate(drawn):
         for m in members:
-            item = d.report(game, names[m], m, d.Found(2, truth), i, rng)
+            item = d.report(game, names[m], m, d.AuditedNode(2, truth), i, rng)
             if item is not None:
                 said[i][m] = item
     silent = {names.index(d.COPY)}

@@ -19,7 +19,7 @@ from efedllm.engine.protocol import Executor, StepItem, compute_of
 from efedllm.engine.select import load_executor
 from efedllm.errors import ModelError, ProtocolError
 from efedllm.sampling.float import SamplingSpec
-from efedllm_bench.attacks.cheats.outputs import Identity, Remembered, Shifted
+from efedllm_bench.cheats.outputs import PassThrough, Remembered, Shifted
 from efedllm_node.jobs.own_commit import OwnHop, check_previous
 from efedllm_verifier.leaf import Leaf
 from efedllm_verifier.rerun import HopResult, rerun
@@ -120,7 +120,7 @@ def test_gross_cheats_of_the_class_are_severe(published: Path, hop: int) -> None
         return load(published, *RANGES[hop])
 
     cheats: dict[str, Executor] = {
-        "no layer computed": Identity(engine()),
+        "no layer computed": PassThrough(engine()),
         "another model": tamper(load(published, *RANGES[hop]), another_model),
         "weights off by half": tamper(load(published, *RANGES[hop]), noisy(0.5)),
         "rows of another job": kept_rows(published, hop),
@@ -134,7 +134,7 @@ def test_gross_cheats_of_the_class_are_severe(published: Path, hop: int) -> None
     if hop == 0:
         # A model whose limits slash nobody slashes nobody who computes it in bfloat16.
         lenient = Limits(slashable=False)
-        assert audited(published, hop, Identity(engine()), HALF_PROFILE, lenient).outcome is Outcome.FAIL
+        assert audited(published, hop, PassThrough(engine()), HALF_PROFILE, lenient).outcome is Outcome.FAIL
 
 
 @pytest.mark.parametrize("hop", range(len(RANGES)))

@@ -13,7 +13,7 @@ from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.messages import PPM, JobSpec, ids_hash
 from efedllm.engine.encoder import EncoderEngine
 from efedllm.engine.protocol import StepItem
-from efedllm_bench.attacks.cheats import weights
+from efedllm_bench.cheats import weights
 from efedllm_verifier.engine_cache import self_test
 from efedllm_verifier.leaf import Leaf
 from efedllm_verifier.rerun import HopResult, rerun

@@ -23,7 +23,7 @@ _AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
-class Waiting:
+class WaitingTime:
     """Jobs until caught, at one audit rate and share of cheated jobs, with a detection of one audit."""
 
     rate_ppm: int
@@ -32,14 +32,14 @@ class Waiting:
     simulated: float
 
 
-def partial_cheat(detection: float, runs: int) -> list[Waiting]:
+def partial_cheat(detection: float, runs: int) -> list[WaitingTime]:
     """Attack 13: cheating on some of the jobs only."""
     found = []
     for rate in RATES_PPM:
         for share in SHARES:
             salt = f"partial {rate} {share}".encode()
             simulated = simulated_jobs(rate, detection, share, runs, salt)
-            found.append(Waiting(rate, share, expected_jobs(rate / PPM, detection, share), simulated))
+            found.append(WaitingTime(rate, share, expected_jobs(rate / PPM, detection, share), simulated))
     return found
 
 

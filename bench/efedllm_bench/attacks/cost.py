@@ -22,8 +22,8 @@ from efedllm.engine.protocol import Executor, StepItem
 from efedllm.engine.shard import ShardEngine
 from efedllm.kernels.native import library
 from efedllm.models.manifest import Manifest
-from efedllm_bench.attacks.lab import RANGES, Job, Lab, Progress
-from efedllm_bench.attacks.lies.served_again import Audit, ServedHop, stepped
+from efedllm_bench.attacks.lab import RANGES, Lab, LabJob, Progress
+from efedllm_bench.attacks.lies.served_again import LeafAudit, ServedHop, stepped
 from efedllm_bench.attacks.prefill_parts import prefill_parts
 from efedllm_bench.memory.synthetic import Form, LlamaShape, publish_synthetic
 from efedllm_bench.speed.timing import timed
@@ -95,12 +95,12 @@ def fastest(call: Callable[[], object], turns: int) -> float:
     return min(timed(call) for _ in range(turns))
 
 
-def measure(lab: Lab, job: Job, turns: int) -> list[Cost]:
+def measure(lab: Lab, job: LabJob, turns: int) -> list[Cost]:
     """Every hop of a real job."""
     found = []
     for hop, (lo, hi) in enumerate(RANGES):
         served = ServedHop(lab, job, hop)
-        audit = Audit.of(lab, job, hop, served.serve())
+        audit = LeafAudit.of(lab, job, hop, served.serve())
         audit.whole()
         engine = lab.engines[hop]
         compute = race(served.compute, audit.compute, turns)
@@ -119,7 +119,7 @@ def measure(lab: Lab, job: Job, turns: int) -> list[Cost]:
     return found
 
 
-def _parts(audit: Audit, engine: Executor, turns: int) -> dict[str, float]:
+def _parts(audit: LeafAudit, engine: Executor, turns: int) -> dict[str, float]:
     job, hop = audit.job, audit.hop
     inputs, hidden = audit.lab.inputs(job, hop), audit.lab.outputs(job, hop)
     if isinstance(engine, ExactShardEngine):
@@ -210,7 +210,7 @@ def larger(work: Path, turns: int, width: int, say: Progress) -> list[Cost]:
 
 
 @dataclass(frozen=True)
-class Load:
+class AuditLoad:
     """The share of the network's compute that goes into audits, for one network profile."""
 
     network: str
@@ -220,15 +220,15 @@ class Load:
     share: float
 
 
-def load(network: str, ratio: float) -> Load:
+def load(network: str, ratio: float) -> AuditLoad:
     """rate * committee * ratio: every drawn verifier repeats a sampled hop in one prefill."""
     rule = Rule.of(NetworkProfile.load(network))
     rate = steady_rate(rule, JOBS)
     share = rate * rule.committee_size * ratio
-    return Load(network, rule.committee_size, round(rate, 4), round(ratio, 4), round(share, 4))
+    return AuditLoad(network, rule.committee_size, round(rate, 4), round(ratio, 4), round(share, 4))
 
 
-def report(lab: Lab, job: Job, work: Path, *, quick: bool, say: Progress) -> dict[str, Any]:
+def report(lab: Lab, job: LabJob, work: Path, *, quick: bool, say: Progress) -> dict[str, Any]:
     """All of it as JSON."""
     turns = 3 if quick else 7
     say(f"{lab.profile}: cost of an audit")

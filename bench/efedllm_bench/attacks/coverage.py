@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from efedllm_bench.attacks.cheats.catalog import ATTACKS
 from efedllm_bench.attacks.lies.messages import MESSAGE_ATTACKS
+from efedllm_bench.cheats.catalog import ATTACKS
 
 LISTED: dict[int, str] = {
     1: "model_swap",

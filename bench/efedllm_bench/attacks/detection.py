@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from efedllm.engine.protocol import Executor
-from efedllm_bench.attacks.cheats.catalog import Attack, Expected, Profile, applies
-from efedllm_bench.attacks.lab import RANGES, Job, Lab, Progress, cheated, decoded, drawn_again, prefilled
+from efedllm_bench.attacks.lab import RANGES, Lab, LabJob, Progress, cheated, decoded, drawn_again, prefilled
 from efedllm_bench.attacks.other_schemes import METHODS, all_scores
 from efedllm_bench.attacks.statistics import Scores
+from efedllm_bench.cheats.catalog import Attack, ExpectedVerdict, NumericProfile, applies
 from efedllm_verifier.statistic import Outcome
 
 
@@ -45,25 +45,25 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceRows:
     """What the verifier's own prefill of an honest hop gives, once for all cheats."""
 
     ours: np.typing.NDArray[np.float32]
     residual: np.typing.NDArray[np.float32]
 
 
-def references(lab: Lab, jobs: Sequence[Job]) -> dict[tuple[int, int], Reference]:
+def references(lab: Lab, jobs: Sequence[LabJob]) -> dict[tuple[int, int], ReferenceRows]:
     """By (hop, job index)."""
     found = {}
     for hop, engine in enumerate(lab.engines):
         for index, job in enumerate(jobs):
             inputs = lab.inputs(job, hop)
             x = engine.embed(inputs) if hop == 0 else inputs
-            found[hop, index] = Reference(prefilled(engine, inputs), np.asarray(x, np.float32))
+            found[hop, index] = ReferenceRows(prefilled(engine, inputs), np.asarray(x, np.float32))
     return found
 
 
-def honest(lab: Lab, jobs: Sequence[Job], known: dict[tuple[int, int], Reference]) -> Tally:
+def honest(lab: Lab, jobs: Sequence[LabJob], known: dict[tuple[int, int], ReferenceRows]) -> Tally:
     """The same for the jobs as they are."""
     tally = Tally()
     for hop in range(len(RANGES)):
@@ -76,15 +76,15 @@ AUDITS = 36
 """Of every strategy, where there are jobs enough: those that few hops can play are played on more jobs."""
 
 
-def enough(item: Attack, profile: Profile, jobs: Sequence[Job]) -> Sequence[Job]:
+def enough(item: Attack, profile: NumericProfile, jobs: Sequence[LabJob]) -> Sequence[LabJob]:
     """The first of `jobs`, so many that all hops together come to AUDITS."""
     hops = sum(applies(item, profile, hop, len(RANGES)) for hop in range(len(RANGES)))
     return jobs[: -(-AUDITS // max(1, hops))]
 
 
-def run(lab: Lab, item: Attack, jobs: Sequence[Job], known: dict[tuple[int, int], Reference]) -> Tally | None:
+def run(lab: Lab, item: Attack, jobs: Sequence[LabJob], known: dict[tuple[int, int], ReferenceRows]) -> Tally | None:
     """Every hop that can do it cheats on every job; None where the strategy does not apply to the profile."""
-    if item.expected(lab.profile) is Expected.NONE:
+    if item.expected(lab.profile) is ExpectedVerdict.NONE:
         return None
     tally = Tally()
     spent: list[tuple[float, float]] = []
@@ -111,7 +111,7 @@ def run(lab: Lab, item: Attack, jobs: Sequence[Job], known: dict[tuple[int, int]
     return tally
 
 
-def _count(lab: Lab, tally: Tally, job: Job, hop: int, reference: Reference | None) -> None:
+def _count(lab: Lab, tally: Tally, job: LabJob, hop: int, reference: ReferenceRows | None) -> None:
     result = lab.judge(job, hop)
     tally.audits += 1
     tally.tokens += job.positions
@@ -124,7 +124,7 @@ def _count(lab: Lab, tally: Tally, job: Job, hop: int, reference: Reference | No
             tally.scores[name].append(values)
 
 
-def race(lab: Lab, job: Job, hop: int, executor: Executor, turns: int = 2) -> tuple[float, float]:
+def race(lab: Lab, job: LabJob, hop: int, executor: Executor, turns: int = 2) -> tuple[float, float]:
     """Seconds of decoding the hop of a job by the cheat and honestly: they take turns, the fastest of each counts."""
     inputs, prompt = lab.inputs(job, hop), len(job.prompt)
     best = [np.inf, np.inf]
@@ -137,7 +137,7 @@ def race(lab: Lab, job: Job, hop: int, executor: Executor, turns: int = 2) -> tu
 
 
 def run_all(
-    lab: Lab, attacks: Sequence[Attack], jobs: Sequence[Job], drawn: Sequence[Job], say: Progress
+    lab: Lab, attacks: Sequence[Attack], jobs: Sequence[LabJob], drawn: Sequence[LabJob], say: Progress
 ) -> tuple[Tally, dict[str, Tally]]:
     """The honest tally and that of every strategy that applies, by name. `drawn`: jobs of many tokens, for what only
     shows where tokens are drawn."""

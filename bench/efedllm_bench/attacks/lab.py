@@ -35,7 +35,7 @@ from efedllm.models.manifest import PROFILE_CODES, Manifest
 from efedllm.models.tolerance import Tolerance
 from efedllm.sampling.exact import sample_exact
 from efedllm.sampling.float import SamplingSpec, sample
-from efedllm_bench.attacks.cheats.catalog import Profile, Shop
+from efedllm_bench.cheats.catalog import NumericProfile, Shop
 from efedllm_verifier.leaf import JobTerms, Leaf, Registration, check_leaf
 from efedllm_verifier.rerun import HopResult, rerun
 from efedllm_verifier.statistic import Limits
@@ -61,7 +61,7 @@ Tensors = dict[str, Any]
 
 
 def publish(
-    profile: Profile,
+    profile: NumericProfile,
     work: Path,
     *,
     keep: float = 0.9,
@@ -73,7 +73,7 @@ def publish(
 
     The checkpoint is bf16; factors in bf16 would make rounding to bf16 no cheat, so they are made in float32. `change`
     edits the float32 checkpoint first. `tolerance`: of the float profile, as measured; without it the manifest has none
-    until `efedllm_bench.calibration.cached` measures one.
+    until `efedllm_bench.attacks.lab_limits` measures one.
     """
     out = work / f"published-{profile}"
     method: Any = "whiten" if whiten else "truncate"
@@ -113,7 +113,7 @@ def prompts(count: int, length: int) -> list[tuple[int, ...]]:
 
 
 @dataclass(frozen=True)
-class Job:
+class LabJob:
     """A finished honest job: what the client signed, the canonical bytes of every boundary, the tokens."""
 
     spec: JobSpec
@@ -135,7 +135,7 @@ class Lab:
     verifier judges the published model by, from its manifest.
     """
 
-    def __init__(self, profile: Profile, published: Path, work: Path) -> None:
+    def __init__(self, profile: NumericProfile, published: Path, work: Path) -> None:
         self.profile = profile
         self.published = published
         shop = Shop(published, work, profile)
@@ -143,7 +143,7 @@ class Lab:
         self.manifest = Manifest.load(published)
         self.limits = Limits.of(self.manifest.tolerance)
         self.hidden = self.manifest.hidden
-        self.jobs: list[Job] = []
+        self.jobs: list[LabJob] = []
         self._work = work
         self._aux_roots: dict[tuple[bytes, int, bytes], bytes] = {}
 
@@ -156,7 +156,7 @@ class Lab:
         wire: WireDtype = WireDtype.F32,
         engines: Sequence[Executor] | None = None,
         together: bool = False,
-    ) -> list[Job]:
+    ) -> list[LabJob]:
         """Jobs as a route of nodes makes them: prefill once, then one position at a time, fed from the wire's bytes.
         `together`: all of them in one batch of every step.
         """
@@ -173,7 +173,7 @@ class Lab:
         sampling: SamplingSpec,
         wire: WireDtype,
         engines: tuple[Executor, ...],
-    ) -> list[Job]:
+    ) -> list[LabJob]:
         specs = [spec_of(index, prompt, new, sampling, wire) for index, prompt in numbered]
         sequences = [[engine.new_sequence() for _ in numbered] for engine in engines]
         rows: list[list[list[bytes]]] = [[[] for _ in range(len(engines) + 1)] for _ in numbered]
@@ -193,7 +193,7 @@ class Lab:
                 tokens.append(self.choose(engines[-1], np.ascontiguousarray(x[-1:]), sampling, len(prompt) + step))
             feeds = [np.asarray(tokens[-1:], np.int32) for tokens in emitted]
         return [
-            Job(spec, prompt, tuple(b"".join(parts) for parts in own), tuple(tokens))
+            LabJob(spec, prompt, tuple(b"".join(parts) for parts in own), tuple(tokens))
             for spec, (_, prompt), own, tokens in zip(specs, numbered, rows, emitted, strict=True)
         ]
 
@@ -202,22 +202,22 @@ class Lab:
         row = engine.logits(hidden)[0]
         return sample_exact(row, sampling, position) if self.profile == "exact" else sample(row, sampling, position)
 
-    def inputs(self, job: Job, hop: int) -> npt.NDArray[Any]:
+    def inputs(self, job: LabJob, hop: int) -> npt.NDArray[Any]:
         """What a hop read: int32 ids [n] or float32 [n, hidden]."""
         if hop == 0:
             return decode(job.boundaries[0], WireDtype.I32, 1)[:, 0].astype(np.int32)
         return np.asarray(decode(job.boundaries[hop], job.wire, self.hidden), np.float32)
 
-    def outputs(self, job: Job, hop: int) -> Rows:
+    def outputs(self, job: LabJob, hop: int) -> Rows:
         """What the honest hop sent."""
         return np.asarray(decode(job.boundaries[hop + 1], job.wire, self.hidden), np.float32)
 
-    def decode_hop(self, executor: Executor, job: Job, hop: int) -> bytes:
+    def decode_hop(self, executor: Executor, job: LabJob, hop: int) -> bytes:
         """What `executor` sends as hop `hop` of the job: prefill of the prompt, then one position at a time."""
         rows = decoded(executor, self.inputs(job, hop), len(job.prompt))
         return encode(rows, job.wire)
 
-    def shop(self, stale: Job | None = None) -> Shop:
+    def shop(self, stale: LabJob | None = None) -> Shop:
         """What a cheat has at hand; `stale` is an earlier job whose rows it kept."""
         kept = {} if stale is None else {layers: self.outputs(stale, hop) for hop, layers in enumerate(RANGES)}
         return Shop(self.published, self._work, self.profile, kept)
@@ -230,7 +230,7 @@ class Lab:
         profile = PROFILE_CODES[self.profile]
         return Registration(NODES[hop], signers, MODEL_ID, lo, hi, root, LAYERS, self.hidden, profile)
 
-    def commit(self, job: Job, hop: int, **changes: Any) -> HopCommit:
+    def commit(self, job: LabJob, hop: int, **changes: Any) -> HopCommit:
         """The commitment of one hop over the bytes of `job`."""
         roots = []
         for boundary in (hop, hop + 1):
@@ -259,7 +259,7 @@ class Lab:
         )
         return replace(commit, **changes)
 
-    def aux_root(self, job: Job, hop: int) -> bytes:
+    def aux_root(self, job: LabJob, hop: int) -> bytes:
         """Root over the taps of what the hop read, as an honest node commits to them; zero in the float profile, and of
         inputs that nothing can be computed from.
         """
@@ -276,7 +276,7 @@ class Lab:
             self._aux_roots[key] = tree.root()
         return self._aux_roots[key]
 
-    def leaf(self, job: Job, hop: int, commit: HopCommit | None = None, signer: Signer | None = None) -> Leaf:
+    def leaf(self, job: LabJob, hop: int, commit: HopCommit | None = None, signer: Signer | None = None) -> Leaf:
         """The leaf that the node of hop `hop` puts into its batch."""
         commit = commit or self.commit(job, hop)
         digest = commit.digest(DOMAIN)
@@ -291,7 +291,7 @@ class Lab:
             job.emitted if last else None,
         )
 
-    def judge(self, job: Job, hop: int, leaf: Leaf | None = None, executor: Executor | None = None) -> HopResult:
+    def judge(self, job: LabJob, hop: int, leaf: Leaf | None = None, executor: Executor | None = None) -> HopResult:
         """The audit of one leaf: every check of a verifier that needs neither the chain nor another node."""
         leaf = leaf or self.leaf(job, hop)
         fault = check_leaf(leaf, EPOCH, self.registration(hop), DOMAIN, ESCROW)
@@ -335,21 +335,21 @@ def prefilled(executor: Executor, inputs: npt.NDArray[Any]) -> Rows:
     return executor.step([StepItem(executor.new_sequence(), inputs)])[0]
 
 
-def rewritten(job: Job, boundary: int, payload: bytes) -> Job:
+def rewritten(job: LabJob, boundary: int, payload: bytes) -> LabJob:
     """`job` with other bytes at one boundary."""
     kept = list(job.boundaries)
     kept[boundary] = payload
     return replace(job, boundaries=tuple(kept))
 
 
-def cheated(lab: Lab, job: Job, hop: int, executor: Executor, *, sampled: bool) -> Job:
+def cheated(lab: Lab, job: LabJob, hop: int, executor: Executor, *, sampled: bool) -> LabJob:
     """The job as it is when hop `hop` runs `executor`. `sampled`: generate it again, as the tokens are what differs."""
     if sampled:
         return drawn_again(lab, [job], hop, executor)[0]
     return rewritten(job, hop + 1, lab.decode_hop(executor, job, hop))
 
 
-def drawn_again(lab: Lab, jobs: Sequence[Job], hop: int, executor: Executor) -> list[Job]:
+def drawn_again(lab: Lab, jobs: Sequence[LabJob], hop: int, executor: Executor) -> list[LabJob]:
     """Jobs of one sampling, wire and length generated again, in one batch, while hop `hop` runs `executor`."""
     engines = [*lab.engines[:hop], executor, *lab.engines[hop + 1 :]]
     first = jobs[0]

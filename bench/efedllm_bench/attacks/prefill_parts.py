@@ -30,7 +30,7 @@ PRODUCTS = "integer products, quantising their inputs"
 REST = "the rest of the pass"
 
 
-class Clock:
+class PartClock:
     """Seconds of this thread's processor time by name."""
 
     def __init__(self) -> None:
@@ -49,20 +49,20 @@ class Clock:
 
 
 class _TimedSteps:
-    def __init__(self, steps: Steps, clock: Clock) -> None:
+    def __init__(self, steps: Steps, clock: PartClock) -> None:
         for method, name in _STEPS.items():
             setattr(self, method, clock.timed(name, getattr(steps, method)))
 
 
 class _TimedLinears:
-    def __init__(self, linears: Linears, clock: Clock) -> None:
+    def __init__(self, linears: Linears, clock: PartClock) -> None:
         self._run = clock.timed(PRODUCTS, linears)
 
     def __call__(self, x: Tensor) -> Tensor:
         return cast(Tensor, self._run(x))
 
 
-def _timed_layer(layer: ExactLayer, clock: Clock) -> ExactLayer:
+def _timed_layer(layer: ExactLayer, clock: PartClock) -> ExactLayer:
     def linears(one: Linears) -> Linears:
         return cast(Linears, _TimedLinears(one, clock))
 
@@ -75,7 +75,7 @@ def _timed_layer(layer: ExactLayer, clock: Clock) -> ExactLayer:
     )
 
 
-def timed_engine(engine: ExactShardEngine, clock: Clock) -> ExactShardEngine:
+def timed_engine(engine: ExactShardEngine, clock: PartClock) -> ExactShardEngine:
     """An engine over the same weights that keeps time."""
     layers = tuple(_timed_layer(layer, clock) for layer in engine._modules.layers)
     modules = replace(engine._modules, layers=layers)
@@ -84,7 +84,7 @@ def timed_engine(engine: ExactShardEngine, clock: Clock) -> ExactShardEngine:
 
 def prefill_parts(engine: ExactShardEngine, inputs: npt.NDArray[Any], turns: int) -> dict[str, float]:
     """Seconds of the parts of one prefill with taps, in the fastest of the turns."""
-    clock = Clock()
+    clock = PartClock()
     timed = timed_engine(engine, clock)
     best: dict[str, float] = {}
     for _ in range(turns):

@@ -15,26 +15,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from efedllm_bench.attacks import audit_odds as games
-from efedllm_bench.attacks import cost
-from efedllm_bench.attacks import other_schemes as scores
-from efedllm_bench.attacks.cheats.catalog import ATTACKS, Attack, Expected, Profile
+from efedllm_bench.attacks import audit_odds, cost, honest_fleet, other_schemes
 from efedllm_bench.attacks.coverage import coverage
 from efedllm_bench.attacks.detection import Tally, run_all
 from efedllm_bench.attacks.economy import TOKENS, Losses, at_stake, detection_after, tokens_saved
-from efedllm_bench.attacks.honest import fleet
 from efedllm_bench.attacks.lab import Lab, Progress, prompts, publish
+from efedllm_bench.attacks.lab_limits import calibrated
 from efedllm_bench.attacks.lies.messages import MESSAGE_ATTACKS
-from efedllm_bench.attacks.search import gradient as descent
-from efedllm_bench.attacks.search import order_sensitive_models as adversarial
-from efedllm_bench.attacks.search import strained_inputs as strain
+from efedllm_bench.attacks.search import gradient, order_sensitive_models, strained_inputs
 from efedllm_bench.attacks.search.strained_exact import search_exact
 from efedllm_bench.attacks.statistics import Scores, auc, beyond_honest, expected_jobs, wilson
-from efedllm_bench.calibration.cached import calibrated
+from efedllm_bench.cheats.catalog import ATTACKS, Attack, ExpectedVerdict, NumericProfile
+from efedllm_bench.fleet.machines import machines
 from efedllm_bench.network.demo import _cpu
 from efedllm_deploy.profile import Profile as NetworkProfile
 
-PROFILES: tuple[Profile, ...] = ("exact", "float")
+PROFILES: tuple[NumericProfile, ...] = ("exact", "float")
 PARTS = ("strategies", "fleet", "cost")
 RATES = (0.02, 0.05, 0.5)
 
@@ -45,7 +41,7 @@ class AttackBench:
 
     quick: bool = False
 
-    profiles: tuple[Profile, ...] = PROFILES
+    profiles: tuple[NumericProfile, ...] = PROFILES
 
     parts: tuple[str, ...] = PARTS
 
@@ -89,9 +85,9 @@ class AttackBench:
         return (4, 48) if self.quick else (36, 96)
 
     @property
-    def effort(self) -> strain.Effort:
+    def effort(self) -> strained_inputs.Effort:
         """Of the search for strained inputs."""
-        return strain.QUICK if self.quick else strain.Effort()
+        return strained_inputs.QUICK if self.quick else strained_inputs.Effort()
 
 
 @dataclass(frozen=True)
@@ -135,7 +131,7 @@ def run(options: AttackBench, say: Progress) -> tuple[dict[str, Any], Curves | N
         if "float" in options.profiles and "strategies" in options.parts:
             say("models made to be accused, games on the lot")
             result["publisher_backdoor"] = backdoor(Path(folder))
-            result["games"] = games.report(quick=options.quick)
+            result["games"] = audit_odds.report(quick=options.quick)
     return result, curves
 
 
@@ -154,18 +150,18 @@ def _profile(lab: Lab, options: AttackBench, say: Progress) -> tuple[dict[str, A
         report["cost"] = cost.report(lab, job, lab.published.parent, quick=options.quick, say=say)
     if "fleet" in options.parts:
         searched, report["searched"] = _searched(lab, options, say)
-        machines = fleet.machines(eager=lab.profile == "float", quick=options.quick)
-        findings = fleet.run(
+        fleet = machines(eager=lab.profile == "float", quick=options.quick)
+        findings = honest_fleet.run(
             lab,
             lab.published.parent,
-            machines,
+            fleet,
             texts=prompts(options.texts, options.prompt + options.new - 1),
             decoded=1,
             long=512 if options.quick else 1000,
             say=say,
             searched=searched,
         )
-        report["fleet"] = {"machines": [machine.name for machine in machines], **findings.report()}
+        report["fleet"] = {"machines": [machine.name for machine in fleet], **findings.report()}
     return report, curves
 
 
@@ -181,21 +177,21 @@ def _searched(
         found = search_exact(lab, options.effort, told)
         # The last mutations have gone furthest.
         return [(hop, name, x) for hop, some in found.computed.items() for name, x in some[-8:]], found.report()
-    tried = strain.search(lab, options.effort, told)
-    worst = strain.hardest(tried)
-    found_of_half = {"bfloat16": strain.in_bfloat16(lab, worst)}
-    return [(one.hop, one.name, one.given) for one in worst], strain.report(tried) | found_of_half
+    tried = strained_inputs.search(lab, options.effort, told)
+    worst = strained_inputs.hardest(tried)
+    found_of_half = {"bfloat16": strained_inputs.in_bfloat16(lab, worst)}
+    return [(one.hop, one.name, one.given) for one in worst], strained_inputs.report(tried) | found_of_half
 
 
 def _aimed(lab: Lab, options: AttackBench, say: Progress) -> dict[str, Any]:
     """Attack 9: by the last hop alone, also where it assumes a wider tolerance than it is judged by, and by all."""
     texts = prompts(*options.aimed)
-    report: dict[str, Any] = {"share_of_tolerance_used": descent.USED, "steps": [descent.STEPS, descent.JOINT_STEPS]}
+    report: dict[str, Any] = {"share_of_tolerance_used": gradient.USED, "steps": [gradient.STEPS, gradient.JOINT_STEPS]}
     for times in (1.0, 4.0, 10.0):
         say(f"aimed perturbations of the last hop, {times:g} times the tolerance, {len(texts)} texts")
         name = "one_hop" if times == 1.0 else f"one_hop_{times:g}_times"
-        report[name] = descent.last_hop(lab, texts, times=times).report()
-    report["all_hops"] = descent.all_hops(lab, texts, lambda text: say(f"aimed perturbations: {text}")).report()
+        report[name] = gradient.last_hop(lab, texts, times=times).report()
+    report["all_hops"] = gradient.all_hops(lab, texts, lambda text: say(f"aimed perturbations: {text}")).report()
     return report
 
 
@@ -232,18 +228,18 @@ def _honest(plain: Tally) -> dict[str, Any]:
     return {
         "audits": plain.audits,
         "false_accusations": plain.failed,
-        "largest": {name: float(plain.joined(name).max()) for name in scores.METHODS},
+        "largest": {name: float(plain.joined(name).max()) for name in other_schemes.METHODS},
     }
 
 
-def _attack(item: Attack, profile: Profile, tally: Tally, plain: Tally) -> dict[str, Any]:
+def _attack(item: Attack, profile: NumericProfile, tally: Tally, plain: Tally) -> dict[str, Any]:
     caught, slashed = wilson(tally.failed, tally.audits), wilson(tally.severe, tally.audits)
     expected = item.expected(profile)
     agrees = {
-        Expected.SEVERE: tally.severe == tally.audits,
-        Expected.CAUGHT: tally.failed == tally.audits,
-        Expected.BELOW: tally.failed == 0,
-        Expected.NONE: False,
+        ExpectedVerdict.SEVERE: tally.severe == tally.audits,
+        ExpectedVerdict.CAUGHT: tally.failed == tally.audits,
+        ExpectedVerdict.BELOW: tally.failed == 0,
+        ExpectedVerdict.NONE: False,
     }[expected]
     saved = tokens_saved(tally.saved) if profile in item.timed else None
     return {
@@ -320,7 +316,7 @@ def _worst(parts: Sequence[Scores]) -> Scores:
 
 def _aucs(tally: Tally, plain: Tally, *, worst: bool) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
-    for name in scores.METHODS:
+    for name in other_schemes.METHODS:
         if not tally.scores[name]:
             continue
         honest = _worst(plain.scores[name]) if worst else plain.joined(name)
@@ -338,8 +334,8 @@ def _beside(honest: Tally, attack: Tally) -> dict[str, float]:
 def _curves(plain: Tally, tallies: dict[str, Tally]) -> Curves:
     names = [name for name, tally in tallies.items() if tally.scores["statistic"]]
     return Curves(
-        {method: plain.joined(method) for method in scores.METHODS},
-        {name: {method: tallies[name].joined(method) for method in scores.METHODS} for name in names},
+        {method: plain.joined(method) for method in other_schemes.METHODS},
+        {name: {method: tallies[name].joined(method) for method in other_schemes.METHODS} for name in names},
     )
 
 
@@ -349,21 +345,21 @@ def backdoor(work: Path) -> dict[str, Any]:
         "normal": Lab("float", publish("float", work / "dense", keep=1.0, whiten=False), work),
         **{
             name: Lab("exact" if name == "exact" else "float", path, work)
-            for name, path in adversarial.publish_backdoored(work).items()
+            for name, path in order_sensitive_models.publish_backdoored(work).items()
         },
     }
     spreads = {}
     for name in ("normal", "float"):
         (job,) = labs[name].generate(prompts(1, 40), 24)
-        spreads[name] = adversarial.spread(labs[name], job)
-    passes = adversarial.honest_pass(labs["float"], job)
+        spreads[name] = order_sensitive_models.spread(labs[name], job)
+    passes = order_sensitive_models.honest_pass(labs["float"], job)
     (job,) = labs["exact"].generate(prompts(1, 40), 24)
     return {
         "normal_spread": spreads["normal"],
         "backdoored_spread": spreads["float"],
         "times_wider": round(spreads["float"] / spreads["normal"], 1),
         "honest_float_nodes_pass": passes,
-        "exact_bits_hold": adversarial.same_bits(labs["exact"], job),
+        "exact_bits_hold": order_sensitive_models.same_bits(labs["exact"], job),
     }
 
 

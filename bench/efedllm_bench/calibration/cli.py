@@ -20,9 +20,9 @@ def calibrate(
     """Measure the tolerance of a float model: honest machines against the weakest cheats. Do this before publishing."""
     from rich.console import Console
 
-    from efedllm_bench.attacks.honest.fleet import machines
     from efedllm_bench.calibration.measure import CalibrateOptions
     from efedllm_bench.calibration.measure import calibrate as measure
+    from efedllm_bench.fleet.machines import machines
 
     console = Console(stderr=True)
     options = CalibrateOptions(directory, tuple(text), tokens, tuple(machines(eager=True, quick=quick)))

@@ -1,10 +1,10 @@
-"""Measuring how far honest machines stray on a float model, encoders too, and how near the weakest cheat comes.
+"""The tolerance of a float model, decoder or encoder, measured on honest machines and on the weakest cheat.
 
-Every machine of `efedllm_bench.attacks.honest.fleet` runs ranges of the model's layers over a text and over inputs made
-to strain the numerics; the deviations of its rows from one verifier's prefill give the limit. Then the model is cheated
-on in the ways of `efedllm_bench.calibration.cheats`, and the smallest deviation that gives must lie well above
-the limit, else nobody is slashed by it. Where it does not even lie above what honest machines stray by, nobody could be
-judged: no limit is written. Machines also differ in what multiplies integer weights, where the model has such.
+Every machine of `efedllm_bench.fleet` runs ranges of the model's layers over a text and over inputs that strain the
+numerics. The deviations of its rows from one verifier's prefill give the limit. Then every cheat of `tried_cheats` runs
+over the text. Its smallest deviation must lie well above the limit, else the tolerance slashes nobody; where it does
+not lie above the largest honest deviation, no tolerance is written. Where the model has integer weights, the machines
+differ also in what multiplies these.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from efedllm.models.manifest import ENCODERS, Manifest
 from efedllm.models.packing import PACKED_BITS
 from efedllm.models.tokenizer import open_tokenizer
 from efedllm.models.tolerance import ATTACK_MARGIN, MOST_TAU, Tolerance
-from efedllm_bench.attacks.honest.fleet import Machine, compute, machines, native_machines, strained
-from efedllm_bench.attacks.honest.worker import MODES, TEXT_MODES
-from efedllm_bench.calibration.cheats import CalibrationShop, armed, cheats
 from efedllm_bench.calibration.limits import tau_of
+from efedllm_bench.calibration.tried_cheats import CalibrationShop, armed, cheats
+from efedllm_bench.fleet.machines import Machine, compute, machines, native_machines
+from efedllm_bench.fleet.stress import strained
+from efedllm_bench.fleet.worker import MODES, TEXT_MODES
 from efedllm_verifier.statistic import ROUNDING
 
 Rows = npt.NDArray[np.float32]

@@ -31,7 +31,7 @@ Vectors = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Case:
+class EncoderCase:
     """One way to compress. `saved`: what is asked for, of the parameters for SVD, of the bytes under a budget."""
 
     name: str
@@ -39,15 +39,15 @@ class Case:
     saved: float
 
 
-def cases(quick: bool) -> list[Case]:
+def cases(quick: bool) -> list[EncoderCase]:
     """SVD from 10 % to 90 % of the parameters, int8, and the methods under a byte budget from 50 % to 80 %."""
     shares = (0.1, 0.5, 0.7) if quick else tuple(round(0.1 * n, 1) for n in range(1, 10))
     budgets = (0.7,) if quick else (0.5, 0.6, 0.7, 0.75, 0.8)
-    found = [Case("int8", "int8", 0.5)]
-    found += [Case(method, method, share) for method in ("truncate", "whiten") for share in shares]
-    found += [Case("kfac", "kfac", share) for share in budgets]
-    found += [Case("lowrank+int4", "lowrank+int4", share) for share in budgets if 0.6 <= share <= 0.72]
-    return [*found, *(Case("auto", "auto", share) for share in budgets)]
+    found = [EncoderCase("int8", "int8", 0.5)]
+    found += [EncoderCase(method, method, share) for method in ("truncate", "whiten") for share in shares]
+    found += [EncoderCase("kfac", "kfac", share) for share in budgets]
+    found += [EncoderCase("lowrank+int4", "lowrank+int4", share) for share in budgets if 0.6 <= share <= 0.72]
+    return [*found, *(EncoderCase("auto", "auto", share) for share in budgets)]
 
 
 def model_folder() -> Path:
@@ -155,7 +155,7 @@ def run(quick: bool, texts: dict[str, list[str]], calibration: Path, report: Cal
 
 
 def _measured(
-    wanted_cases: Sequence[Case],
+    wanted_cases: Sequence[EncoderCase],
     source: Path,
     calibration: Path,
     base: Path,

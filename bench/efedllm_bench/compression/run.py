@@ -38,7 +38,7 @@ FLOORS = (0.01, 0.02, 0.05)
 
 
 @dataclass(frozen=True)
-class Case:
+class CompressionCase:
     """`name` is the curve, `saved` the fraction of bytes to save; `int8` whether SVD factors are int8."""
 
     name: str
@@ -50,12 +50,12 @@ class Case:
     heal: int = 0
 
 
-def cases(quick: bool) -> list[Case]:
+def cases(quick: bool) -> list[CompressionCase]:
     """Every method over the range of bytes saved in which it says something."""
-    found = [Case("int8", "int8", 0.49)]
+    found = [CompressionCase("int8", "int8", 0.49)]
 
     def curve(name: str, method: Method, points: tuple[float, ...], quickly: tuple[float, ...], **more: Any) -> None:
-        found.extend(Case(name, method, saved, **more) for saved in (quickly if quick else points))
+        found.extend(CompressionCase(name, method, saved, **more) for saved in (quickly if quick else points))
 
     curve("auto", "auto", (0.1, 0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9), (0.7,))
     curve("lowrank+int4", "lowrank+int4", (0.6, 0.65, 0.7), (0.7,))
@@ -69,12 +69,12 @@ def cases(quick: bool) -> list[Case]:
     return found
 
 
-def healed_cases(steps: int) -> list[Case]:
+def healed_cases(steps: int) -> list[CompressionCase]:
     """What healing adds; minutes each."""
     return [
-        Case("kfac, int8, healed", "kfac", 0.6, heal=steps),
-        Case("kfac, int8, all factored, healed", "kfac", 0.6, all_factored=True, heal=steps),
-        Case("kfac, int8, healed", "kfac", 0.8, heal=steps),
+        CompressionCase("kfac, int8, healed", "kfac", 0.6, heal=steps),
+        CompressionCase("kfac, int8, all factored, healed", "kfac", 0.6, all_factored=True, heal=steps),
+        CompressionCase("kfac, int8, healed", "kfac", 0.8, heal=steps),
     ]
 
 
@@ -95,7 +95,11 @@ Say = Callable[[str], None]
 
 
 def run(
-    model: Path, chosen: list[Case], earlier: dict[str, Any], say: Say, keep: Callable[[dict[str, Any]], None]
+    model: Path,
+    chosen: list[CompressionCase],
+    earlier: dict[str, Any],
+    say: Say,
+    keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Measure the cases that `earlier` (a result of the same model and settings) does not have; `keep` is called with
     the result so far after each."""
@@ -140,7 +144,7 @@ def optimal(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _key(case: Case) -> str:
+def _key(case: CompressionCase) -> str:
     return json.dumps(asdict(case), sort_keys=True)
 
 
@@ -169,7 +173,7 @@ def _texts(model: Path, say: Say) -> dict[str, _Text]:
     return texts
 
 
-def _measure(model: Path, case: Case, texts: dict[str, _Text], folder: Path, key: str) -> dict[str, Any]:
+def _measure(model: Path, case: CompressionCase, texts: dict[str, _Text], folder: Path, key: str) -> dict[str, Any]:
     out = folder / hashlib.sha256(key.encode()).hexdigest()[:12]
     manifest = compress(
         CompressOptions(

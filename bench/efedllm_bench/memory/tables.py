@@ -33,7 +33,7 @@ def predicted() -> dict[str, Any]:
     return found
 
 
-def contexts(shape: traffic.ModelShape) -> tuple[int, ...]:
+def contexts(shape: traffic.DecoderShape) -> tuple[int, ...]:
     """Contexts worth a figure: BERT reads at most 512 positions."""
     return CONTEXTS[:1] if shape is traffic.BERT_BASE else CONTEXTS
 

@@ -117,8 +117,8 @@ def dearer_from(rows: int, cols: int, rank: int) -> float:
 
 
 @dataclass(frozen=True)
-class ModelShape:
-    """`mlp`: matrices of the feed-forward part as (out, in)."""
+class DecoderShape:
+    """A decoder by its sizes; `mlp`: its feed-forward matrices as (out, in)."""
 
     name: str
     layers: int
@@ -136,9 +136,9 @@ class ModelShape:
         return ((q, self.hidden), (kv, self.hidden), (kv, self.hidden), (self.hidden, q), *self.mlp)
 
 
-BERT_BASE = ModelShape("BERT-base", 12, 768, 12, 12, 64, ((3072, 768), (768, 3072)), 30522)
-LLAMA_7B = ModelShape("LLaMA-7B", 32, 4096, 32, 32, 128, ((11008, 4096), (11008, 4096), (4096, 11008)), 32000)
-LLAMA3_8B = ModelShape("Llama-3-8B", 32, 4096, 32, 8, 128, ((14336, 4096), (14336, 4096), (4096, 14336)), 128256)
+BERT_BASE = DecoderShape("BERT-base", 12, 768, 12, 12, 64, ((3072, 768), (768, 3072)), 30522)
+LLAMA_7B = DecoderShape("LLaMA-7B", 32, 4096, 32, 32, 128, ((11008, 4096), (11008, 4096), (4096, 11008)), 32000)
+LLAMA3_8B = DecoderShape("Llama-3-8B", 32, 4096, 32, 8, 128, ((14336, 4096), (14336, 4096), (4096, 14336)), 128256)
 SHAPES = (BERT_BASE, LLAMA_7B, LLAMA3_8B)
 
 
@@ -161,7 +161,7 @@ SCOPES = ("weights", "+activations", "+kv", "+head")
 
 
 def token_bytes(
-    shape: ModelShape, definition: Definition, batch: int, context: int, int8_head: bool = False
+    shape: DecoderShape, definition: Definition, batch: int, context: int, int8_head: bool = False
 ) -> TokenBytes:
     """Decoding `batch` sequences of `context` positions each: every one brings a token and its own cache."""
     weights = sum(weight_bytes(rows, cols, definition) for rows, cols in shape.matrices) * shape.layers / batch
@@ -177,14 +177,14 @@ def token_bytes(
 
 
 def saved(
-    shape: ModelShape, definition: Definition, batch: int, context: int, scope: str, int8_head: bool = False
+    shape: DecoderShape, definition: Definition, batch: int, context: int, scope: str, int8_head: bool = False
 ) -> float:
     """Share of the bytes per token that `definition` saves against dense 16-bit weights; negative when it costs."""
     dense = token_bytes(shape, "dense", batch, context).scope(scope)
     return 1 - token_bytes(shape, definition, batch, context, int8_head).scope(scope) / dense
 
 
-def prefill_saved(shape: ModelShape, definition: Definition, tokens: int) -> float:
+def prefill_saved(shape: DecoderShape, definition: Definition, tokens: int) -> float:
     """Share of the elements of one layer saved when one text of `tokens` is computed at once, scores in slow memory."""
 
     def layer(which: Definition) -> int:

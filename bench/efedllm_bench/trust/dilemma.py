@@ -73,7 +73,7 @@ class Payoff:
 
 
 @dataclass(frozen=True)
-class Found:
+class AuditedNode:
     """What the audits of a node find in one epoch."""
 
     audits: int
@@ -168,7 +168,7 @@ def settle(
 
 
 def report(
-    game: Game, strategy: str, member: int, node: Found, index: int, rng: np.random.Generator
+    game: Game, strategy: str, member: int, node: AuditedNode, index: int, rng: np.random.Generator
 ) -> com.Said | None:
     """What verifier `member` reveals about node number `index`; None if nothing."""
     units = min(FULL_UNITS * node.audits, PASSED_CAP)
@@ -224,11 +224,13 @@ def _epoch(game: Game, strategies: Sequence[str], accounts: Sequence[_Account], 
             account.slashes += judgement.slash_bps > 0
 
 
-def _node(game: Game, rng: np.random.Generator) -> Found:
+def _node(game: Game, rng: np.random.Generator) -> AuditedNode:
     audits = int(rng.binomial(game.jobs, game.audit_rate))
     bad = audits > 0 and bool(rng.random() < game.failing)
     units = FULL_UNITS * audits
-    return Found(audits, Verdict(0, min(units, FAILED_CAP), True) if bad else Verdict(min(units, PASSED_CAP), 0, False))
+    return AuditedNode(
+        audits, Verdict(0, min(units, FAILED_CAP), True) if bad else Verdict(min(units, PASSED_CAP), 0, False)
+    )
 
 
 def _withdraw(

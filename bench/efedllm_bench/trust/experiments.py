@@ -11,7 +11,7 @@ import numpy as np
 from efedllm_bench.trust import additive, routing
 from efedllm_bench.trust import rule as r
 from efedllm_bench.trust.dilemma import steady_rate
-from efedllm_bench.trust.simulate import Economy, Outcome, Setting, deterring_stake, profit, simulate
+from efedllm_bench.trust.simulate import Economy, Setting, StrategyOutcome, deterring_stake, profit, simulate
 from efedllm_bench.trust.strategies import Floats, Later, OnOff, RateAware, Sometimes, Strategy
 from efedllm_client.routes.choose import CostWeights
 
@@ -23,7 +23,7 @@ YEAR = 365 * 86_400
 
 
 @dataclass(frozen=True)
-class Case:
+class StrategyCase:
     """One strategy with what it changes in the setting; `ids` identities share one stake and one node's demand."""
 
     name: str
@@ -38,29 +38,29 @@ def steady_trust(rule: r.Rule, jobs: int) -> int:
     return int(r.PPM * alpha / (alpha + rule.prior_mass))
 
 
-def cases(setting: Setting) -> list[Case]:
+def cases(setting: Setting) -> list[StrategyCase]:
     """Every strategy of the table."""
     high = int(0.9 * steady_trust(setting.rule, setting.jobs))
     quiet = int(1.1e6 * steady_rate(setting.rule, setting.jobs))
     turn = setting.epochs // 5
     return [
-        Case("honest, exact profile", Sometimes(0.0), {}),
-        Case("honest, float profile", Sometimes(0.0), {"false_alarm": FLOAT_FALSE_ALARM}),
-        Case("always", Sometimes(1.0), {}),
-        Case("50 % of jobs", Sometimes(0.5), {}),
-        Case("10 % of jobs", Sometimes(0.1), {}),
-        Case("1 % of jobs", Sometimes(0.01), {}),
-        Case("0.1 % of jobs", Sometimes(0.001), {}),
-        Case("always, after an honest fifth", Later(turn, Sometimes(1.0)), {}),
-        Case("on-off", OnOff(high), {}),
-        Case("exit scam", OnOff(high, leaves=True), {}),
-        Case("audit-aware", RateAware(quiet), {}),
-        Case("4 sybils, always", Sometimes(1.0), {"jobs": setting.jobs // 4}, 4),
-        Case("12 sybils, 10 % of jobs", Sometimes(0.1), {"jobs": setting.jobs // 12}, 12),
-        Case("whitewashing, 10 identities", Sometimes(1.0), {"identities": 10}),
-        Case("gray, 10 % of jobs", Sometimes(0.1), {"severe": False}),
-        Case("withholding, always", Sometimes(1.0, withholds=True), {}),
-        Case("withholding, 1 % of jobs", Sometimes(0.01, withholds=True), {}),
+        StrategyCase("honest, exact profile", Sometimes(0.0), {}),
+        StrategyCase("honest, float profile", Sometimes(0.0), {"false_alarm": FLOAT_FALSE_ALARM}),
+        StrategyCase("always", Sometimes(1.0), {}),
+        StrategyCase("50 % of jobs", Sometimes(0.5), {}),
+        StrategyCase("10 % of jobs", Sometimes(0.1), {}),
+        StrategyCase("1 % of jobs", Sometimes(0.01), {}),
+        StrategyCase("0.1 % of jobs", Sometimes(0.001), {}),
+        StrategyCase("always, after an honest fifth", Later(turn, Sometimes(1.0)), {}),
+        StrategyCase("on-off", OnOff(high), {}),
+        StrategyCase("exit scam", OnOff(high, leaves=True), {}),
+        StrategyCase("audit-aware", RateAware(quiet), {}),
+        StrategyCase("4 sybils, always", Sometimes(1.0), {"jobs": setting.jobs // 4}, 4),
+        StrategyCase("12 sybils, 10 % of jobs", Sometimes(0.1), {"jobs": setting.jobs // 12}, 12),
+        StrategyCase("whitewashing, 10 identities", Sometimes(1.0), {"identities": 10}),
+        StrategyCase("gray, 10 % of jobs", Sometimes(0.1), {"severe": False}),
+        StrategyCase("withholding, always", Sometimes(1.0, withholds=True), {}),
+        StrategyCase("withholding, 1 % of jobs", Sometimes(0.01, withholds=True), {}),
     ]
 
 
@@ -84,7 +84,7 @@ def _groups(values: Floats, ids: int) -> Floats:
     return grouped
 
 
-def _row(case: Case, outcome: Outcome, economy: Economy, earned: Floats, honest: float) -> Row:
+def _row(case: StrategyCase, outcome: StrategyOutcome, economy: Economy, earned: Floats, honest: float) -> Row:
     before = _groups(outcome.bad_before_exclusion.astype(np.float64), case.ids)
     excluded = outcome.first_exclusion > 0
     cheats = bool(outcome.bad.any())

@@ -35,7 +35,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StrategyOutcome:
     """Totals per node, arrays of shape (nodes,). Jobs are hop-jobs; stakes are in units of one node's stake."""
 
     good: r.Ints
@@ -62,7 +62,7 @@ class _Node:
     bad: r.Ints
 
 
-def simulate(setting: Setting, strategy: Strategy) -> Outcome:
+def simulate(setting: Setting, strategy: Strategy) -> StrategyOutcome:
     """Run `setting.epochs` epochs of nodes that all follow `strategy`. The same setting gives the same outcome."""
     n, rule = setting.nodes, setting.rule
     rng = np.random.default_rng(setting.seed)
@@ -108,7 +108,7 @@ def simulate(setting: Setting, strategy: Strategy) -> Outcome:
         mean_trust[epoch - 1] = scores.mean()
         served_share[epoch - 1] = served.mean() / setting.jobs
     final = r.trust(node.trust, rule, setting.epochs + 1)
-    return Outcome(
+    return StrategyOutcome(
         good, bad, before_exclusion, first, exclusions, slashed, identities, final, audits, mean_trust, served_share
     )
 
@@ -164,14 +164,14 @@ class Economy:
     stake: float = 10_000.0
 
 
-def profit(outcome: Outcome, economy: Economy) -> Floats:
+def profit(outcome: StrategyOutcome, economy: Economy) -> Floats:
     """Fees less cost plus savings less slashes, in fees, per node. Bad jobs are paid: vouchers come before verdicts."""
     margin = 1 - economy.cost
     result: Floats = margin * outcome.good + (margin + economy.saving) * outcome.bad - economy.stake * outcome.slashed
     return result
 
 
-def deterring_stake(outcome: Outcome, economy: Economy) -> float | None:
+def deterring_stake(outcome: StrategyOutcome, economy: Economy) -> float | None:
     """Stake, in fees, from which slashes exceed all that cheating saved, future earnings not counted.
 
     0 without savings; None when nothing is ever slashed, so that only the lost future deters.

@@ -1,4 +1,4 @@
-"""`efedllm network`: models, the nodes that serve them, their prices, latency and trust."""
+"""Models, the nodes that serve them, verifiers and the epoch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from efedllm_client.cli.options import ClientOptions, Json, Model, expand_option
 
 if TYPE_CHECKING:
     from efedllm_client.api import Client
-
-HELP = "Models, the nodes that serve them, verifiers and the epoch."
 
 STANDING = ("excluded", "probation", "active")
 WIDE = 140  # columns from which whole addresses fit; their first digits do for --route and --avoid
@@ -99,7 +97,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def quality_line(model: dict[str, Any]) -> str:
-    """What a person chooses by: profile, method, and what compression cost."""
+    """Profile, method and certified quality of a model on one line."""
     head = f"{model['profile']} profile, {model['method'] or 'unknown method'}"
     certificate = model["certificate"]
     if certificate is None:
@@ -113,7 +111,7 @@ def quality_line(model: dict[str, Any]) -> str:
 
 
 def show(view: dict[str, Any]) -> None:
-    """Tables for a person."""
+    """Print the network as tables."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table

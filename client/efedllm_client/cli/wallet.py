@@ -1,4 +1,4 @@
-"""`efedllm wallet`: keys, balances, deposits and sessions."""
+"""Keys, balances, deposits and sessions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from efedllm_client.api import Client
     from efedllm_client.payments.closing import Closed
 
-app = typer.Typer(help="Keys, balances, deposits and sessions.", no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 @app.command("new")
@@ -122,7 +122,7 @@ def withdraw(
 @expand_options
 def sessions(
     account: AccountOptions,
-    all_: Annotated[bool, typer.Option("--all", help="Closed ones too.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Show closed sessions too.")] = False,
     json_: Json = False,
 ) -> None:
     """Sessions opened from this wallet."""

@@ -10,12 +10,12 @@ from efedllm.commitments.hashing import keccak
 from efedllm.commitments.leaves import batch_root, hop_leaf
 from efedllm.commitments.merkle import merkle
 from efedllm.commitments.messages import SignedCommit, signed_job_json
-from efedllm_bench.attacks.lab import DOMAIN, EPOCH, NODES, SIGNERS, Job, Lab
+from efedllm_bench.attacks.lab import DOMAIN, EPOCH, NODES, SIGNERS, Lab, LabJob
 from efedllm_bench.attacks.lies.judges import code_of, refusal
 from efedllm_verifier.leaf import Leaf, committed_leaves
 
 
-def copied_leaf(lab: Lab, job: Job) -> str:
+def copied_leaf(lab: Lab, job: LabJob) -> str:
     """The leaf, commitment and signature of another node, in the batch of this node."""
     return code_of(lab.judge(job, 1, lab.leaf(job, 1, signer=SIGNERS[2])))
 
@@ -31,7 +31,7 @@ def _shown(leaves: Sequence[tuple[Leaf, bytes]]) -> dict[str, Any]:
     return {"leaves": found}
 
 
-def _salted(lab: Lab, job: Job, count: int) -> tuple[list[tuple[Leaf, bytes]], list[bytes]]:
+def _salted(lab: Lab, job: LabJob, count: int) -> tuple[list[tuple[Leaf, bytes]], list[bytes]]:
     """(`count` leaves of hop 1 with their salts, the hashes of these leaves)."""
     leaf = lab.leaf(job, 1)
     salts = [keccak(bytes([index])) for index in range(count)]
@@ -43,7 +43,7 @@ def _posted(shown: dict[str, Any], hop: int, root: bytes, count: int) -> str:
     return refusal(lambda: committed_leaves(shown, DOMAIN, NODES[hop], EPOCH, 0, root, count))
 
 
-def copied_root(lab: Lab, job: Job) -> str:
+def copied_root(lab: Lab, job: LabJob) -> str:
     """A node posts the batch root of another node and shows the leaves of that node. The root binds an address."""
     leaves, hashes = _salted(lab, job, 3)
     theirs = batch_root(NODES[1], EPOCH, 0, hashes)
@@ -52,7 +52,7 @@ def copied_root(lab: Lab, job: Job) -> str:
     return _posted(_shown(leaves), 2, theirs, 3)
 
 
-def second_preimage(lab: Lab, job: Job) -> str:
+def second_preimage(lab: Lab, job: LabJob) -> str:
     """An inner node of the tree is shown as a leaf. The plain root is the same; the posted root binds the count."""
     leaves, hashes = _salted(lab, job, 4)
     inner = [keccak(b"\x01" + hashes[0] + hashes[1]), keccak(b"\x01" + hashes[2] + hashes[3])]
@@ -60,7 +60,7 @@ def second_preimage(lab: Lab, job: Job) -> str:
     return _posted(_shown(leaves), 1, batch_root(NODES[1], EPOCH, 0, inner), 2)
 
 
-def leaf_repeated(lab: Lab, job: Job) -> str:
+def leaf_repeated(lab: Lab, job: LabJob) -> str:
     """The last leaf is shown twice, as in trees that pad by repetition."""
     leaves, hashes = _salted(lab, job, 3)
     return _posted(_shown([*leaves, leaves[-1]]), 1, batch_root(NODES[1], EPOCH, 0, hashes), 3)

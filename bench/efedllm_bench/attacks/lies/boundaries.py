@@ -13,7 +13,7 @@ from efedllm.commitments.evidence import BoundaryEvidence, EnvelopeRecord
 from efedllm.commitments.hashing import ZERO32, keccak
 from efedllm.commitments.messages import Envelope
 from efedllm.commitments.signing import Signer
-from efedllm_bench.attacks.lab import DOMAIN, SIGNERS, Job, Lab, rewritten
+from efedllm_bench.attacks.lab import DOMAIN, SIGNERS, Lab, LabJob, rewritten
 from efedllm_bench.attacks.lies.judges import commit_fault, refusal
 from efedllm_verifier.audit import hashes_to
 from efedllm_verifier.neighbour_checks import unsigned_positions
@@ -21,7 +21,7 @@ from efedllm_verifier.neighbour_checks import unsigned_positions
 STRANGER = Signer(keccak(b"stranger"))
 
 
-def stale_rows(lab: Lab, job: Job) -> str:
+def stale_rows(lab: Lab, job: LabJob) -> str:
     """A hop commits to the root that its rows had in another job. Every leaf binds job and position, so that no rows
     hash to that root, and the verifier gets none.
     """
@@ -33,7 +33,7 @@ def stale_rows(lab: Lab, job: Job) -> str:
     return "" if stale else "withheld" if own else "the job's own rows are refused"
 
 
-def evidence(lab: Lab, job: Job, boundary: int, sender: Signer, receiver: Signer) -> BoundaryEvidence:
+def evidence(lab: Lab, job: LabJob, boundary: int, sender: Signer, receiver: Signer) -> BoundaryEvidence:
     """Leaves of a boundary, and one envelope per position, signed by both sides."""
     tree = BoundaryTree(job.spec.job_id, boundary, job.wire, lab.hidden)
     tree.append(job.boundaries[boundary])
@@ -45,13 +45,13 @@ def evidence(lab: Lab, job: Job, boundary: int, sender: Signer, receiver: Signer
     return BoundaryEvidence(tree.leaves, tuple(records))
 
 
-def _nudged(lab: Lab, job: Job, boundary: int) -> Job:
+def _nudged(lab: Lab, job: LabJob, boundary: int) -> LabJob:
     rows = decode(job.boundaries[boundary], job.wire, lab.hidden).copy()
     rows[-1, 0] += 1
     return rewritten(job, boundary, encode(rows, job.wire))
 
 
-def dispute(lab: Lab, job: Job, liar: str) -> str:
+def dispute(lab: Lab, job: LabJob, liar: str) -> str:
     """Hops 1 and 2 exchange boundary 2 honestly; then `liar` commits to other rows and opens them.
 
     `liar`: "sender" (hop 1) or "receiver" (hop 2). Returns whom the blame names where that is not the liar.
@@ -78,35 +78,35 @@ def dispute(lab: Lab, job: Job, liar: str) -> str:
     return fault.kind if fault.guilty == right else f"blamed {sorted(fault.guilty)}"
 
 
-def forged_envelope(lab: Lab, job: Job) -> str:
+def forged_envelope(lab: Lab, job: LabJob) -> str:
     """A hop signs envelopes itself and shows them for inputs that the hop before never sent."""
     forged = evidence(lab, job, 2, STRANGER, SIGNERS[2])
     missing = unsigned_positions(DOMAIN, forged.leaves, 0, forged, frozenset({SIGNERS[1].address}))
     return "unsigned-input" if len(missing) == job.positions else ""
 
 
-def nonfinite(lab: Lab, job: Job) -> str:
+def nonfinite(lab: Lab, job: LabJob) -> str:
     """A NaN in the output rows."""
     return _poisoned(lab, job, 0x7FC00000)
 
 
-def minus_zero(lab: Lab, job: Job) -> str:
+def minus_zero(lab: Lab, job: LabJob) -> str:
     """A negative zero in the output rows; canonical rows have none."""
     return _poisoned(lab, job, 0x80000000)
 
 
-def _poisoned(lab: Lab, job: Job, bits: int) -> str:
+def _poisoned(lab: Lab, job: LabJob, bits: int) -> str:
     words = np.frombuffer(job.boundaries[2], dtype="<u4").copy()
     words[777] = bits
     return commit_fault(lab, rewritten(job, 2, words.tobytes()), 1)
 
 
-def big_endian(lab: Lab, job: Job) -> str:
+def big_endian(lab: Lab, job: LabJob) -> str:
     """Output rows in big-endian: read as little-endian they are other numbers, or not finite."""
     return commit_fault(lab, rewritten(job, 2, np.frombuffer(job.boundaries[2], "<u4").astype(">u4").tobytes()), 1)
 
 
-def half_rows(lab: Lab, job: Job) -> str:
+def half_rows(lab: Lab, job: LabJob) -> str:
     """The first half of a row."""
     tree = BoundaryTree(job.spec.job_id, 2, job.wire, lab.hidden)
     return refusal(lambda: tree.append(job.boundaries[2][: lab.hidden * itemsize(job.wire) // 2]))

@@ -16,7 +16,7 @@ from efedllm.commitments.hashing import keccak
 from efedllm.commitments.messages import HopCommit, SignedCommit
 from efedllm.commitments.signing import Signer
 from efedllm.errors import ChainError
-from efedllm_bench.attacks.lab import LAYERS, SIGNERS, Job, Lab
+from efedllm_bench.attacks.lab import LAYERS, SIGNERS, Lab, LabJob
 from efedllm_bench.trust.evm import COMMIT, Network, address_of
 from efedllm_deploy.profile import Profile
 from efedllm_verifier.equivocation_search import Sighting, Witness
@@ -45,7 +45,7 @@ class NextHop:
         return self.given.to_json()
 
 
-def played(lab: Lab, job: Job) -> str:
+def played(lab: Lab, job: LabJob) -> str:
     """What becomes of a liar, of an honest node and of a neighbour that makes something up: "slashed" when the first
     alone loses half its stake, the accuser gets its share, and the liar is excluded.
     """
@@ -80,7 +80,7 @@ def played(lab: Lab, job: Job) -> str:
 
 
 def _found(
-    lab: Lab, job: Job, domain: Domain, batched: SignedCommit, named: SignedCommit, shown: SignedCommit | None
+    lab: Lab, job: LabJob, domain: Domain, batched: SignedCommit, named: SignedCommit, shown: SignedCommit | None
 ) -> Equivocation | None:
     """What a verifier finds that audits `batched` where the next hop names one commitment and shows another."""
     own = replace(lab.commit(job, HOP + 1), prev_commit=named.commit.digest(domain))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from efedllm.errors import ProtocolError
-from efedllm_bench.attacks.lab import Job, Lab
+from efedllm_bench.attacks.lab import Lab, LabJob
 from efedllm_verifier.rerun import HopResult
 
 
@@ -14,7 +14,7 @@ def code_of(result: HopResult) -> str:
     return "" if result.fault is None else result.fault.code
 
 
-def commit_fault(lab: Lab, job: Job, hop: int, **changes: object) -> str:
+def commit_fault(lab: Lab, job: LabJob, hop: int, **changes: object) -> str:
     """Code of the fault of hop `hop`, which commits to `job` with these members of HopCommit changed."""
     return code_of(lab.judge(job, hop, lab.leaf(job, hop, lab.commit(job, hop, **changes))))
 

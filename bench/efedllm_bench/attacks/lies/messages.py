@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from efedllm_bench.attacks.cheats.catalog import Profile
-from efedllm_bench.attacks.lab import Job, Lab
+from efedllm_bench.attacks.lab import Lab, LabJob
 from efedllm_bench.attacks.lies import batches, boundaries, commits, drift, equivocation, prompts, specs
+from efedllm_bench.cheats.catalog import NumericProfile
 
 Judge = Literal["verifier", "node", "client", "contract", "nobody"]
 
@@ -29,12 +29,12 @@ class MessageAttack:
     number: int
     name: str
     changes: str
-    run: Callable[[Lab, Job], str]
+    run: Callable[[Lab, LabJob], str]
     finds: str
     exact: str = ""
     judge: Judge = "verifier"
 
-    def expected(self, profile: Profile) -> str:
+    def expected(self, profile: NumericProfile) -> str:
         """The code that the judge must name in a numeric profile."""
         return self.exact if self.exact and profile == "exact" else self.finds
 

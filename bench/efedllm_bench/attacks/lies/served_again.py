@@ -18,7 +18,7 @@ from efedllm.engine.protocol import Executor, Sequence, StepItem, constants_of
 from efedllm.engine.taps import TAP_BYTES, TapExecutor
 from efedllm.sampling.float import SamplingSpec
 from efedllm.wire.messages import AckMsg, ActMsg
-from efedllm_bench.attacks.lab import DOMAIN, EPOCH, ESCROW, RANGES, SIGNERS, Job, Lab, Rows
+from efedllm_bench.attacks.lab import DOMAIN, EPOCH, ESCROW, RANGES, SIGNERS, Lab, LabJob, Rows
 from efedllm_node.jobs.boundary_streams import Inbound, Lane, Outbound
 from efedllm_node.jobs.job_plan import token_chunk
 from efedllm_verifier.leaf import Leaf, Registration, check_leaf
@@ -37,7 +37,7 @@ class Traffic:
 class ServedHop:
     """`compute` runs the layers, of the last hop with its sampling; `serve` does that and all that goes with it."""
 
-    def __init__(self, lab: Lab, job: Job, hop: int) -> None:
+    def __init__(self, lab: Lab, job: LabJob, hop: int) -> None:
         self._lab, self._job, self._hop = lab, job, hop
         self._last = hop == len(RANGES) - 1
         self._prompt = len(job.prompt)
@@ -149,18 +149,18 @@ class ServedHop:
 
 
 @dataclass(frozen=True)
-class Audit:
+class LeafAudit:
     """What a verifier has of one leaf once everything is fetched; `shown` is the node's JSON about what it read."""
 
     lab: Lab
-    job: Job
+    job: LabJob
     hop: int
     leaf: Leaf
     registration: Registration
     shown: str
 
     @classmethod
-    def of(cls, lab: Lab, job: Job, hop: int, evidence: BoundaryEvidence) -> Self:
+    def of(cls, lab: Lab, job: LabJob, hop: int, evidence: BoundaryEvidence) -> Self:
         return cls(lab, job, hop, lab.leaf(job, hop), lab.registration(hop), json.dumps(evidence.to_json()))
 
     def compute(self) -> HopResult:
@@ -194,7 +194,7 @@ class Audit:
         assert self.compute().fault is None
 
 
-def wire_of(lab: Lab, job: Job, boundary: int) -> tuple[WireDtype, int]:
+def wire_of(lab: Lab, job: LabJob, boundary: int) -> tuple[WireDtype, int]:
     return (WireDtype.I32, 1) if boundary == 0 else (job.wire, lab.hidden)
 
 

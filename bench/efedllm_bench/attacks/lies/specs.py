@@ -11,7 +11,7 @@ from dataclasses import replace
 from efedllm.commitments.hashing import keccak
 from efedllm.commitments.messages import JobSpec, RouteHop, SignedCommit
 from efedllm.errors import ProtocolError
-from efedllm_bench.attacks.lab import CLIENT, DOMAIN, MODEL_ID, NODES, RANGES, SIGNERS, Job, Lab
+from efedllm_bench.attacks.lab import CLIENT, DOMAIN, MODEL_ID, NODES, RANGES, SIGNERS, Lab, LabJob
 from efedllm_node.jobs.own_commit import OwnHop, check_previous
 
 LAST = len(RANGES) - 1
@@ -22,7 +22,7 @@ def second(spec: JobSpec) -> JobSpec:
     return replace(spec, seed=keccak(b"the other seed" + spec.seed))
 
 
-def shown(lab: Lab, job: Job, hop: int, committed: JobSpec, spec: JobSpec) -> str:
+def shown(lab: Lab, job: LabJob, hop: int, committed: JobSpec, spec: JobSpec) -> str:
     """What a verifier says to a hop of `job` that committed to one spec and shows it another."""
     leaf = lab.leaf(job, hop, lab.commit(job, hop, spec_hash=committed.digest(DOMAIN)))
     assert leaf.terms is not None
@@ -31,18 +31,18 @@ def shown(lab: Lab, job: Job, hop: int, committed: JobSpec, spec: JobSpec) -> st
     return "" if fault is None else fault.code
 
 
-def two_specs(lab: Lab, job: Job) -> str:
+def two_specs(lab: Lab, job: LabJob) -> str:
     """The last hop shows one verifier the job that it committed to, and the next one the other."""
     honest = shown(lab, job, LAST, job.spec, job.spec)
     return f"accused of {honest}" if honest else shown(lab, job, LAST, job.spec, second(job.spec))
 
 
-def committed_to_the_other(lab: Lab, job: Job) -> str:
+def committed_to_the_other(lab: Lab, job: LabJob) -> str:
     """Tokens sampled by one spec, a commitment to the other, which every verifier is shown."""
     return shown(lab, job, LAST, second(job.spec), second(job.spec))
 
 
-def one_for_each_hop(lab: Lab, job: Job) -> str:
+def one_for_each_hop(lab: Lab, job: LabJob) -> str:
     """The client opens the job with another spec at the next hop, which sees it in the commitment it is given."""
     commit = lab.commit(job, 0)
     given = SignedCommit(commit, SIGNERS[0].sign(commit.digest(DOMAIN)))

@@ -24,7 +24,7 @@ from torch import Tensor
 from efedllm.commitments.canonical import WireDtype, encode
 from efedllm.commitments.messages import JobSpec
 from efedllm.sampling.float import SamplingSpec, are_consistent
-from efedllm_bench.attacks.lab import GREEDY, RANGES, Job, Lab, Progress, prefilled, spec_of
+from efedllm_bench.attacks.lab import GREEDY, RANGES, Lab, LabJob, Progress, prefilled, spec_of
 from efedllm_bench.attacks.search.differentiable import DifferentiableHop
 from efedllm_bench.attacks.statistics import wilson
 from efedllm_verifier.statistic import Limits, Outcome, logit_tolerances
@@ -289,7 +289,7 @@ def _towards(
 
 def _played(
     lab: Lab, ids: npt.NDArray[np.int32], units: Sequence[Tensor], targets: npt.NDArray[np.intp], index: int
-) -> Job:
+) -> LabJob:
     """The prompt `ids` through the engines of nodes that move their rows so, and one token: the target where an audit
     lets it pass."""
     spec = spec_of(index, tuple(ids.tolist()), 1, GREEDY, WireDtype.F32)
@@ -303,7 +303,7 @@ def _played(
         rows = (torch.tensor(y) + room * unit).numpy()
         states = rows
         boundaries.append(encode(rows, WireDtype.F32))
-    job = Job(spec, tuple(ids.tolist()), tuple(boundaries), ())
+    job = LabJob(spec, tuple(ids.tolist()), tuple(boundaries), ())
     (token,) = accepted(lab, spec, rows[-1:], targets)
     return replace(job, emitted=(int(token),))
 
@@ -311,7 +311,7 @@ def _played(
 # --- jobs over given texts ---
 
 
-def forced(lab: Lab, text: Sequence[int], index: int) -> Job:
+def forced(lab: Lab, text: Sequence[int], index: int) -> LabJob:
     """An honest job whose prompt is the first token of `text`, and whose every further position is fed from it.
 
     The likeliest token is emitted at every position. A verifier of any hop but a whole route's sees nothing odd in it:
@@ -325,7 +325,7 @@ def forced(lab: Lab, text: Sequence[int], index: int) -> Job:
         rows = prefilled(engine, states)
         boundaries.append(encode(rows, WireDtype.F32))
         states = rows
-    job = Job(spec, tuple(text[:1]), tuple(boundaries), ())
+    job = LabJob(spec, tuple(text[:1]), tuple(boundaries), ())
     tokens = lab.engines[-1].logits(lab.outputs(job, len(RANGES) - 1)).argmax(axis=1)
     return replace(job, emitted=tuple(tokens.tolist()))
 
@@ -342,7 +342,7 @@ def accepted(lab: Lab, spec: JobSpec, rows: Rows, targets: npt.NDArray[np.intp])
     return np.asarray(np.where(passes, chosen, logits.argmax(axis=1)), np.intp)
 
 
-def with_output(job: Job, hop: int, rows: Rows, tokens: npt.NDArray[np.intp]) -> Job:
+def with_output(job: LabJob, hop: int, rows: Rows, tokens: npt.NDArray[np.intp]) -> LabJob:
     """The job with other rows of the last hop and other tokens."""
     boundaries = (*job.boundaries[: hop + 1], encode(rows, WireDtype.F32))
     return replace(job, boundaries=boundaries, emitted=tuple(int(token) for token in tokens))

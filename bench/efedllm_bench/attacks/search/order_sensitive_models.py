@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from efedllm.commitments.canonical import WireDtype
-from efedllm_bench.attacks.lab import Job, Lab, Tensors, decoded, prefilled, publish
+from efedllm_bench.attacks.lab import Lab, LabJob, Tensors, decoded, prefilled, publish
 from efedllm_verifier.rerun import compared
 from efedllm_verifier.statistic import MEASURED, Outcome, per_position
 
@@ -33,7 +33,7 @@ def backdoored(tensors: Tensors, scale: float = 3e3) -> Tensors:
     return changed
 
 
-def spread(lab: Lab, job: Job) -> float:
+def spread(lab: Lab, job: LabJob) -> float:
     """The largest honest statistic of any hop of the job: decoding against a prefill of the same engine."""
     worst = 0.0
     states: npt.NDArray[np.generic] = lab.inputs(job, 0)
@@ -46,7 +46,7 @@ def spread(lab: Lab, job: Job) -> float:
     return worst
 
 
-def honest_pass(lab: Lab, job: Job) -> bool:
+def honest_pass(lab: Lab, job: LabJob) -> bool:
     """Whether a verifier passes every honest hop of the job, decoding, by the limits for sound models."""
     for hop, engine in enumerate(lab.engines):
         given = lab.inputs(job, hop)
@@ -59,7 +59,7 @@ def honest_pass(lab: Lab, job: Job) -> bool:
     return True
 
 
-def same_bits(lab: Lab, job: Job) -> bool:
+def same_bits(lab: Lab, job: LabJob) -> bool:
     """Whether decoding and a prefill give the same bytes at every hop."""
     states: npt.NDArray[np.generic] = lab.inputs(job, 0)
     for engine in lab.engines:

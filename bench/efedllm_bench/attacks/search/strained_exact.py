@@ -14,11 +14,11 @@ from efedllm.engine.exact.products import Kernel, exact_kernels
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.protocol import Executor
 from efedllm.errors import ModelError
-from efedllm_bench.attacks.honest.fleet import strained
-from efedllm_bench.attacks.honest.worker import decode, pieces
 from efedllm_bench.attacks.lab import RANGES, Lab, Progress, prefilled
 from efedllm_bench.attacks.search.differentiable import DifferentiableHop
 from efedllm_bench.attacks.search.strained_inputs import Effort, child, draw_from, exchanged, first_rows
+from efedllm_bench.fleet.stress import strained
+from efedllm_bench.fleet.worker import decode, pieces
 
 Inputs = npt.NDArray[Any]
 

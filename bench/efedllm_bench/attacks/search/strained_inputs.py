@@ -20,10 +20,10 @@ import torch
 from efedllm.commitments.canonical import WireDtype
 from efedllm.commitments.hashing import keccak
 from efedllm.engine.select import load_executor
-from efedllm_bench.attacks.honest.fleet import strained
-from efedllm_bench.attacks.honest.worker import decode, pieces, prefill, textbook_attention
 from efedllm_bench.attacks.lab import RANGES, Lab, Progress, prefilled
 from efedllm_bench.attacks.search.differentiable import DifferentiableHop
+from efedllm_bench.fleet.stress import strained
+from efedllm_bench.fleet.worker import decode, pieces, prefill, textbook_attention
 from efedllm_verifier.conditioning import own_spread
 from efedllm_verifier.rerun import compared
 from efedllm_verifier.statistic import HALF_LIMITS, Outcome, compare, per_position

@@ -22,8 +22,8 @@ from efedllm.engine.select import load_executor
 from efedllm.models.families import read_config
 from efedllm.models.manifest import ENCODERS, Manifest
 from efedllm.models.tensorfile import TensorFile
-from efedllm_bench.attacks.cheats import weights as wt
-from efedllm_bench.attacks.cheats.catalog import Arm, Shop, attack
+from efedllm_bench.cheats import weights as wt
+from efedllm_bench.cheats.catalog import Arm, Shop, attack
 
 Rows = npt.NDArray[np.float32]
 

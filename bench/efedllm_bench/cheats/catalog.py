@@ -17,13 +17,13 @@ from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.protocol import Executor, Sequence
 from efedllm.engine.shard import ShardEngine
 from efedllm.models.families import read_config
-from efedllm_bench.attacks.cheats import outputs as ex
-from efedllm_bench.attacks.cheats import weights as wt
+from efedllm_bench.cheats import outputs as ex
+from efedllm_bench.cheats import weights as wt
 
-Profile = Literal["exact", "float"]
+NumericProfile = Literal["exact", "float"]
 
 
-class Expected(StrEnum):
+class ExpectedVerdict(StrEnum):
     """What one audit that covers the cheat must say."""
 
     SEVERE = "severe"  # slashable
@@ -38,7 +38,7 @@ class Shop:
 
     published: Path
     work: Path
-    profile: Profile
+    profile: NumericProfile
     stale: Mapping[tuple[int, int], npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def load(self, lo: int, hi: int, directory: Path | None = None) -> Executor:
@@ -82,18 +82,18 @@ class Attack:
     name: str
     changes: str
     arm: Arm
-    exact: Expected = Expected.SEVERE
-    float_: Expected = Expected.SEVERE
+    exact: ExpectedVerdict = ExpectedVerdict.SEVERE
+    float_: ExpectedVerdict = ExpectedVerdict.SEVERE
     where: Literal["any", "first", "later", "last"] = "any"
     sampled: bool = False  # shows only where tokens are drawn, not where the likeliest is taken
-    timed: frozenset[Profile] = frozenset()  # where its seconds are those that such a node would take
+    timed: frozenset[NumericProfile] = frozenset()  # where its seconds are those that such a node would take
 
     @property
     def saves(self) -> bool:
         """Whether it is done to compute or store less."""
         return self.number in (1, 2, 3, 4, 5, 12)
 
-    def expected(self, profile: Profile) -> Expected:
+    def expected(self, profile: NumericProfile) -> ExpectedVerdict:
         return self.exact if profile == "exact" else self.float_
 
 
@@ -102,17 +102,19 @@ def _weights(
     name: str,
     changes: str,
     edit: wt.Edit,
-    float_: Expected = Expected.SEVERE,
-    timed: frozenset[Profile] = frozenset(),
+    float_: ExpectedVerdict = ExpectedVerdict.SEVERE,
+    timed: frozenset[NumericProfile] = frozenset(),
 ) -> Attack:
     return Attack(number, name, changes, lambda shop, e: shop.falsified(name, edit, e), float_=float_, timed=timed)
 
 
 def _integers(number: int, name: str, changes: str, edit: wt.IntegerEdit) -> Attack:
-    return Attack(number, name, changes, lambda shop, e: shop.integers(name, edit, e), float_=Expected.NONE)
+    return Attack(number, name, changes, lambda shop, e: shop.integers(name, edit, e), float_=ExpectedVerdict.NONE)
 
 
-def _output(number: int, name: str, changes: str, edit: ex.RowEdit, float_: Expected = Expected.SEVERE) -> Attack:
+def _output(
+    number: int, name: str, changes: str, edit: ex.RowEdit, float_: ExpectedVerdict = ExpectedVerdict.SEVERE
+) -> Attack:
     return Attack(number, name, changes, lambda _shop, e: ex.EditedOutput(e, edit), float_=float_)
 
 
@@ -178,10 +180,10 @@ def _cache(number: int, name: str, changes: str, kinds: tuple[type[KVCache], typ
 
 # Falsified weights run in the float engine, as float32: what a node saves by packing them is not measured, nor what it
 # would save in the exact engine. Caches are imitated: their numbers are computed and then spoilt.
-BOTH: frozenset[Profile] = frozenset({"exact", "float"})
-FLOAT: frozenset[Profile] = frozenset({"float"})
+BOTH: frozenset[NumericProfile] = frozenset({"exact", "float"})
+FLOAT: frozenset[NumericProfile] = frozenset({"float"})
 
-SEVERE, CAUGHT, BELOW = Expected.SEVERE, Expected.CAUGHT, Expected.BELOW
+SEVERE, CAUGHT, BELOW = ExpectedVerdict.SEVERE, ExpectedVerdict.CAUGHT, ExpectedVerdict.BELOW
 
 ATTACKS: tuple[Attack, ...] = (
     _weights(1, "model_swap", "weights of another model of the same size", wt.other_seed, timed=FLOAT),
@@ -199,7 +201,7 @@ ATTACKS: tuple[Attack, ...] = (
     _weights(3, "rank_75", "75 % of the rank", wt.rank(0.75), timed=FLOAT),
     _weights(3, "rank_50", "50 % of the rank", wt.rank(0.50), timed=FLOAT),
     Attack(4, "skip_layer", "one layer of the range left out", _skip_layer, timed=BOTH),
-    Attack(4, "skip_all", "no layer computed at all", lambda _shop, e: ex.Identity(e), timed=BOTH),
+    Attack(4, "skip_all", "no layer computed at all", lambda _shop, e: ex.PassThrough(e), timed=BOTH),
     Attack(4, "dup_layer", "one layer run twice", _dup_layer, timed=BOTH),
     Attack(4, "wrong_shard", "the neighbouring layers instead", _wrong_shard, where="later", timed=BOTH),
     _cache(5, "kv_fp8", "keys and values in 8 bits", (ex.Fp8Cache, ex.Fp8ExactCache)),
@@ -249,7 +251,7 @@ def attack(name: str) -> Attack:
     return {item.name: item for item in ATTACKS}[name]
 
 
-def applies(item: Attack, profile: Profile, hop: int, hops: int) -> bool:
+def applies(item: Attack, profile: NumericProfile, hop: int, hops: int) -> bool:
     """Whether hop `hop` of a route can do this in the profile."""
     here = {"any": True, "first": hop == 0, "later": hop > 0, "last": hop == hops - 1}[item.where]
-    return here and item.expected(profile) is not Expected.NONE
+    return here and item.expected(profile) is not ExpectedVerdict.NONE

@@ -1,7 +1,7 @@
 """One honest machine of the fleet, as a process: its instruction set and threads are set before torch is loaded.
 
-`python -m efedllm_bench.attacks.honest.worker JOB.json` reads the models and inputs that JOB.json names and writes one
-.npz of outputs. `efedllm_bench.attacks.honest.fleet` starts it.
+`python -m efedllm_bench.fleet.worker JOB.json` reads the models and inputs that JOB.json names and writes one
+.npz of outputs. `efedllm_bench.fleet.machines` starts it.
 """
 
 from __future__ import annotations

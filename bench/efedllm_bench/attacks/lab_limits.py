@@ -1,7 +1,6 @@
-"""The limits of the lab's float model, measured as a publisher measures them before publishing.
+"""The tolerance of the lab's float model, measured as its publisher would measure it.
 
-`efedllm model calibrate --dir DIR --text models/pylib-7m/calibration.txt` does the same to any float model; here it is
-run on the one that the attacks are played on, so that nothing is judged by the limits of another.
+`efedllm model calibrate --dir DIR --text models/pylib-7m/calibration.txt` does the same for any float model.
 """
 
 from __future__ import annotations
@@ -9,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from efedllm_bench.attacks.honest.fleet import machines
 from efedllm_bench.attacks.lab import BUNDLED, Progress
 from efedllm_bench.calibration.measure import CalibrateOptions, calibrate
+from efedllm_bench.fleet.machines import machines
 
 TEXT = BUNDLED / "calibration.txt"
 

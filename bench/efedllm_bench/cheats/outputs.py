@@ -15,7 +15,7 @@ from efedllm.engine.cache import KVCache
 from efedllm.engine.exact.cache import CachedLayer, ExactCache
 from efedllm.engine.protocol import Executor, Float32, Sequence, StepItem
 from efedllm.errors import ModelError
-from efedllm_bench.attacks.cheats.wrapper import Held, Wrapped, held
+from efedllm_bench.cheats.wrapper import Held, Wrapped, held
 
 Rows = npt.NDArray[np.float32]
 RowEdit = Callable[[int, Rows, Rows], Rows]
@@ -48,7 +48,7 @@ class Chained(Wrapped):
         return out
 
 
-class Identity(Wrapped):
+class PassThrough(Wrapped):
     """Hands on what it reads, as if its layers did nothing."""
 
     def new_sequence(self) -> Sequence:

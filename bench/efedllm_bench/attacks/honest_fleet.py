@@ -7,12 +7,8 @@ one verifier's prefill, in the exact profile by equality of bits.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,70 +19,20 @@ import numpy.typing as npt
 from efedllm.commitments.canonical import WireDtype, decode, encode
 from efedllm.commitments.hashing import keccak
 from efedllm.engine.protocol import Executor
-from efedllm.kernels.native import SWITCH, library
-from efedllm_bench.attacks.honest.worker import MODES
 from efedllm_bench.attacks.lab import LAYERS, RANGES, Lab, Progress, prefilled
 from efedllm_bench.attacks.statistics import rule_of_three
 from efedllm_bench.calibration.limits import tau_of
+from efedllm_bench.fleet.machines import Machine, compute
+from efedllm_bench.fleet.stress import strained
 from efedllm_verifier.conditioning import own_spread
 from efedllm_verifier.rerun import compared
 from efedllm_verifier.statistic import Outcome, compare, per_position
 
 Rows = npt.NDArray[np.float32]
 
-CAPABILITIES = ("default", "avx2", "avx512")
-WORKER_SECONDS = 600
-
 
 @dataclass(frozen=True)
-class Machine:
-    """One kind of honest machine. `native`: what its products with integer weights run on, as EFEDLLM_NATIVE says it;
-    empty for the best it has."""
-
-    threads: int
-    capability: str
-    eager: bool
-    native: str = ""
-
-    @property
-    def name(self) -> str:
-        native = "" if not self.native else ", no native products" if self.native == "0" else f", native {self.native}"
-        return f"{self.threads} thread(s), {self.capability}, {'eager' if self.eager else 'sdpa'}{native}"
-
-    @property
-    def environment(self) -> dict[str, str]:
-        # Threads that spin while they wait starve each other where the cores are shared.
-        known = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        if self.capability != "default":
-            known["ATEN_CPU_CAPABILITY"] = self.capability
-        if self.native:
-            known[SWITCH] = self.native
-        return known
-
-
-def machines(*, eager: bool, quick: bool) -> list[Machine]:
-    """Threads, instruction set and attention: every pair of settings stands together on some machine. `quick`: two
-    instruction sets only. The exact profile has attention of its own, for which `eager` changes nothing.
-    """
-    capabilities = CAPABILITIES[:2] if quick else CAPABILITIES
-    found = []
-    for number, capability in enumerate(capabilities):
-        for threads in (1, 2):
-            found.append(Machine(threads, capability, eager and (number + threads) % 2 == 0))
-    return found
-
-
-def native_machines() -> list[Machine]:
-    """One machine for each other way of multiplying with integer weights: every slower instruction set that ours has,
-    and none, as where there was no compiler."""
-    found = library()
-    slower = found.variants[1:] if found is not None else ()
-    ways = [*(variant.name.lower() for variant in slower), *(("0",) if found is not None else ())]
-    return [Machine(1, "default", number % 2 == 0, way) for number, way in enumerate(ways)]
-
-
-@dataclass(frozen=True)
-class Reference:
+class ReferenceHop:
     """The verifier's side of one input: its engine, the input, its own rows, and the input in hidden space."""
 
     engine: Executor
@@ -153,30 +99,6 @@ def stress_inputs(lab: Lab, hop: int, positions: int) -> Iterator[tuple[str, npt
     return strained(lab.inputs(lab.jobs[0], hop), lab.manifest.vocab, positions)
 
 
-def strained(given: npt.NDArray[Any], vocab: int, positions: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """(what, input) made from one input of a hop, token ids or rows, to search for honest spread: repeated ids,
-    outliers, huge and tiny residuals, equal rows."""
-    if given.ndim == 1:
-        yield "constant tokens", np.full(positions, 11 % vocab, np.int32)
-        yield "two tokens in turn", ((np.arange(positions, dtype=np.int32) % 2) * 77 + 5) % vocab
-        yield "tokens far apart", np.arange(positions, dtype=np.int32) * max(1, vocab // positions) % vocab
-        return
-    x = np.asarray(given, np.float32)
-    yield "residual x 1e2", x * np.float32(1e2)
-    yield "residual x 1e4", x * np.float32(1e4)
-    yield "residual x 1e-4", x * np.float32(1e-4)
-    outlier = x.copy()
-    outlier[:, 3] *= 1000
-    yield "one outlier dimension", outlier
-    spikes = x.copy()
-    spikes[::5, 17] += 3000
-    yield "massive activations", spikes
-    yield "equal rows", np.repeat(x[:1], positions, axis=0)
-    signs = x.copy()
-    signs[::2] *= -1
-    yield "signs in turn", signs
-
-
 def long_context(lab: Lab, hop: int, length: int) -> npt.NDArray[Any]:
     """One sequence as long as asked for, at the input of a hop, from text run through the honest hops before."""
     ids = np.concatenate([np.frombuffer(job.boundaries[0], "<i4") for job in lab.jobs])
@@ -230,13 +152,13 @@ def run(
     inputs = work / f"fleet-{lab.profile}.npz"
     collect_inputs(lab, inputs, texts=texts, positions=96, long=long, searched=searched)
     sets = ["f32", "stress", "long", "searched"] + ([] if lab.profile == "exact" else ["bf16"])
-    references: dict[str, Reference] = {}
+    references: dict[str, ReferenceHop] = {}
     with np.load(inputs) as stored:
         given = {key: stored[key] for key in stored.files if key.split("/")[0] in sets}
     for key, x in given.items():
         engine = lab.engines[int(key.split("/")[1])]
         residual = engine.embed(x) if engine.has_embedding else x
-        references[key] = Reference(engine, x, prefilled(engine, x), np.asarray(residual, np.float32))
+        references[key] = ReferenceHop(engine, x, prefilled(engine, x), np.asarray(residual, np.float32))
     findings = Findings(lab.limits.tau)
     for number, machine in enumerate(fleet):
         say(f"{lab.profile} fleet: machine {number + 1} of {len(fleet)}: {machine.name}")
@@ -249,53 +171,13 @@ def run(
     return findings
 
 
-def compute(
-    published: Path,
-    ranges: Sequence[tuple[int, int]],
-    work: Path,
-    machine: Machine,
-    inputs: Path,
-    sets: list[str],
-    decoded: int,
-    without: Sequence[tuple[str, str]] = (),
-    modes: Iterable[str] = MODES,
-) -> Path:
-    """Let one machine compute the inputs SET/RANGE/NAME of an .npz; an .npz of rows MODE/SET/RANGE/NAME. `decoded`:
-    inputs of each set and range that it also decodes one by one; `without`: pairs (set, mode) to leave out; `modes`: of
-    the worker."""
-    out, task = work / "fleet-out.npz", work / "fleet-task.json"
-    task.write_text(
-        json.dumps(
-            {
-                "threads": machine.threads,
-                "eager": machine.eager,
-                "published": str(published),
-                "ranges": list(ranges),
-                "inputs": str(inputs),
-                "out": str(out),
-                "sets": sets,
-                "modes": list(modes),
-                "limits": {"decode": decoded},
-                "without": list(without),
-            }
-        )
-    )
-    subprocess.run(
-        [sys.executable, "-m", "efedllm_bench.attacks.honest.worker", str(task)],
-        env=machine.environment,
-        check=True,
-        timeout=WORKER_SECONDS,
-    )
-    return out
-
-
 def _judge(
     findings: Findings,
     lab: Lab,
     machine: Machine,
     name: str,
     rows: Rows,
-    references: dict[str, Reference],
+    references: dict[str, ReferenceHop],
 ) -> None:
     """One hop of one sequence in one way of batching; name: MODE/SET/HOP/NUMBER-NAME."""
     mode, key = name.split("/", 1)

@@ -1,0 +1,1 @@
+"""Honest machines of different kinds, which calibration measures and the attack suite must never accuse."""
