@@ -1,4 +1,4 @@
-"""Errors a person sees: one line that says what is wrong, one that says what to do next."""
+"""Expected errors, shown to the user: a message that says what is wrong, and a hint what to do next."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def file_error(error: OSError) -> ConfigError | None:
 
 
 def listen_error(host: str, port: int, error: OSError) -> ConfigError:
-    """The error to show where nothing can listen on host:port: "port-in-use" when somebody does, else "bad-listen"."""
+    """The ConfigError for a failed listen on host:port: "port-in-use" when the port is taken, else "bad-listen"."""
     if error.errno == errno.EADDRINUSE:
         return ConfigError(
             "port-in-use",

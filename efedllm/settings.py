@@ -127,7 +127,7 @@ def _read_toml(config: Path | None) -> dict[str, Any]:
 
 
 def read_network(home: Path) -> dict[str, Any]:
-    """What a running local network wrote about itself; empty when there is none."""
+    """The content of <home>/network.json, which a running local network writes; empty when there is none."""
     try:
         value = json.loads((home / NETWORK_FILE).read_text())
     except (OSError, ValueError):
@@ -145,7 +145,10 @@ class LocalMember:
 
 
 def local_members(settings: Settings, role: Literal["nodes", "verifiers"]) -> list[LocalMember]:
-    """Who serves or audits the local network of `settings.home`; nobody when another chain or account is asked for."""
+    """Nodes and verifiers of the local network of `settings.home`.
+
+    Empty when the settings name another chain or account.
+    """
     local = read_network(settings.home)
     if settings.rpc_url != local.get("rpc_url") or str(settings.keystore) != local.get("wallet"):
         return []

@@ -1,4 +1,4 @@
-"""Throw-away accounts of a local network, and the money they start with."""
+"""Disposable accounts of a local network, and their initial balances."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GAS_MONEY = 10 * WEI
 
 @dataclass(frozen=True)
 class Purse:
-    """An account file with its password file, and the EFED it is given at first."""
+    """A keystore with its password file, and the initial balance of EFED."""
 
     name: str
     path: Path
@@ -41,7 +41,7 @@ class Keys:
         return keystore.read_password(self.password_file)
 
     def purse(self, name: str, tokens: int) -> Purse:
-        """The account called `name`, made when it is not there yet."""
+        """The account called `name`. It is created when it does not exist."""
         path = self._folder / f"{name}.json"
         password = self._password()
         address = keystore.address_of(path) if path.exists() else keystore.create(path, password, light=self._light)
@@ -66,7 +66,7 @@ async def fund(chain: Chain, purses: list[Purse]) -> None:
 
 
 async def replace_slashed(chain: Chain, purses: list[Purse]) -> list[str]:
-    """Give each account what it lacks of its EFED, staked or not, since a slash took it. Names of those accounts."""
+    """Replace the EFED that slashes took from the accounts, staked or not. Returns the names of the accounts paid."""
     lacking: list[tuple[Purse, int]] = []
     for purse in purses:
         stake = await chain.contracts.stake_vault.stake_of(purse.address)

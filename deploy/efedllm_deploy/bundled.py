@@ -61,7 +61,7 @@ class ModelChoice:
         return self.source or str(bundled_checkpoint())
 
     def key(self) -> str:
-        """Changes when the result would."""
+        """A text that differs when the compressed model would differ."""
         values = {**asdict(self), "source": self.resolved(), "stamp": _stamp(Path(self.resolved()))}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

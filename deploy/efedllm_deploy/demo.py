@@ -25,7 +25,7 @@ EXCLUDED, ACTIVE = 0, 2
 
 @dataclass(frozen=True)
 class Check:
-    """One claim of the demo, and whether the chain bears it out."""
+    """One claim of the demo, and whether the state of the chain confirms it."""
 
     name: str
     ok: bool
@@ -71,7 +71,7 @@ class Cheater:
 
 
 def exclusions_end(nodes: Iterable[NodeInfo]) -> int | None:
-    """First epoch in which every one of `nodes` may work; None when they all may now."""
+    """First epoch in which no node is excluded any more; None when none is excluded now."""
     return max((node.jailed_until for node in nodes if node.standing == EXCLUDED), default=None)
 
 
@@ -87,7 +87,7 @@ def came_out_well(before: NodeInfo, after: NodeInfo, failed: bool, theta: int) -
 
 @dataclass
 class DemoResult:
-    """Everything the demo has to show; see `to_json`."""
+    """The results of the demo; see `to_json`."""
 
     purchases: list[Purchase] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
@@ -143,7 +143,7 @@ class Demo:
         self.result = DemoResult()
 
     async def run(self) -> DemoResult:
-        """Both rounds, then the facts. Raises EfedError when something does not happen at all."""
+        """Run both rounds and collect the results. Raises EfedError when an expected event does not happen."""
         started = time.monotonic()
         await self._honest_round()
         await self._cheating_round()

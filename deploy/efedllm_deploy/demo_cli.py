@@ -1,4 +1,4 @@
-"""The whole story on this machine: inference bought and audited, one cheating node caught and slashed."""
+"""Run a demo network on this machine: buy and audit inference, then catch and slash a cheating node."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def demo(
     max_tokens: Annotated[int, typer.Option(help="Tokens of each inference.")] = 40,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
-    """The whole story on this machine: inference bought and audited, one cheating node caught and slashed."""
+    """Run a demo network on this machine: buy and audit inference, then catch and slash a cheating node."""
     need_engine()
     settings = Settings.load(network=False)
     logs.setup("warning" if settings.log_level == "info" else settings.log_level, settings.log_format)

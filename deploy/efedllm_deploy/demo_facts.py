@@ -1,4 +1,4 @@
-"""What the demo reads back from the chain: pay, slashes, gas. Nothing here is taken from the programs' own words."""
+"""What the demo reads from the chain: payments, slashes, gas. Nothing here relies on the reports of the programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deploy the contracts to any EVM chain; running it again verifies them or resumes."""
+"""Deploy the contracts to any EVM chain. A repeated run resumes, or verifies what is deployed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def deploy(
     treasury: Annotated[str | None, typer.Option(help="Address that earns the treasury share.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Deploy the contracts to any EVM chain; running it again verifies them or resumes."""
+    """Deploy the contracts to any EVM chain. A repeated run resumes, or verifies what is deployed."""
     # Not from a running local network: its client wallet must not deploy by accident.
     settings = Settings.load(network=False, rpc_url=rpc, keystore=keystore, password_file=password_file)
     logs.setup(settings.log_level, settings.log_format)

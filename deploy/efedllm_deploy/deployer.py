@@ -1,4 +1,4 @@
-"""Putting the contracts on a chain: once, in order, resumable after any failure."""
+"""Deploys the contracts in order. An interrupted deployment can be resumed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TOTAL_GAS = 27_000_000
 
 @dataclass(frozen=True)
 class DeployStep:
-    """One thing done, or found done: `tx` and `gas` are empty when nothing had to be sent."""
+    """One step of a deployment. `tx` and `gas` are empty when the step was done before."""
 
     name: str
     detail: str
@@ -39,7 +39,7 @@ class DeployStep:
 
     @property
     def skipped(self) -> bool:
-        """It was on chain already."""
+        """Whether the step was done before."""
         return not self.tx
 
 
@@ -58,7 +58,7 @@ class Deployed:
 
 
 class Deployer:
-    """Deploys one profile with one account; what is done is recorded in `out` (see StateFiles)."""
+    """Deploys one profile with one account, and records its progress in `out` (see StateFiles)."""
 
     def __init__(
         self,

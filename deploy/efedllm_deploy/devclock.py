@@ -1,4 +1,4 @@
-"""Moving a local chain's clock, so that epochs pass without waiting."""
+"""Moves the clock of a local chain, so that epochs pass without waiting."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DevClock:
         self._length = epoch_length
 
     async def check(self) -> None:
-        """Raises ChainError "not-local" when this chain's clock is not ours to move."""
+        """Raises ChainError "not-local" when this is no development chain."""
         chain_id = await self._rpc.integer("eth_chainId")
         if chain_id not in LOCAL_CHAIN_IDS:
             raise ChainError(

@@ -1,4 +1,4 @@
-"""Driving one epoch of a local network from work to pay, moving the clock once everything due was seen on chain."""
+"""Drives one epoch of a local network from work to payment. The clock moves on when all due events are on chain."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class EpochWork:
 
 @dataclass
 class EpochLog:
-    """What the epoch brought."""
+    """What was seen on chain during the epoch."""
 
     epoch: int
     verifiers: list[str] = field(default_factory=list)

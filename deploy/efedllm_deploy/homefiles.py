@@ -1,4 +1,4 @@
-"""The home folder of a local network: one owner at a time, the same ports as last time."""
+"""The home folder of a local network: a lock for one process, and the ports of the last run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from efedllm.settings import read_network
 
 
 def lock_home(home: Path) -> IO[str]:
-    """Take the home for this process; closing the result, or dying, gives it back.
+    """Lock the home for this process. The lock ends when the result is closed or the process ends.
 
     Raises ConfigError "home-busy" or "bad-home".
     """

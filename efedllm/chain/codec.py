@@ -48,7 +48,7 @@ def _array_item(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_abi(item: Mapping[str, Any], value: Any) -> Any:
-    """A Python value as eth_abi wants it: structs from dataclasses, mappings or sequences; bytes from hex or bytes."""
+    """Converts a Python value for eth_abi. Structs: dataclass, mapping or sequence. Bytes: bytes or hex text."""
     kind: str = item["type"]
     if kind.endswith("]"):
         inner = _array_item(item)
@@ -80,7 +80,7 @@ def _struct_values(names: Sequence[str], value: Mapping[str, Any]) -> list[Any]:
 
 
 def from_abi(item: Mapping[str, Any], value: Any) -> Any:
-    """A decoded value as we use it: checksum addresses, structs as named tuples (fields as in Solidity), lists."""
+    """Converts a value of eth_abi: checksum addresses, lists, structs as named tuples with the ABI's field names."""
     kind: str = item["type"]
     if kind.endswith("]"):
         inner = _array_item(item)

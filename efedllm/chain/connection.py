@@ -25,7 +25,7 @@ LOCAL_CHAIN_IDS = (1337, 31337)
 
 
 class RpcError(ChainError):
-    """The RPC server answered with a JSON-RPC error. `data` is revert data when there is some."""
+    """A JSON-RPC error from the server. `text` is its message, `data` the revert data if there is any."""
 
     def __init__(self, method: str, error: dict[str, Any]) -> None:
         text = str(error.get("message", "no message"))
@@ -35,12 +35,12 @@ class RpcError(ChainError):
 
     @property
     def is_revert(self) -> bool:
-        """A contract refused; anything else is the server's or the EVM's own complaint."""
+        """Whether a contract reverted. Otherwise the error comes from the server or the EVM."""
         return bool(self.data) or "revert" in self.text.lower()
 
 
 def _revert_data(error: dict[str, Any]) -> bytes | None:
-    """RevertError data where geth, anvil (a string) and ganache (a string, or {hash: {return}} / {result}) put it."""
+    """Revert data where geth, anvil (a string) and ganache (a string, or {hash: {return}} / {result}) put it."""
     data = error.get("data")
     if isinstance(data, dict):
         data = data.get("data") or data.get("result") or data.get("return")

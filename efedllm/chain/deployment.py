@@ -1,4 +1,4 @@
-"""Where a network's contracts live: the file `deploy` writes and everyone else reads."""
+"""The deployment file: addresses of a network's contracts. `efedllm deploy` writes it, every program reads it."""
 
 from __future__ import annotations
 

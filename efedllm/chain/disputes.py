@@ -1,4 +1,4 @@
-"""Proofs of what nodes did: kept on disk as soon as they are found, and shown to DisputeGame."""
+"""Proofs of equivocation: a folder that keeps them on disk, and the transaction that submits one to DisputeGame."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from efedllm.errors import ChainError, ConfigError, ProtocolError
 from efedllm.wire.body import parse_json
 
 FOLDER = "evidence"
-SETTLED = "settled"  # below it: nothing more can come of them
+SETTLED = "settled"  # subfolder of cases that need no further transaction
 
 _MAX_BYTES = 1 << 16
 
@@ -44,7 +44,7 @@ class EvidenceFolder:
         self.path = path
 
     def keep(self, proof: Equivocation) -> Path | None:
-        """The file, or None when the case was known."""
+        """Write the proof and return its file; None when the case was known."""
         path = self.path / proof.name
         if path.exists() or (self.path / SETTLED / proof.name).exists():
             return None
@@ -57,14 +57,16 @@ class EvidenceFolder:
         return sorted(self.path.glob("*.json")) if self.path.is_dir() else []
 
     def settle(self, path: Path) -> None:
-        """Nothing more can come of this one."""
+        """Move a case away that needs no further transaction."""
         (self.path / SETTLED).mkdir(exist_ok=True)
         path.replace(self.path / SETTLED / path.name)
 
 
 async def prove(chain: Chain, proof: Equivocation) -> TxResult:
-    """Show a proof and take the accuser's share. Raises ChainError "wrong-network" for one of another deployment,
-    RevertError AlreadyProven, NothingAtStake or NotSignedByNode.
+    """Submit a proof; the sender earns the accuser's share.
+
+    Raises ChainError "wrong-network" for a proof of another deployment, and RevertError AlreadyProven, NothingAtStake
+    or NotSignedByNode.
     """
     if proof.domain != chain.efl_domain:
         raise ChainError(
@@ -79,7 +81,7 @@ async def prove(chain: Chain, proof: Equivocation) -> TxResult:
 
 
 def _sync(folder: Path) -> None:
-    """A new name is on disk when its folder is."""
+    """Sync a folder: only then a new file name survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Signed transactions whose outcome is not known yet, so that trying again never sends a second one."""
+"""Signed transactions whose outcome is unknown. A retry sends the same transaction again, never a second one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from efedllm.chain.deployment import write_json
 
-# A call repeated later than this is taken for a new wish, not for a retry (seconds).
+# Seconds. A call that is repeated later than this is a new call, not a retry.
 RETRY_WINDOW = 600.0
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A signed transaction. `payload` identifies the wish: chain, target, calldata and value."""
+    """A signed transaction. `payload` identifies its purpose: hash of chain, sender, target, calldata and value."""
 
     payload: str
     raw: str
@@ -49,13 +49,13 @@ class Journal:
         self._save()
 
     def orphan(self, pending: Pending) -> None:
-        """The caller gave up waiting: keep the transaction for whoever asks for the same again."""
+        """Keep a transaction whose caller stopped waiting, for a retry of the same call."""
         if self._running.pop(pending.hash, None) is not None:
             self._orphans[pending.payload] = pending
             self._save()
 
     def adopt(self, payload: str) -> Pending | None:
-        """Take over a recent transaction with this payload, if one was left behind."""
+        """Return a recent orphan with this payload as a running transaction; None when there is none."""
         pending = self._orphans.pop(payload, None)
         if pending is None:
             return None

@@ -14,7 +14,7 @@ _NOBODY = "0x" + "00" * 20
 
 @dataclass(frozen=True)
 class TokenBalances:
-    """Sum of the Transfer events: what was made, what was destroyed, who holds the rest. Wei."""
+    """Sum of the Transfer events: minted, burned, and balance by holder. Wei."""
 
     minted: int
     burned: int

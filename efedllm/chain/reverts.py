@@ -1,4 +1,4 @@
-"""Reverts of the contracts turned into errors a person can act on."""
+"""Decodes the custom errors of the contracts, and adds a hint what to do."""
 
 from __future__ import annotations
 

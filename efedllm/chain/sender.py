@@ -1,4 +1,4 @@
-"""One account's transactions: nonces in order, fees, simulation, receipts, and resends that never pay twice."""
+"""Sends the transactions of one account: nonces, fees, simulation, receipts, and retries that never pay twice."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ class Sender:
             raise
 
     async def _is_known(self, pending: Pending) -> bool:
-        """The chain has this transaction, so an error about it only means that it came twice."""
+        """Whether the chain has this transaction. An error of its broadcast then means that it was sent twice."""
         return await self._rpc.request("eth_getTransactionByHash", [pending.hash]) is not None
 
     async def _wait(self, pending: Pending, what: str) -> Receipt:
