@@ -1,4 +1,4 @@
-"""The chain's time as this node saw it last. No decision others can check ever follows this machine's clock."""
+"""The chain's time as this node read it last. Protocol decisions use chain time, never local time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from efedllm.logs import get_logger
 
 
 class ChainClock:
-    """Holds the latest ChainTime. Its own loop keeps it fresh: a duty may wait long for a transaction."""
+    """Holds the latest ChainTime. It has a loop of its own, because the epoch loop may wait for transactions."""
 
     def __init__(self, chain: Chain, time: ChainTime) -> None:
         self._chain = chain

@@ -40,3 +40,19 @@ async def pair(lab: Lab) -> Lab:
     """Two nodes that share the model's layers."""
     await lab.start_route()
     return lab
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_lab(
+    unhurried: LiveNetwork, published: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Lab]:
+    """A lab for all tests of a module, which run in the module's event loop and must not use `lab` as well."""
+    async with open_lab(unhurried, published("llama"), tmp_path_factory.mktemp("lab")) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_pair(shared_lab: Lab) -> Lab:
+    """Two nodes that share the model's layers, for tests that only speak the protocol."""
+    await shared_lab.start_route()
+    return shared_lab

@@ -14,9 +14,11 @@ from typing import Any, Literal
 from efedllm.chain import Chain, keystore
 from efedllm.chain.amounts import WEI
 from efedllm.chain.types import BatchInfo, NodeInfo
+from efedllm.commitments.messages import RouteHop
 from efedllm_deploy.publish import publish
 from efedllm_node.app import NodeApp
 from efedllm_node.config import NodeConfig, NodeLimits, Policy
+from efedllm_node.jobs.peers import Link
 from tests.live_network import LiveNetwork
 from tests.node.raw_client import RawClient, Session, open_session
 
@@ -147,6 +149,35 @@ class Lab:
     async def client(self, session: Session | None = None) -> RawClient:
         """A client of all running nodes; use it as a context manager."""
         return RawClient(self.chain, session or await self.session(), await self.infos())
+
+
+def change_sent(app: NodeApp, change: Callable[[Any], Sequence[Any]]) -> None:
+    """From now on the node sends to the nodes it reaches what `change` makes of each of its messages."""
+    neighbours = app.dispatcher.neighbours
+    reach = neighbours.reach
+    changed: set[Link] = set()
+
+    async def reaching(hop: RouteHop) -> Link:
+        link = await reach(hop)
+        if link not in changed:
+            changed.add(link)
+            send = link.send
+
+            async def sending(message: Any) -> None:
+                for part in change(message):
+                    await send(part)
+
+            link.send = sending  # type: ignore[method-assign]
+        return link
+
+    neighbours.reach = reaching  # type: ignore[method-assign]
+
+
+async def still_serves(lab: Lab) -> None:
+    """A new client gets its tokens."""
+    async with await lab.client() as client:
+        _, outcome = await client.generate([7, 3, 90, 11, 42], 3, 20)
+    assert len(outcome.tokens) == 3
 
 
 @asynccontextmanager

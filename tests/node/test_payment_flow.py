@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 
 import pytest
+import pytest_asyncio
 
 from efedllm.chain.amounts import cost_of_tokens
 from efedllm.commitments.canonical import WireDtype
@@ -21,12 +22,16 @@ from tests.node.test_generation import PROMPT, greedy
 CREDIT = 4
 
 
-@pytest.fixture
-async def strict(lab: Lab) -> Lab:
+# All tests here speak to the same two nodes, each in sessions of its own.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def strict(shared_lab: Lab) -> Lab:
     """Two nodes that work 4 tokens ahead of payment."""
     limits = replace(LIMITS, payment_timeout=0.7)
-    await lab.start_route(credit_tokens=CREDIT, limits=limits)
-    return lab
+    await shared_lab.start_route(credit_tokens=CREDIT, limits=limits)
+    return shared_lab
 
 
 async def pay(client: RawClient, tokens: int) -> None:
@@ -152,17 +157,3 @@ async def test_earlier_jobs_of_the_session_count(strict: Lab) -> None:
     assert served is not None
     assert served.record.billed == 3 * (len(PROMPT) + 3)
     assert served.record.cumulative == cost_of_tokens(24, client.session.price)
-
-
-async def test_vouchers_survive_the_process(strict: Lab) -> None:
-    async with await strict.client() as client:
-        await client.generate(PROMPT, 3, 11)
-    app = strict.apps[0]
-    config = app.config
-    await strict.stop(app)
-    again = await strict.launch(replace(config, listen_port=int(app.endpoint.rsplit(":", 1)[1])))
-    served = again.dispatcher.services.sessions.get(client.session.session_id)
-    assert served is not None
-    assert served.record.cumulative == cost_of_tokens(11, client.session.price)
-    assert served.record.voucher is not None
-    assert served.record.billed == len(PROMPT) + 3

@@ -1,4 +1,4 @@
-"""Posting the epoch's commitments: what to do is pure, and safe to repeat after a crash at any point.
+"""Posting the epoch's commitments in batches. The plan is pure; every step is safe to repeat after a crash.
 
 A batch is kept (number, epoch, root, leaves) before its transaction is sent. Whether that transaction was mined is
 then read from the chain, never remembered, so no batch is posted twice and no leaf is left out.
@@ -23,7 +23,7 @@ MAX_BATCH = 1024  # leaves; more go into the next batch. Auditors read at most 6
 
 @dataclass(frozen=True)
 class BatchView:
-    """What the decision depends on. `landed`: the planned batch is on chain, in the epoch its root names."""
+    """Input of `next_step`. `landed`: the planned batch is on chain, in the epoch that its root names."""
 
     time: ChainTime
     next_seq: int
@@ -103,7 +103,7 @@ def next_step(view: BatchView, policy: Policy) -> Step:
 
 
 class BatchPoster:
-    """Carries the steps out."""
+    """Carries out the steps of `next_step`."""
 
     def __init__(self, chain: Chain, store: NodeStore, policy: Policy, metrics: NodeMetrics) -> None:
         self._chain = chain

@@ -1,4 +1,4 @@
-"""The loop that follows the chain: time, batches, settlements, rewards, forgetting. Serving never waits for it."""
+"""The loop that follows the chain: posts batches, settles, collects rewards, forgets evidence. Jobs do not wait."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from efedllm_node.storage.store import NodeStore
 
 
 class EpochLoop:
-    """A duty that fails is put off to the next tick; all of them are safe to repeat."""
+    """A duty that fails is repeated at the next tick; every duty is safe to repeat."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class EpochLoop:
         return clear == [True, True]
 
     async def _forget(self, time: ChainTime) -> None:
-        """Drop evidence nobody can ask for any more."""
+        """Drop evidence that no verifier may ask for any more."""
         if self._window is None:
             self._window = await self._chain.contracts.commitment_log.challenge_window()
         keep = max(self._window, self._policy.keep_epochs * time.epoch_length)

@@ -1,4 +1,4 @@
-"""Stake and registry: bringing what the chain says of this node in line with what it was told. Planning is pure."""
+"""Stake and registration: sends the transactions that make the chain agree with the configuration. The plan is pure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class WantedRegistration:
 
 @dataclass(frozen=True)
 class ServingTerms:
-    """What is known before the weights are: from the flags, else from the registration."""
+    """Model, layers and price in gwei: from the options, else from the registration."""
 
     model: ModelInfo
     lo: int
@@ -85,7 +85,7 @@ def missing_stake(active: int, wanted: int | None, minimum: int) -> int:
 
 
 async def terms(chain: Chain, config: NodeConfig) -> ServingTerms:
-    """Model, layers and price. Raises ConfigError "not-registered" when nobody says them."""
+    """Model, layers and price. Raises ConfigError "not-registered" when neither options nor registration have them."""
     current = await chain.node(chain.account_address)
     known = current if current.status in (ACTIVE, PAUSED) else None
     model_id = config.model_id or (known.model_id if known else None)

@@ -1,4 +1,4 @@
-"""What an epoch's work earns: our weight in the tally, the reward two epochs later, the fees."""
+"""Rewards and fees: enters our work of an epoch into its tally, claims the reward two epochs later, withdraws fees."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def claimable_epochs(chain: Chain, time: ChainTime, me: str, lookback: int
 
 
 class RewardCollector:
-    """Carries it out. What was claimed is read from the chain and remembered, so nothing is claimed twice."""
+    """Weighs, claims and withdraws when due. Claimed epochs are kept in the store, so nothing is claimed twice."""
 
     def __init__(self, chain: Chain, store: NodeStore, policy: Policy) -> None:
         self._chain = chain

@@ -1,4 +1,4 @@
-"""What a node answers over HTTP: to auditors its batches and bytes, to newcomers the model, to everyone how it is."""
+"""The node's HTTP application: batches and rows for auditors, model files, status, metrics, and the WebSocket."""
 
 from __future__ import annotations
 

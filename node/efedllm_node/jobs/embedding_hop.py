@@ -41,7 +41,7 @@ class EmbeddingHop(JobHop):
     def _check_cancelled(self, held: int) -> None:
         if 0 < held < self.record.spec.prompt_tokens:
             # An encoder's output for a part of a text is not the output for the text: there is nothing to commit to.
-            raise ProtocolError("out-of-order", "The text was cancelled in the middle.", "Send it whole.")
+            raise ProtocolError("partial-text", "The text was cancelled in the middle.", "Send it whole.")
 
     def _due_reason(self, claimed: str) -> Reason | None:
         # A stop may have crossed the result: then "cancelled" is right as well.

@@ -1,4 +1,4 @@
-"""Two commitments of one node that meet here: the proof is kept for whoever wants to collect on it."""
+"""Detects two commitments of one node for one job, and keeps the proof."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from efedllm.logs import get_logger
 
 
 class EquivocationWatch:
-    """Compares what the hop before signs with what it signed first."""
+    """Compares each commitment of a previous hop with the one that it signed first."""
 
     def __init__(self, domain: Domain, folder: EvidenceFolder) -> None:
         self._domain = domain
@@ -21,7 +21,7 @@ class EquivocationWatch:
         self._log = get_logger("equivocation_watch")
 
     async def compare(self, node: str, kept: SignedCommit, shown: SignedCommit) -> bool:
-        """Whether the two prove that `node` lied; then the proof is on disk. `kept`: its signature was checked."""
+        """Whether the two prove that `node` equivocated; then the proof is on disk. `kept`: a checked commitment."""
         key = recover(kept.commit.digest(self._domain), kept.signature)
         proof = find(self._domain, node, kept, shown, frozenset({key}))
         if proof is None:

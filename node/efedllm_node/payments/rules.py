@@ -1,4 +1,4 @@
-"""What tokens cost, how far work may run ahead of payment, which vouchers count, and when they are settled. Pure."""
+"""Rules of payment, as pure functions: cost of tokens, credit, checks of vouchers, time of settlement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sessions that pay this node: what they promised on chain, their best vouchers, what their jobs have used."""
+"""The sessions that pay this node: their state on chain, their best vouchers, the tokens that their jobs used."""
 
 from __future__ import annotations
 

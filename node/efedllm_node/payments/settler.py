@@ -1,4 +1,4 @@
-"""Turning vouchers into money: the best voucher of each session, settled when there is a reason to."""
+"""Settles the best voucher of each session on chain, when there is a reason to."""
 
 from __future__ import annotations
 

@@ -43,9 +43,7 @@ class OpenedJob:
 
 @dataclass(frozen=True)
 class CommittedJob:
-    """How a job ended well: our commitment and what is needed to show it. `salt`: of its leaf. `previous`: what the hop
-    before signed to us.
-    """
+    """Our commitment of a job with its evidence. `salt`: of its leaf; `previous`: commitment of the previous hop."""
 
     signed: SignedCommit
     digest: bytes
@@ -58,7 +56,7 @@ class CommittedJob:
 
 @dataclass(frozen=True)
 class Predecessor:
-    """What the hop before signed to us. `node`: whose hop that was."""
+    """The commitment of the previous hop. `node`: address of that hop's node."""
 
     node: str
     signed: SignedCommit
@@ -110,8 +108,8 @@ class BoundaryPlace:
 
 @dataclass(frozen=True)
 class OriginRecord:
-    """`block`: only of sessions opened in later ones the store surely knows every job. `file`: number of the store's
-    file in the file system, which a copy does not share.
+    """`block`: the store has every job of the sessions that were opened after it. `file`: inode number of the store's
+    file; a copy has another one.
     """
 
     block: int

@@ -1,8 +1,8 @@
-"""From which block on the store knows every job that this node may have signed for.
+"""First block from which this store is a complete record of what the node signed.
 
-Two commitments for one job cost half the stake, and a store is what keeps a node from making the second. One that was
-lost, copied or set back does not know what was signed before, and any client of that time could ask for it again. So a
-node takes jobs only of sessions opened after the block from which its store was surely the one in use.
+Two commitments for one job cost half the stake. The store keeps the node from signing the second one. A store that was
+lost, copied or set back lacks jobs that were signed, and their clients could ask for them again. Therefore the node
+takes jobs only in sessions that were opened after the block from which this store is complete.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from efedllm_node.storage.store import NodeStore
 
 @dataclass(frozen=True)
 class Found:
-    """What a node finds when it starts. `known`: what the store says of itself, None when it says nothing about this
-    network; `file`: number of its file; `store_seq`, `chain_seq`: number of the next batch by store and chain; `head`:
-    the newest block.
+    """What a node finds when it starts.
+
+    `known`: the origin in the store, None when it has none for this network; `file`: inode number of the store's file;
+    `store_seq`, `chain_seq`: number of the next batch by store and by chain; `head`: the newest block.
     """
 
     known: OriginRecord | None
@@ -33,7 +34,7 @@ class Found:
 
 
 def doubt(found: Found) -> str:
-    """Why the store may not know all that was signed; empty when it does."""
+    """Why the store may be incomplete; empty when it is complete."""
     if found.known is None:
         return "it is new"
     if found.file != found.known.file:
@@ -44,14 +45,14 @@ def doubt(found: Found) -> str:
 
 
 def origin(found: Found) -> OriginRecord:
-    """From where on the store is to be believed."""
+    """The origin to keep: the known one, or the newest block when the store may be incomplete."""
     if found.known is not None and not doubt(found):
         return found.known
     return OriginRecord(found.head, found.file)
 
 
 def network_name(deployment: Deployment) -> str:
-    """What commitments are signed for: nothing signed for one network counts in another."""
+    """Name of the network that commitments are signed for: a signature counts in one network only."""
     return f"{deployment.chain_id} {deployment.genesis} {deployment.address('CommitmentLog').lower()}"
 
 
@@ -78,7 +79,7 @@ async def establish(chain: Chain, store: NodeStore, path: Path) -> int:
 
 
 def session_too_old(session_id: bytes) -> ProtocolError:
-    """A job of the session could be one that was signed and forgotten."""
+    """The refusal of a session in which this node may have signed jobs that the store lacks."""
     return ProtocolError(
         "session-too-old",
         f"Session 0x{session_id.hex()} was opened before this node's records begin.",

@@ -93,7 +93,7 @@ rewards = Table(
     Column("claimed", Integer, nullable=False, default=0),
 )
 
-# What the hop before signed to us, of jobs that we committed to: shown where it signed something else as well.
+# The commitment of the previous hop for each job that we committed to: evidence if it signed another one as well.
 predecessors = Table(
     "predecessors",
     metadata,
@@ -102,8 +102,8 @@ predecessors = Table(
     Column("commit_sig", LargeBinary(65), nullable=False),
 )
 
-# By network: jobs of sessions opened up to `block` may have been signed for by another file than this one, which is
-# known by its number in the file system.
+# By network: sessions opened up to `block` may have jobs that were signed with another file. `file`: inode number of
+# this file.
 origins = Table(
     "origins",
     metadata,
