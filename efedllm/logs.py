@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import MutableMapping
-from typing import Any
-
-import structlog
+from collections.abc import Callable, MutableMapping
+from functools import partial
+from typing import Any, ClassVar
 
 _SECRET = ("password", "private_key", "secret", "mnemonic", "salt", "authorization")
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -29,6 +28,14 @@ def _readable(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mu
 
 def setup(level: str = "info", log_format: str = "console") -> None:
     """Send logs to stderr; `log_format` is "console" or "json" (one object a line)."""
+    # Libraries log through the standard module.
+    logging.basicConfig(stream=sys.stderr, level=max(_LEVELS.get(level, logging.INFO), logging.WARNING))
+    Logger.configure = partial(_configure, level, log_format)
+
+
+def _configure(level: str, log_format: str) -> None:
+    import structlog
+
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -48,10 +55,26 @@ def setup(level: str = "info", log_format: str = "console") -> None:
         logger_factory=lambda *_args: structlog.PrintLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    # Libraries log through the standard module.
-    logging.basicConfig(stream=sys.stderr, level=max(_LEVELS.get(level, logging.INFO), logging.WARNING))
+
+
+class Logger:
+    """Logs through structlog, which is imported by the first line: it brings rich and pygments, slow to load."""
+
+    configure: ClassVar[Callable[[], None] | None] = None
+    """What is left to do of the last `setup`."""
+
+    def __init__(self, **fields: Any) -> None:
+        self._fields = fields
+
+    def __getattr__(self, name: str) -> Any:
+        import structlog
+
+        if Logger.configure is not None:
+            wanted, Logger.configure = Logger.configure, None
+            wanted()
+        return getattr(structlog.get_logger(**self._fields), name)
 
 
 def get_logger(name: str) -> Any:
     """A logger whose lines carry `component=name`; fields are keyword arguments."""
-    return structlog.get_logger(component=name)
+    return Logger(component=name)

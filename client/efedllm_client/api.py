@@ -8,26 +8,28 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efedllm.chain import Chain, Deployment, keystore
-from efedllm.chain.types import ModelInfo
+from efedllm.chain import keystore
+from efedllm.chain.client import Chain
+from efedllm.chain.deployment import Deployment
 from efedllm.errors import ConfigError
 from efedllm.settings import Settings
 from efedllm_client.config import ClientConfig
-from efedllm_client.jobs.context import JobContext
-from efedllm_client.jobs.embedding import Embedding, EmbedEvent
-from efedllm_client.jobs.generation import Generation, GenerationEvent, GenerationFinished, Piece
-from efedllm_client.jobs.options import GenerateOptions, RouteOptions
-from efedllm_client.jobs.report import GenerationReport, report_of
 from efedllm_client.payments import closing, wallet
 from efedllm_client.payments.session import Sessions
 from efedllm_client.payments.store import ClientStore
-from efedllm_client.routes.choose import Candidate
-from efedllm_client.routes.discovery import find_candidates, find_model
-from efedllm_client.routes.quality import find_model_by_quality
-from efedllm_client.text.tokenizer import ModelTokenizer, load_tokenizer
 
+# What only some methods run, those methods import: `efedllm wallet balance` must not wait for numpy and tokenizers.
 if TYPE_CHECKING:
     from eth_account.signers.local import LocalAccount
+
+    from efedllm.chain.types import ModelInfo
+    from efedllm_client.jobs.context import JobContext
+    from efedllm_client.jobs.embedding import EmbedEvent
+    from efedllm_client.jobs.generation import GenerationEvent
+    from efedllm_client.jobs.options import GenerateOptions, RouteOptions
+    from efedllm_client.jobs.report import GenerationReport
+    from efedllm_client.routes.choose import Candidate
+    from efedllm_client.text.tokenizer import ModelTokenizer
 
 
 class Client:
@@ -94,17 +96,25 @@ class Client:
 
         With `min_quality`: the cheapest one with a certificate of at least that quality. Raises ConfigError.
         """
+        from efedllm_client.routes.discovery import find_model
+
         wanted = model_id or self.settings.model_id
         if min_quality is not None:
+            from efedllm_client.routes.quality import find_model_by_quality
+
             return await find_model_by_quality(self.chain, wanted, min_quality, self.config.probe_seconds)
         return await find_model(self.chain, wanted)
 
     async def nodes(self, model: ModelInfo) -> list[Candidate]:
         """Every node of a model with its latency, measured now."""
+        from efedllm_client.routes.discovery import find_candidates
+
         return await find_candidates(self.chain, model, self.config.probe_seconds)
 
     async def tokenizer(self, model: ModelInfo, candidates: Sequence[Candidate]) -> ModelTokenizer:
         """The model's tokenizer, fetched once and checked against the chain. Raises ModelError."""
+        from efedllm_client.text.tokenizer import load_tokenizer
+
         if model.model_id not in self._tokenizers:
             endpoints = [c.endpoint for c in candidates if c.usable]
             self._tokenizers[model.model_id] = await load_tokenizer(model, endpoints, self.settings.home / "models")
@@ -118,6 +128,10 @@ class Client:
         model: str | None = None,
     ) -> AsyncGenerator[GenerationEvent]:
         """The events of continuing `prompt`, a text or token ids, see `Generation.events`. Raises EfedError."""
+        from efedllm_client.jobs.generation import Generation, GenerationFinished
+        from efedllm_client.jobs.options import GenerateOptions
+        from efedllm_client.jobs.report import report_of
+
         account = self._need_account()
         info = await self.model(model, options.min_quality if options is not None else None)
         candidates = await self.nodes(info)
@@ -140,6 +154,9 @@ class Client:
         self, prompt: str | Sequence[int], *, model: str | None = None, **options: Any
     ) -> AsyncGenerator[str]:
         """Pieces of text as they arrive. `options`: the fields of GenerateOptions. `report` is set afterwards."""
+        from efedllm_client.jobs.generation import Piece
+        from efedllm_client.jobs.options import GenerateOptions
+
         async with aclosing(self.events(prompt, GenerateOptions(**options), model=model)) as events:
             async for event in events:
                 if isinstance(event, Piece) and event.text:
@@ -157,6 +174,8 @@ class Client:
 
         Raises EfedError; ConfigError "too-long" when a text exceeds the model's context.
         """
+        from efedllm_client.jobs.embedding import Embedding
+
         account = self._need_account()
         info = await self.model(model)
         candidates = await self.nodes(info)
@@ -172,6 +191,8 @@ class Client:
                 yield event
 
     def _context(self, account: LocalAccount, model: ModelInfo) -> JobContext:
+        from efedllm_client.jobs.context import JobContext
+
         sessions = Sessions(self.chain, self.store, account, self._directory, self.config)
         return JobContext(self.chain, sessions, self.settings.home, model, self.config)
 

@@ -1,4 +1,4 @@
-"""Run a staking node and look after its stake."""
+"""Run a staking node and look after its stake, registration and earnings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`efedllm chat`: a conversation that keeps its context from turn to turn."""
+"""Talk with a model; /reset forgets the conversation, /quit or Ctrl-D ends it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from efedllm_client.cli.options import MaxTokens, Model, RouteFlags, SamplingFla
 if TYPE_CHECKING:
     from efedllm_client.api import Client
     from efedllm_client.jobs.options import GenerateOptions
-
-HELP = "Talk with a model; /reset forgets the conversation, /quit or Ctrl-D ends it."
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`efedllm dispute`: check a proof that a node lied, without a chain, or send it to the contract for a reward."""
+"""Prove that a node signed two commitments for one job."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from efedllm.commitments.equivocation import Equivocation
     from efedllm_client.api import Client
 
-app = typer.Typer(help="Prove that a node signed two commitments for one job.", no_args_is_help=True)
+app = typer.Typer(help=__doc__, no_args_is_help=True)
 
 
 @app.callback()

@@ -1,4 +1,4 @@
-"""`efedllm embed`: texts to vectors, with an encoder on the network."""
+"""Embed texts with an encoder: the mean of its last hidden states, one vector each."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from efedllm_client.cli.options import Model, RouteFlags, WalletOptions
 if TYPE_CHECKING:
     from efedllm_client.api import Client
     from efedllm_client.jobs.embedding import Embedded
-
-HELP = "Embed texts with an encoder: the mean of its last hidden states, one vector each."
 
 Texts = Annotated[list[str] | None, typer.Argument(help="Texts to embed; - reads one per line from stdin.")]
 TextFile = Annotated[Path | None, typer.Option("--file", help="A file with one text per line.")]

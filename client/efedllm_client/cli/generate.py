@@ -1,4 +1,4 @@
-"""`efedllm generate`: one prompt, text streamed to stdout."""
+"""Continue a prompt: text on stdout, a summary on stderr."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from efedllm_client.api import Client
     from efedllm_client.jobs.options import GenerateOptions
     from efedllm_client.jobs.report import GenerationReport
-
-HELP = "Continue a prompt: text on stdout, a summary on stderr."
 
 StopAtEos = Annotated[bool, typer.Option("--stop-at-eos/--no-stop-at-eos", help="End at the model's end token.")]
 ReportFile = Annotated[Path | None, typer.Option("--report", help="Also write the JSON report to this file.")]

@@ -2,58 +2,56 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
-import efedllm_client.cli.chat
-import efedllm_client.cli.dispute
-import efedllm_client.cli.embed
-import efedllm_client.cli.generate
-import efedllm_client.cli.network
-import efedllm_client.cli.wallet
 from efedllm import __version__
 from efedllm.errors import ConfigError, EfedError, file_error
 
 GROUP = "efedllm.commands"
+# The client's own commands, in the form in which other roles offer theirs: imported when called, and only then.
+OWN = tuple(
+    EntryPoint(name, f"efedllm_client.cli.{name}:{attribute}", GROUP)
+    for name, attribute in (
+        ("generate", "generate"),
+        ("chat", "chat"),
+        ("embed", "embed"),
+        ("network", "network"),
+        ("wallet", "app"),
+        ("dispute", "app"),
+    )
+)
 DISTRIBUTION = "efedllm-network"
 # Import names that differ from the name of their distribution.
 MODULE_OF = {"py-solc-x": "solcx"}
 
 
 def build(argv: Sequence[str]) -> typer.Typer:
-    """The application for one command line: of the other roles' commands only the one called is imported."""
+    """The application for one command line: of all commands only the one called is imported."""
     app = typer.Typer(
         name="efedllm",
-        help="Inference bought from staked nodes, audited by staked verifiers.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-
-    @app.callback()
-    def options(version: Version = False) -> None:
-        """Inference bought from staked nodes, audited by staked verifiers."""
-
-    app.command("generate", help=efedllm_client.cli.generate.HELP)(efedllm_client.cli.generate.generate)
-    app.command("chat", help=efedllm_client.cli.chat.HELP)(efedllm_client.cli.chat.chat)
-    app.command("embed", help=efedllm_client.cli.embed.HELP)(efedllm_client.cli.embed.embed)
-    app.command("network", help=efedllm_client.cli.network.HELP)(efedllm_client.cli.network.network)
-    app.add_typer(efedllm_client.cli.wallet.app, name="wallet")
-    app.add_typer(efedllm_client.cli.dispute.app, name="dispute")
+    app.callback()(_options)
     called = next((word for word in argv if not word.startswith("-")), None)
-    for entry in sorted(entry_points(group=GROUP), key=lambda item: item.name):
-        if entry.name == called:
-            app.add_typer(_load(entry), name=entry.name, help=summary(entry))
-        else:
+    for entry in (*OWN, *sorted(entry_points(group=GROUP), key=lambda item: item.name)):
+        if entry.name != called:
             app.command(entry.name, help=summary(entry))(_not_loaded)
+            continue
+        command = _load(entry)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=entry.name, help=summary(entry))
+        else:
+            app.command(entry.name, help=summary(entry))(command)
     return app
 
 
@@ -68,31 +66,35 @@ Version = Annotated[
 ]
 
 
+def _options(version: Version = False) -> None:
+    """Inference bought from staked nodes, audited by staked verifiers."""
+
+
 def _not_loaded() -> None:
     """Stands in for the help of a command that this command line does not call."""
 
 
-def _load(entry: EntryPoint) -> typer.Typer:
+def _load(entry: EntryPoint) -> typer.Typer | Callable[..., None]:
     try:
         loaded = entry.load()
     except ModuleNotFoundError as error:
         raise missing_module(entry.name, error) from error
-    if not isinstance(loaded, typer.Typer):
-        raise ConfigError("bad-installation", f"{entry.value} is not a command.", "Install the package again.")
-    return loaded
+    if isinstance(loaded, typer.Typer) or callable(loaded):
+        return cast(typer.Typer | Callable[..., None], loaded)
+    raise ConfigError("bad-installation", f"{entry.value} is not a command.", "Install the package again.")
 
 
 def summary(entry: EntryPoint) -> str:
-    """First line of the docstring of a command's module, read without importing it."""
+    """First line of the docstring of a command's module, read without importing or parsing it."""
     try:
         spec = importlib.util.find_spec(entry.module)
     except ModuleNotFoundError:
         spec = None
     if spec is None or spec.origin is None:
         return "Not part of this installation."
-    with open(spec.origin, encoding="utf-8") as source:  # noqa: PTH123
-        doc = ast.get_docstring(ast.parse(source.read()))
-    return doc.splitlines()[0] if doc else ""
+    with open(spec.origin, encoding="utf-8") as source:  # noqa: PTH123 - pathlib would be imported for this alone
+        first = source.readline()
+    return first.strip().removeprefix('"""').removesuffix('"""')
 
 
 def missing_module(command: str, error: ModuleNotFoundError) -> ConfigError:

@@ -1,4 +1,4 @@
-"""`efedllm network`: models, the nodes that serve them, their prices, latency and trust."""
+"""Models, the nodes that serve them, verifiers and the epoch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from efedllm_client.cli.options import ClientOptions, Model
 
 if TYPE_CHECKING:
     from efedllm_client.api import Client
-
-HELP = "Models, the nodes that serve them, verifiers and the epoch."
 
 STANDING = ("excluded", "probation", "active")
 WIDE = 140  # columns from which whole addresses fit; their first digits do for --route and --avoid

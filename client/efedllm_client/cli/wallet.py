@@ -1,4 +1,4 @@
-"""`efedllm wallet`: keys, balances, deposits and sessions."""
+"""Keys, balances, deposits and sessions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from efedllm_client.api import Client
     from efedllm_client.payments.closing import Closed
 
-app = typer.Typer(help="Keys, balances, deposits and sessions.", no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 @app.command("new")
