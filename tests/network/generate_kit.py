@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from efedllm.checkout import project_root
 from efedllm.commitments.blame import check_route_commits
 from efedllm.commitments.messages import JobSpec, RouteHop, SignedCommit
 from efedllm.engine.protocol import Executor, StepItem, constants_of
@@ -26,7 +25,6 @@ from efedllm_client.jobs.generation import Piece
 from efedllm_client.jobs.options import GenerateOptions, sampling_of
 from efedllm_deploy.network import LocalNetwork, Member
 
-ROOT = project_root()
 PROMPT = "def read_lines(path):"
 
 
@@ -64,10 +62,15 @@ def member(network: LocalNetwork, address: str) -> Member:
     return next(node for node in network.nodes if node.address == address)
 
 
-async def efedllm(network: LocalNetwork, *words: str, **environment: str) -> tuple[int, str, str]:
-    """Run the command as a person would; exit code, stdout, stderr."""
+def own_environment(**more: str) -> dict[str, str]:
+    """The environment of a process that runs the code under test."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **more}
+
+
+async def efedllm(network: LocalNetwork, *words: str, typed: str = "", **environment: str) -> tuple[int, str, str]:
+    """Run the command as a person would, who types `typed`; exit code, stdout, stderr."""
     process = await start(network, *words, **environment)
-    out, err = await asyncio.wait_for(process.communicate(), 120)
+    out, err = await asyncio.wait_for(process.communicate(typed.encode()), 120)
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
 
@@ -79,7 +82,8 @@ async def start(network: LocalNetwork, *words: str, **environment: str) -> async
         "efedllm_client",
         *words,
         cwd=network.home,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "EFEDLLM_HOME": str(network.home), **environment},
+        env=own_environment(EFEDLLM_HOME=str(network.home), **environment),
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -17,7 +14,6 @@ import torch
 from transformers import AutoModel
 
 from efedllm.chain.amounts import cost_of_tokens
-from efedllm.checkout import project_root
 from efedllm.engine.encoder import EncoderEngine
 from efedllm.engine.protocol import StepItem
 from efedllm.errors import EfedError
@@ -29,10 +25,10 @@ from efedllm_deploy.bundled import ModelChoice
 from efedllm_deploy.layout import NetworkOptions
 from efedllm_deploy.network import LocalNetwork
 from tests.model_fixtures import with_words
+from tests.network.generate_kit import efedllm
 
 pytestmark = [pytest.mark.network, pytest.mark.asyncio(loop_scope="module")]
 
-ROOT = project_root()
 TEXTS = ["w1 w2 w3 w4 w5", "w9 w8 w7", "w1 w2 w3 w4 w6", " ".join(f"w{i % 90}" for i in range(64))]
 
 
@@ -96,29 +92,18 @@ async def test_an_encoder_does_not_generate(client: Client) -> None:
 
 
 async def test_the_command_line(network: LocalNetwork) -> None:
-    async def run(*words: str) -> tuple[int, str, str]:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "efedllm_client", "embed", *words),
-            cwd=network.home,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "EFEDLLM_HOME": str(network.home)},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        out, err = await asyncio.wait_for(process.communicate(), 120)
-        assert process.returncode is not None
-        return process.returncode, out.decode(), err.decode()
-
-    code, out, err = await run(TEXTS[0], TEXTS[2], "--json")
+    code, out, err = await efedllm(network, "embed", TEXTS[0], TEXTS[2], "--json")
     assert code == 0, err
     first, second = json.loads(out)["embeddings"]
     assert len(first["embedding"]) == 32
     assert abs(sum(value * value for value in first["embedding"]) - 1) < 1e-9
     assert first["receipts_ok"]
+    assert second["receipts_ok"]
     assert second["session_id"] == first["session_id"]
-    code, out, err = await run(TEXTS[0], TEXTS[2])
+    code, out, err = await efedllm(network, "embed", TEXTS[0], TEXTS[2])
     assert code == 0, err
-    assert "cosine" in out
-    assert "receipts ok" in err
-    code, out, err = await run(" ".join(["w1"] * 65), "--json")
+    assert [line.split(":")[0] for line in out.splitlines()[:2]] == ["0", "1"]
+    assert len(err.splitlines()) == 1
+    code, out, err = await efedllm(network, "embed", " ".join(["w1"] * 65), "--json")
     assert code == 1
     assert json.loads(out)["error"]["code"] == "too-long"

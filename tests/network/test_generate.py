@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -33,7 +32,6 @@ from efedllm_deploy.network import LocalNetwork, Member
 from tests.model_fixtures import use_model
 from tests.network.generate_kit import (
     PROMPT,
-    ROOT,
     efedllm,
     expected,
     link_faults,
@@ -126,7 +124,8 @@ async def test_the_command_line(network: LocalNetwork, tmp_path: Path) -> None:
     assert code == 0, err
     report = json.loads(file.read_text())
     assert out == report["text"] + "\n"
-    assert "receipts ok" in err
+    assert report["receipts_ok"]
+    assert len(err.splitlines()) == 1
     code, out, err = await efedllm(network, "generate", PROMPT, "--max-tokens", "8", "--json")
     assert code == 0, err
     assert json.loads(out)["token_ids"] == report["token_ids"]
@@ -175,18 +174,15 @@ async def test_another_chain_or_password(network: LocalNetwork, tmp_path: Path) 
 
 
 async def test_a_conversation(network: LocalNetwork) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "efedllm_client", "chat", "--max-tokens", "4", "--seed", "3"),
-        cwd=network.home,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "EFEDLLM_HOME": str(network.home)},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(b"hello\n/reset\nand now?\n/quit\nnever\n"), 120)
-    assert process.returncode == 0, err
-    assert err.decode().count("receipts ok") == 2
+    receipts = network.home / "receipts"
+    before = set(receipts.iterdir()) if receipts.exists() else set()
+    words = ("chat", "--max-tokens", "4", "--seed", "3")
+    code, out, err = await efedllm(network, *words, typed="hello\n/reset\nand now?\n/quit\nnever\n")
+    assert code == 0, err
     assert len(out.splitlines()) >= 2
+    assert len(err.splitlines()) >= 2
+    told = [json.loads(path.read_text()) for path in set(receipts.iterdir()) - before]
+    assert [receipt["complete"] for receipt in told] == [True, True]
 
 
 async def test_a_wallet_without_money(network: LocalNetwork, tmp_path: Path) -> None:
@@ -195,10 +191,11 @@ async def test_a_wallet_without_money(network: LocalNetwork, tmp_path: Path) -> 
         network, "wallet", "new", "--light", "--keystore", str(wallet), EFEDLLM_PASSWORD="secret"
     )
     assert code == 0, err
-    code, _, err = await efedllm(network, "generate", PROMPT, "--keystore", str(wallet), EFEDLLM_PASSWORD="secret")
-    assert code == 1
-    assert "the wallet holds 0 EFED" in err
-    assert "wallet balance" in err
+    words = ("generate", PROMPT, "--json", "--keystore", str(wallet))
+    code, out, _ = await efedllm(network, *words, EFEDLLM_PASSWORD="secret")
+    error = json.loads(out)["error"]
+    assert (code, error["code"]) == (1, "insufficient-balance")
+    assert error["hint"]
 
 
 async def test_ctrl_c_is_clean_and_the_session_stays_usable(network: LocalNetwork) -> None:

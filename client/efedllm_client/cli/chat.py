@@ -6,17 +6,9 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from efedllm.cli import with_options
 from efedllm_client.cli.common import note, run_with_client
-from efedllm_client.cli.options import (
-    AccountOptions,
-    MaxTokens,
-    Model,
-    RouteFlags,
-    SamplingFlags,
-    Temperature,
-    TopP,
-    expand_options,
-)
+from efedllm_client.cli.options import MaxTokens, Model, RouteFlags, SamplingFlags, Temperature, TopP, WalletOptions
 
 if TYPE_CHECKING:
     from efedllm_client.api import Client
@@ -32,8 +24,8 @@ class ChatSamplingFlags(SamplingFlags):
     top_p: TopP = 0.95
 
 
-@expand_options
-def chat(sampling: ChatSamplingFlags, route: RouteFlags, account: AccountOptions, model: Model = None) -> None:
+@with_options
+def chat(sampling: ChatSamplingFlags, route: RouteFlags, account: WalletOptions, model: Model = None) -> None:
     settings = account.settings(model)
     options = sampling.options(route)
 

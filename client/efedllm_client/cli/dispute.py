@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from efedllm.cli import Json, with_options
 from efedllm_client.cli.common import print_json, run_with_client
-from efedllm_client.cli.options import AccountOptions, Json, expand_options
+from efedllm_client.cli.options import WalletOptions
 
 if TYPE_CHECKING:
     from efedllm.commitments.equivocation import Equivocation
@@ -38,9 +39,9 @@ def check(
 
 
 @app.command("equivocation")
-@expand_options
+@with_options
 def prove_equivocation(
-    account: AccountOptions,
+    account: WalletOptions,
     evidence: Annotated[Path, typer.Option("--evidence", help="A file of evidence.", metavar="FILE")],
     json_: Json = False,
 ) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from efedllm.cli import Json, with_options
 from efedllm_client.cli.common import note, print_json, run_with_client
-from efedllm_client.cli.options import AccountOptions, Json, Model, RouteFlags, expand_options
+from efedllm_client.cli.options import Model, RouteFlags, WalletOptions
 
 if TYPE_CHECKING:
     from efedllm_client.api import Client
@@ -21,10 +22,10 @@ Normalize = Annotated[bool, typer.Option("--normalize/--no-normalize", help="Sca
 _SHOWN = 6  # numbers of a vector on a terminal
 
 
-@expand_options
+@with_options
 def embed(
     route: RouteFlags,
-    account: AccountOptions,
+    account: WalletOptions,
     texts: Texts = None,
     file: TextFile = None,
     normalize: Normalize = True,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from efedllm.cli import Json, with_options
 from efedllm_client.cli.common import note, print_json, run_with_client
-from efedllm_client.cli.options import AccountOptions, Json, Model, RouteFlags, SamplingFlags, expand_options
+from efedllm_client.cli.options import Model, RouteFlags, SamplingFlags, WalletOptions
 
 if TYPE_CHECKING:
     from efedllm_client.api import Client
@@ -20,11 +21,11 @@ StopAtEos = Annotated[bool, typer.Option("--stop-at-eos/--no-stop-at-eos", help=
 ReportFile = Annotated[Path | None, typer.Option("--report", help="Also write the JSON report to this file.")]
 
 
-@expand_options
+@with_options
 def generate(
     sampling: SamplingFlags,
     route: RouteFlags,
-    account: AccountOptions,
+    account: WalletOptions,
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from stdin.")],
     stop_at_eos: StopAtEos = True,
     report: ReportFile = None,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from efedllm.cli import Json, with_options
 from efedllm_client.cli.common import print_json, run_with_client
-from efedllm_client.cli.options import ClientOptions, Json, Model, expand_options
+from efedllm_client.cli.options import ClientOptions, Model
 
 if TYPE_CHECKING:
     from efedllm_client.api import Client
@@ -17,7 +18,7 @@ PROFILE_NAMES = {0: "float", 1: "exact"}
 STATUS = ("none", "active", "paused", "retired")
 
 
-@expand_options
+@with_options
 def network(options: ClientOptions, model: Model = None, json_: Json = False) -> None:
     async def work(client: Client) -> None:
         view = await network_view(client, model)

@@ -1,19 +1,14 @@
-"""Options that several commands share, as classes whose fields Typer reads as options.
-
-A command takes an options class as one parameter and is decorated with `expand_options`.
-"""
+"""Options that several client commands share, in groups for `efedllm.cli.with_options`."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from efedllm.cli import DeploymentFile, Keystore, PasswordFile, RpcUrl
 from efedllm_client.config import ClientConfig
 
 if TYPE_CHECKING:
@@ -22,12 +17,7 @@ if TYPE_CHECKING:
 
 WALLET_FILE = "wallet.json"  # in the home directory, where `efedllm wallet new` puts it
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Home = Annotated[Path | None, typer.Option("--home", help="Directory for keys, sessions and receipts.")]
-Rpc = Annotated[str | None, typer.Option("--rpc", help="RPC address of the chain.", metavar="URL")]
-DeploymentFile = Annotated[Path | None, typer.Option("--deployment", help="File that `efedllm deploy` wrote.")]
-Keystore = Annotated[Path | None, typer.Option("--keystore", help="Encrypted wallet file.")]
-PasswordFile = Annotated[Path | None, typer.Option("--password-file", help="File with the wallet's password.")]
 Model = Annotated[str | None, typer.Option("--model", help="Model id, or the start of one.", metavar="ID")]
 
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Most tokens to generate.")]
@@ -62,7 +52,7 @@ class ClientOptions:
     """Which network to use, and where the client keeps its files."""
 
     home: Home = None
-    rpc: Rpc = None
+    rpc: RpcUrl = None
     deployment: DeploymentFile = None
 
     def settings(self, model: str | None = None) -> Settings:
@@ -85,7 +75,7 @@ class ClientOptions:
 
 
 @dataclass(frozen=True)
-class AccountOptions(ClientOptions):
+class WalletOptions(ClientOptions):
     """Which network to use, and which wallet pays."""
 
     keystore: Keystore = None
@@ -144,34 +134,3 @@ class SamplingFlags:
 def names(text: str | None) -> tuple[str, ...]:
     """The items of a comma separated list."""
     return tuple(item.strip() for item in (text or "").split(",") if item.strip())
-
-
-def expand_options(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` with its parameters that are options classes replaced by the fields of these, after all others."""
-    hints = get_type_hints(command, include_extras=True)
-    classes: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
-    parameters = [
-        parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, parameter in inspect.signature(command).parameters.items()
-        if name not in classes
-    ]
-    for options_class in classes.values():
-        inner = get_type_hints(options_class, include_extras=True)
-        parameters += [
-            inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=inner[field.name]
-            )
-            for field in fields(options_class)
-        ]
-
-    @functools.wraps(command)
-    def expanded(**values: Any) -> None:
-        options = {
-            name: options_class(**{field.name: values.pop(field.name) for field in fields(options_class)})
-            for name, options_class in classes.items()
-        }
-        command(**values, **options)
-
-    expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return expanded

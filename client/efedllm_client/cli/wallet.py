@@ -7,16 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from efedllm.cli import Json, Keystore, PasswordFile, with_options
 from efedllm_client.cli.common import print_json, run_with_client
-from efedllm_client.cli.options import (
-    WALLET_FILE,
-    AccountOptions,
-    Home,
-    Json,
-    Keystore,
-    PasswordFile,
-    expand_options,
-)
+from efedllm_client.cli.options import WALLET_FILE, Home, WalletOptions
 
 if TYPE_CHECKING:
     from efedllm_client.api import Client
@@ -38,9 +31,9 @@ def new(
     """Make a wallet: an encrypted key file. Never overwrites one."""
     from efedllm.chain import keystore as files
 
-    path = keystore or AccountOptions(home=home).settings().home / WALLET_FILE
+    path = keystore or WalletOptions(home=home).settings().home / WALLET_FILE
     # Naming the keystore keeps the password file of a local network's own wallet from being used for this one.
-    settings = AccountOptions(home=home, keystore=path, password_file=password_file).settings()
+    settings = WalletOptions(home=home, keystore=path, password_file=password_file).settings()
     password = files.read_password(settings.password_file, confirm=True)
     address = files.create(path, password, light=light)
     if json_:
@@ -50,9 +43,9 @@ def new(
 
 
 @app.command("balance")
-@expand_options
+@with_options
 def balance(
-    account: AccountOptions,
+    account: WalletOptions,
     json_: Json = False,
 ) -> None:
     """What the wallet holds, in the escrow and in sessions."""
@@ -72,9 +65,9 @@ def balance(
 
 
 @app.command("deposit")
-@expand_options
+@with_options
 def deposit(
-    account: AccountOptions,
+    account: WalletOptions,
     amount: Annotated[str, typer.Argument(help="EFED, such as 1.5")],
     json_: Json = False,
 ) -> None:
@@ -95,9 +88,9 @@ def deposit(
 
 
 @app.command("withdraw")
-@expand_options
+@with_options
 def withdraw(
-    account: AccountOptions,
+    account: WalletOptions,
     amount: Annotated[str | None, typer.Argument(help="EFED; everything when not given.")] = None,
     json_: Json = False,
 ) -> None:
@@ -119,9 +112,9 @@ def withdraw(
 
 
 @app.command("sessions")
-@expand_options
+@with_options
 def sessions(
-    account: AccountOptions,
+    account: WalletOptions,
     all_: Annotated[bool, typer.Option("--all", help="Show closed sessions too.")] = False,
     json_: Json = False,
 ) -> None:
@@ -148,9 +141,9 @@ def sessions(
 
 
 @app.command("close")
-@expand_options
+@with_options
 def close(
-    account: AccountOptions,
+    account: WalletOptions,
     json_: Json = False,
 ) -> None:
     """Settle and close every session that is not in use; run again after the grace period to get the refunds."""
