@@ -15,7 +15,8 @@ import pytest
 import pytest_asyncio
 
 from efedllm.chain import Chain
-from efedllm_deploy.local import Kind, chain_command, free_port
+from efedllm_deploy.chain_programs import Kind
+from efedllm_deploy.local import chain_command, free_port
 from efedllm_deploy.process import tie_to_parent
 from efedllm_deploy.profile import Profile
 from tests.live_network import LiveNetwork

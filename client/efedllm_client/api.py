@@ -6,19 +6,17 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any
-
-from eth_account.signers.local import LocalAccount
+from typing import TYPE_CHECKING, Any
 
 from efedllm.chain import Chain, Deployment, keystore
 from efedllm.chain.types import ModelInfo
 from efedllm.errors import ConfigError
 from efedllm.settings import Settings
 from efedllm_client.config import ClientConfig
+from efedllm_client.jobs.context import JobContext
 from efedllm_client.jobs.embedding import Embedding, EmbedEvent
 from efedllm_client.jobs.generation import Generation, GenerationEvent, GenerationFinished, Piece
 from efedllm_client.jobs.options import GenerateOptions, RouteOptions
-from efedllm_client.jobs.outcome import JobContext
 from efedllm_client.jobs.report import GenerationReport, report_of
 from efedllm_client.payments import closing, wallet
 from efedllm_client.payments.session import Sessions
@@ -27,6 +25,9 @@ from efedllm_client.routes.choose import Candidate
 from efedllm_client.routes.discovery import find_candidates, find_model
 from efedllm_client.routes.quality import find_model_by_quality
 from efedllm_client.text.tokenizer import ModelTokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
 
 
 class Client:
@@ -99,7 +100,7 @@ class Client:
         return await find_model(self.chain, wanted)
 
     async def nodes(self, model: ModelInfo) -> list[Candidate]:
-        """Every node of a model with its latency."""
+        """Every node of a model with its latency, measured now."""
         return await find_candidates(self.chain, model, self.config.probe_seconds)
 
     async def tokenizer(self, model: ModelInfo, candidates: Sequence[Candidate]) -> ModelTokenizer:

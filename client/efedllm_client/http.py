@@ -1,4 +1,4 @@
-"""Reading bounded JSON from servers nobody vouches for."""
+"""Reading JSON of bounded size from untrusted servers."""
 
 from __future__ import annotations
 

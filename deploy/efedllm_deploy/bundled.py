@@ -7,16 +7,24 @@ import hashlib
 import json
 import sys
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 from pathlib import Path
 
 from efedllm.chain.deployment import write_json
-from efedllm.checkout import project_root
+from efedllm.checkout import find_project_root
 from efedllm.errors import ModelError
 from efedllm.models.manifest import Manifest
 from efedllm_deploy.process import ProcessError, spawn
 from efedllm_deploy.supervisor import THREADS
 
 COMPRESS_SECONDS = 900.0
+NAME = "pylib-7m"
+
+
+def bundled_checkpoint() -> Path:
+    """Folder of the transformers checkpoint that comes with the project: of the checkout, else of the wheel."""
+    checkout = find_project_root()
+    return checkout / "models" / NAME if checkout is not None else Path(str(files("efedllm_deploy"))) / NAME
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class ModelChoice:
 
     def resolved(self) -> str:
         """Folder or hub id of the checkpoint; the bundled one by default."""
-        return self.source or str(project_root() / "models" / "pylib-7m")
+        return self.source or str(bundled_checkpoint())
 
     def key(self) -> str:
         """Changes when the result would."""

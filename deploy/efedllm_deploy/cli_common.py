@@ -7,10 +7,10 @@ import json
 import signal
 import sys
 from collections.abc import Coroutine
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import typer
-from eth_account.signers.local import LocalAccount
 from rich.console import Console
 
 from efedllm.chain import keystore
@@ -18,6 +18,9 @@ from efedllm.chain.connection import LOCAL_CHAIN_IDS
 from efedllm.errors import ConfigError, EfedError
 from efedllm.settings import Settings
 from efedllm_deploy.local import dev_account
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
 
 # Progress and tables for people go to stderr, so that stdout carries results only.
 console = Console(stderr=True, highlight=False)
@@ -44,6 +47,16 @@ def open_account(settings: Settings, chain_id: int | None = None) -> LocalAccoun
     raise ConfigError(
         "no-keystore", "An account is needed on this chain.", "Pass --keystore FILE and --password-file FILE."
     )
+
+
+def need_engine() -> None:
+    """Raise ModuleNotFoundError, which `efedllm` explains, when this installation cannot compute a model.
+
+    A local network would notice only after minutes, in a child process.
+    """
+    for module in ("torch", "transformers"):
+        if find_spec(module) is None:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
 
 def entry(app: typer.Typer) -> None:

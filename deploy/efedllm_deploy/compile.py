@@ -28,7 +28,6 @@ from efedllm.errors import ConfigError
 from efedllm_deploy.contract_types import render_contracts
 
 ROOT = project_root()
-SOURCES = ROOT / "contracts"
 NODE_MODULES = ROOT / "node_modules"
 SHIM = ROOT / "tools" / "solc-shim.js"
 CHAIN = ROOT / "efedllm" / "chain"

@@ -15,7 +15,7 @@ from efedllm.chain.amounts import format_amount
 from efedllm.chain.connection import LOCAL_CHAIN_IDS
 from efedllm.errors import ConfigError
 from efedllm.settings import Settings, read_network
-from efedllm_deploy.cli_common import console, entry, print_json, run
+from efedllm_deploy.cli_common import console, entry, need_engine, print_json, run
 from efedllm_deploy.demo import Demo, DemoResult
 from efedllm_deploy.demo_facts import gas_by_operation
 from efedllm_deploy.homefiles import lock_home
@@ -43,6 +43,7 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
     """The whole story on this machine: inference bought and audited, one cheating node caught and slashed."""
+    need_engine()
     settings = Settings.load(network=False)
     logs.setup("warning" if settings.log_level == "info" else settings.log_level, settings.log_format)
     if chain not in ("ganache", "anvil"):

@@ -65,7 +65,7 @@ def gas_by_operation(done: list[Transaction]) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class NodeFacts:
+class DemoNodeFacts:
     """A node at the end. Amounts are wei; `paid` are session fees, `rewarded` epoch rewards."""
 
     name: str
@@ -80,7 +80,7 @@ class NodeFacts:
 
 
 @dataclass(frozen=True)
-class VerifierFacts:
+class DemoVerifierFacts:
     """A verifier at the end. `audits`: epochs in which it revealed verdicts."""
 
     name: str
@@ -107,7 +107,7 @@ async def fees(chain: Chain) -> dict[str, int]:
     return totals
 
 
-async def node_facts(chain: Chain, names: dict[str, str]) -> list[NodeFacts]:
+async def node_facts(chain: Chain, names: dict[str, str]) -> list[DemoNodeFacts]:
     """Facts of each node; `names` by address."""
     earned, paid = await rewards(chain), await fees(chain)
     failures = await chain.history("VerifierCommittee", "NodeFailed")
@@ -115,7 +115,7 @@ async def node_facts(chain: Chain, names: dict[str, str]) -> list[NodeFacts]:
     for address, name in names.items():
         info = await chain.node(address)
         found.append(
-            NodeFacts(
+            DemoNodeFacts(
                 name=name,
                 address=address,
                 layers=f"{info.lo}:{info.hi}",
@@ -130,7 +130,7 @@ async def node_facts(chain: Chain, names: dict[str, str]) -> list[NodeFacts]:
     return found
 
 
-async def verifier_facts(chain: Chain, names: dict[str, str]) -> list[VerifierFacts]:
+async def verifier_facts(chain: Chain, names: dict[str, str]) -> list[DemoVerifierFacts]:
     """Facts of each verifier; `names` by address."""
     earned = await rewards(chain)
     reveals = await chain.history("VerifierCommittee", "Revealed")
@@ -139,7 +139,7 @@ async def verifier_facts(chain: Chain, names: dict[str, str]) -> list[VerifierFa
     for address, name in names.items():
         stake = await chain.contracts.stake_vault.stake_of(address)
         found.append(
-            VerifierFacts(
+            DemoVerifierFacts(
                 name=name,
                 address=address,
                 stake=stake.active + stake.unbonding,
@@ -151,7 +151,7 @@ async def verifier_facts(chain: Chain, names: dict[str, str]) -> list[VerifierFa
     return found
 
 
-def plain(facts: NodeFacts | VerifierFacts | Transaction) -> dict[str, object]:
+def plain(facts: DemoNodeFacts | DemoVerifierFacts | Transaction) -> dict[str, object]:
     """As JSON; wei as decimal text, because JSON numbers are not exact that far."""
     return {
         key: str(value) if key in ("stake", "paid", "rewarded", "slashed") else value

@@ -10,10 +10,11 @@ from rich.table import Table
 
 from efedllm import logs
 from efedllm.chain.connection import Rpc
+from efedllm.cli import Json, Keystore, PasswordFile, RpcUrl
 from efedllm.errors import ConfigError
 from efedllm.settings import Settings
 from efedllm_deploy.cli_common import console, entry, open_account, print_json, run
-from efedllm_deploy.deployer import Deployed, Step, deploy_contracts
+from efedllm_deploy.deployer import Deployed, DeployStep, deploy_contracts
 from efedllm_deploy.profile import Profile
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
@@ -21,15 +22,15 @@ app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=F
 
 @app.callback(invoke_without_command=True)
 def deploy(
-    rpc: Annotated[str | None, typer.Option(help="RPC address of the chain, http://HOST:PORT.")] = None,
-    keystore: Annotated[Path | None, typer.Option(help="Deployer's keystore; local chains have their own.")] = None,
-    password_file: Annotated[Path | None, typer.Option(help="File with the keystore's password.")] = None,
+    rpc: RpcUrl = None,
+    keystore: Keystore = None,
+    password_file: PasswordFile = None,
     profile: Annotated[str, typer.Option(help="local, testnet, production, or a .toml file.")] = "local",
     out: Annotated[Path, typer.Option(help="Folder for <chainId>.json.")] = Path("deployments"),
     chain_id: Annotated[int | None, typer.Option(help="Refuse any other chain than this.")] = None,
     admin: Annotated[str | None, typer.Option(help="Address that takes over the administration at the end.")] = None,
     treasury: Annotated[str | None, typer.Option(help="Address that earns the treasury share.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Deploy the contracts to any EVM chain; running it again verifies them or resumes."""
     # Not from a running local network: its client wallet must not deploy by accident.
@@ -64,7 +65,7 @@ async def _deploy(
     finally:
         await rpc.close()
 
-    def tell(step: Step) -> None:
+    def tell(step: DeployStep) -> None:
         if not quiet:
             console.print(f"  {'found' if step.skipped else 'done '}  {step.name:32} {step.detail}")
 

@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 
 from efedllm.chain.amounts import format_amount
@@ -22,12 +21,15 @@ from efedllm_deploy.plan import ADMINISTERED, DEFAULT_ADMIN_ROLE, code_matches, 
 from efedllm_deploy.profile import Profile
 from efedllm_deploy.statefiles import DeployState, StateFiles
 
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
+
 # Measured for all contracts, the roles and handing them over, rounded up.
 _TOTAL_GAS = 27_000_000
 
 
 @dataclass(frozen=True)
-class Step:
+class DeployStep:
     """One thing done, or found done: `tx` and `gas` are empty when nothing had to be sent."""
 
     name: str
@@ -47,7 +49,7 @@ class Deployed:
 
     deployment: Deployment
     path: Path
-    steps: list[Step] = field(default_factory=list)
+    steps: list[DeployStep] = field(default_factory=list)
 
     @property
     def gas(self) -> int:
@@ -67,7 +69,7 @@ class Deployer:
         *,
         admin: str | None = None,
         treasury: str | None = None,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: Callable[[DeployStep], None] | None = None,
     ) -> None:
         self._rpc = rpc
         self._account = account
@@ -77,7 +79,7 @@ class Deployer:
         self._admin = to_checksum_address(admin) if admin else None
         self._treasury = to_checksum_address(treasury) if treasury else self._address
         self._on_step = on_step
-        self._steps: list[Step] = []
+        self._steps: list[DeployStep] = []
         self._sender: Sender | None = None
 
     async def run(self, expected_chain_id: int | None = None) -> Deployed:
@@ -134,7 +136,7 @@ class Deployer:
             )
         for (name, item), code in zip(contracts.items(), codes, strict=True):
             self._verify(name, item, code)
-            self._report(Step(name, item.address))
+            self._report(DeployStep(name, item.address))
         return deployment
 
     async def _codes(self, addresses: list[str]) -> list[bytes]:
@@ -193,7 +195,7 @@ class Deployer:
         files.save_state(state)
         for name in CONTRACTS:
             if name in state.contracts:
-                self._report(Step(name, state.contracts[name].address))
+                self._report(DeployStep(name, state.contracts[name].address))
                 continue
             compiled = artifact(name)
             args = constructor_args(name, self._profile, state.genesis, self._address, state.treasury, state.addresses)
@@ -207,7 +209,7 @@ class Deployer:
             )
             state = state.model_copy(update={"contracts": {**state.contracts, name: item}})
             files.save_state(state)
-            self._report(Step(name, item.address, receipt["transactionHash"], int(receipt["gasUsed"], 16)))
+            self._report(DeployStep(name, item.address, receipt["transactionHash"], int(receipt["gasUsed"], 16)))
         return state
 
     def _finished(self, state: DeployState) -> Deployment:
@@ -236,7 +238,7 @@ class Deployer:
                 )
                 receipt = await self._transact(addresses[contract], data, f"{contract}.renounceRole")
                 self._report(
-                    Step(
+                    DeployStep(
                         f"{contract}: deployer gives up ADMIN",
                         self._address,
                         receipt["transactionHash"],
@@ -253,18 +255,18 @@ class Deployer:
     async def _grant(self, addresses: dict[str, str], contract: str, role: bytes, role_name: str, holder: str) -> None:
         title = f"{contract}: {role_name}"
         if await self._has_role(addresses, contract, role, holder):
-            self._report(Step(title, holder))
+            self._report(DeployStep(title, holder))
             return
         data = Codec(contract, artifact(contract).abi).encode_call("grantRole", [role, holder])
         receipt = await self._transact(addresses[contract], data, f"{contract}.grantRole")
-        self._report(Step(title, holder, receipt["transactionHash"], int(receipt["gasUsed"], 16)))
+        self._report(DeployStep(title, holder, receipt["transactionHash"], int(receipt["gasUsed"], 16)))
 
     async def _transact(self, to: str | None, data: bytes, what: str) -> dict[str, Any]:
         if self._sender is None:
             raise ChainError("no-account", "Deploying needs an account.")
         return await self._sender.transact(to, data, 0, what)
 
-    def _report(self, step: Step) -> None:
+    def _report(self, step: DeployStep) -> None:
         self._steps.append(step)
         if self._on_step is not None:
             self._on_step(step)
@@ -279,7 +281,7 @@ async def deploy_contracts(
     expected_chain_id: int | None = None,
     admin: str | None = None,
     treasury: str | None = None,
-    on_step: Callable[[Step], None] | None = None,
+    on_step: Callable[[DeployStep], None] | None = None,
     budget: float = 30.0,
 ) -> Deployed:
     """Deploy or verify a network; see Deployer. `budget`: seconds an RPC outage is waited out."""

@@ -13,7 +13,7 @@ GWEI_PER_EFED = 10**9
 
 
 @dataclass(frozen=True)
-class Place:
+class NodePlacement:
     """A node's layers [lo, hi) and its price in gwei of EFED per 1000 tokens."""
 
     lo: int
@@ -23,14 +23,14 @@ class Place:
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """What to start. `chain`: ganache, anvil, or the RPC address of a running chain. `layout`: one node for each place,
-    instead of `nodes` replicas in two stages.
+    """What to start. `chain`: ganache, anvil, or the RPC address of a running chain. `layout`: one node for each
+    placement, instead of `nodes` replicas in two stages.
     """
 
     home: Path
     chain: str = "ganache"
     nodes: int = 4
-    layout: tuple[Place, ...] = ()
+    layout: tuple[NodePlacement, ...] = ()
     verifiers: int = 3
     profile: str = "local"
     model: ModelChoice = field(default_factory=ModelChoice)
@@ -53,14 +53,16 @@ class NetworkOptions:
             raise ConfigError("bad-options", "Between 0 and 64 nodes and verifiers can be started.", "Use fewer.")
 
 
-def places(layers: int, nodes: int) -> list[Place]:
-    """Nodes in two stages, as many replicas as there are pairs: 4 nodes cover every layer twice.
+def placements(layers: int, nodes: int) -> list[NodePlacement]:
+    """Nodes in two stages, with as many replicas as there are pairs: 4 nodes cover every layer twice.
 
-    The first replica of each stage is the cheapest, so that a client without wishes always takes the same route.
+    The first replica of each stage is the cheapest, so that a client chooses the same route each time by default.
     """
     stages = min(2, nodes, layers)
     bounds = [round(stage * layers / stages) for stage in range(stages + 1)] if stages else []
     return [
-        Place(bounds[index % stages], bounds[index % stages + 1], GWEI_PER_EFED * (10 + 2 * (index // stages)) // 10)
+        NodePlacement(
+            bounds[index % stages], bounds[index % stages + 1], GWEI_PER_EFED * (10 + 2 * (index // stages)) // 10
+        )
         for index in range(nodes)
     ]

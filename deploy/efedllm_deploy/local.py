@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import platform
 import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
 from efedllm.chain.connection import Rpc
-from efedllm.checkout import find_project_root
-from efedllm.errors import ChainError, ConfigError
+from efedllm.errors import ChainError
+from efedllm_deploy.chain_programs import Kind, program
 from efedllm_deploy.devclock import tick
 from efedllm_deploy.process import Child, ProcessError, spawn
-
-Kind = Literal["ganache", "anvil"]
 
 CHAIN_ID = 1337
 ACCOUNTS = 10
@@ -45,42 +42,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def node_modules() -> Path:
-    """The node_modules folder with the chain programs: below the working directory or the project.
-
-    Raises ConfigError "no-node-modules".
-    """
-    checkout = find_project_root()
-    for root in (Path.cwd(), *Path.cwd().parents, *([checkout] if checkout else [])):
-        candidate = root / "node_modules"
-        if (candidate / ".bin").is_dir():
-            return candidate
-    raise ConfigError(
-        "no-node-modules",
-        "The local chain's programs are not installed.",
-        f"Run `npm install ganache @foundry-rs/anvil` in {checkout or Path.cwd()}.",
-    )
-
-
-def _program(kind: Kind) -> list[str]:
-    modules = node_modules()
-    if kind == "ganache":
-        script = modules / "ganache" / "dist" / "node" / "cli.js"
-        if not script.is_file():
-            raise ConfigError("no-node-modules", "Ganache is not installed.", "Run `npm install`.")
-        return ["node", str(script)]
-    # The npm launcher starts the real program as a child of its own, which a SIGKILL would leave behind.
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-    found = sorted((modules / "@foundry-rs").glob("anvil-*/bin/anvil*"))
-    fitting = [path for path in found if platform.system().lower() in str(path) and machine in str(path)]
-    if not (fitting or found):
-        raise ConfigError("no-node-modules", "Anvil is not installed.", "Run `npm install`.")
-    return [str((fitting or found)[0])]
-
-
 def chain_command(kind: Kind, port: int, chain_id: int = CHAIN_ID, keep: Path | None = None) -> list[str]:
     """Command line of a local chain. Raises ConfigError "no-node-modules"."""
-    return [*_program(kind), *_arguments(kind, port, chain_id, keep)]
+    return [*program(kind), *_arguments(kind, port, chain_id, keep)]
 
 
 def _arguments(kind: Kind, port: int, chain_id: int, keep: Path | None) -> Sequence[str]:
@@ -135,7 +99,9 @@ class LocalChain:
         chain_id: int = CHAIN_ID,
         period: float | None = 1.0,
     ) -> Self:
-        """Start a chain. `keep`: folder for its database, so that the next start resumes. `period` None: no ticker.
+        """Start a chain whose program is installed (`ensure_program`).
+
+        `keep`: folder for its database, so that the next start resumes. `period` None: no ticker.
 
         Raises ConfigError "no-node-modules", ProcessError "process-died" or "process-slow".
         """

@@ -13,10 +13,11 @@ from rich.table import Table
 
 from efedllm import logs
 from efedllm.chain import Chain, Deployment
+from efedllm.cli import DeploymentFile, Json, Keystore, PasswordFile, RpcUrl
 from efedllm.models.manifest import Method
 from efedllm.settings import Settings
 from efedllm_deploy.cli_common import console, entry, open_account, print_json, run
-from efedllm_deploy.publish import Published, publish
+from efedllm_deploy.publish import PublishedModel, publish
 from efedllm_deploy.serve import model_app, parse_listen, start_server
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -29,7 +30,6 @@ _COLUMNS = (
     TimeRemainingColumn(),
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Directory = Annotated[Path, typer.Option("--dir", help="Folder of a published model.")]
 
 
@@ -144,11 +144,11 @@ def evaluate(
 def publish_command(
     directory: Directory,
     uri: Annotated[str, typer.Option(help="Where nodes can fetch the files, e.g. https://host/model.")] = "",
-    rpc: Annotated[str | None, typer.Option(help="RPC address of the chain.")] = None,
-    deployment: Annotated[Path | None, typer.Option(help="deployments/<chainId>.json.")] = None,
-    keystore: Annotated[Path | None, typer.Option(help="Publisher's keystore.")] = None,
-    password_file: Annotated[Path | None, typer.Option(help="File with its password.")] = None,
-    home: Annotated[Path | None, typer.Option(help="Home of a local network.")] = None,
+    rpc: RpcUrl = None,
+    deployment: DeploymentFile = None,
+    keystore: Keystore = None,
+    password_file: PasswordFile = None,
+    home: Annotated[Path | None, typer.Option(help="Folder of a local network.")] = None,
     as_json: Json = False,
 ) -> None:
     """Register a model on chain. Publishing the same model again finds it and sends nothing."""
@@ -156,7 +156,7 @@ def publish_command(
         home=home, rpc_url=rpc, deployment=deployment, keystore=keystore, password_file=password_file
     )
     logs.setup(settings.log_level, settings.log_format)
-    published: Published | None = run(_publish(settings, directory, uri))
+    published: PublishedModel | None = run(_publish(settings, directory, uri))
     if published is None:
         raise typer.Exit(130)
     _advise(directory)
@@ -179,7 +179,7 @@ def _advise(directory: Path) -> None:
         console.print("note: no limits of its own, audited by wide ones: `efedllm model calibrate`, then publish")
 
 
-async def _publish(settings: Settings, directory: Path, uri: str) -> Published:
+async def _publish(settings: Settings, directory: Path, uri: str) -> PublishedModel:
     deployment = Deployment.load(settings.need_deployment())
     account = open_account(settings, deployment.chain_id)
     async with await Chain.connect(settings.need_rpc(), deployment, account, budget=settings.rpc_budget) as chain:

@@ -8,9 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, TypeVar
-
-from eth_account.signers.local import LocalAccount
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 from efedllm.chain import Chain, Deployment, format_amount, keystore
 from efedllm.chain.connection import LOCAL_CHAIN_IDS, Rpc
@@ -19,14 +17,18 @@ from efedllm.errors import ConfigError
 from efedllm.settings import NETWORK_FILE
 from efedllm_deploy.accounts import Keys, Purse, fund, replace_slashed
 from efedllm_deploy.bundled import ensure_model
+from efedllm_deploy.chain_programs import Kind, ensure_program
 from efedllm_deploy.deployer import deploy_contracts
 from efedllm_deploy.devclock import DevClock, tick
 from efedllm_deploy.homefiles import last_chain_port, last_node_ports, lock_home, usable
-from efedllm_deploy.layout import NetworkOptions, Place, places
+from efedllm_deploy.layout import NetworkOptions, NodePlacement, placements
 from efedllm_deploy.local import LocalChain, dev_account, free_port
 from efedllm_deploy.profile import Profile
-from efedllm_deploy.publish import Published, publish
+from efedllm_deploy.publish import PublishedModel, publish
 from efedllm_deploy.supervisor import Managed, ProcessSpec, Supervisor
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
 
 Report = Callable[[str], None]
 _T = TypeVar("_T")
@@ -38,7 +40,7 @@ class Member:
 
     purse: Purse
     home: Path
-    place: Place | None
+    place: NodePlacement | None
     port: int
     managed: Managed | None = None
 
@@ -88,7 +90,7 @@ class LocalNetwork:
         self._report = report or (lambda _text: None)
         self._parts = _Parts()
         self._wallet: Purse | None = None
-        self._published: Published | None = None
+        self._published: PublishedModel | None = None
         self._clock: DevClock | None = None
 
     @property
@@ -107,7 +109,7 @@ class LocalNetwork:
         return _started(self._wallet)
 
     @property
-    def published(self) -> Published:
+    def published(self) -> PublishedModel:
         """The model on chain."""
         return _started(self._published)
 
@@ -176,9 +178,11 @@ class LocalNetwork:
     async def _start_chain(self) -> None:
         chain = self.options.chain
         if chain in ("ganache", "anvil"):
+            kind: Kind = "ganache" if chain == "ganache" else "anvil"
+            await ensure_program(kind)
             self._report(f"starting {chain}")
             self._parts.local = await LocalChain.start(
-                "ganache" if chain == "ganache" else "anvil",
+                kind,
                 log=self.home / "logs" / f"{chain}.log",
                 keep=self.home / "chain" / chain,
                 port=usable(last_chain_port(self.home)),
@@ -218,7 +222,7 @@ class LocalNetwork:
         options = self.options
         self._wallet = keys.purse("wallet", options.wallet_tokens)
         ports = last_node_ports(self.home)
-        for index, place in enumerate(options.layout or places(layers, options.nodes)):
+        for index, place in enumerate(options.layout or placements(layers, options.nodes)):
             name = f"node-{index}"
             purse = keys.purse(name, options.node_stake)
             port = usable(ports.get(name)) or free_port()

@@ -37,32 +37,32 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Clock(_Section):
+class ClockSection(_Section):
     """The epoch clock, seconds."""
 
     epoch_length: Annotated[int, Field(ge=3, le=30 * 86400)]
 
 
-class Token(_Section):
+class TokenSection(_Section):
     """Supply of EFED."""
 
     cap: Annotated[int, BeforeValidator(_amount), Field(gt=0)]
     initial_supply: Amount
 
 
-class Vault(_Section):
+class VaultSection(_Section):
     """Staking."""
 
     unbonding_period: Seconds
 
 
-class Registry(_Section):
+class RegistrySection(_Section):
     """What a node must stake for each layer it serves."""
 
     min_stake_per_layer: Amount
 
 
-class Committee(_Section):
+class CommitteeSection(_Section):
     """Audits, trust and slashing: the fields of SeatRegistry.Terms and VerifierCommittee.Params."""
 
     committee_size: Annotated[int, Field(ge=1, le=15)]
@@ -87,20 +87,20 @@ class Committee(_Section):
         return self
 
 
-class Escrow(_Section):
+class EscrowSection(_Section):
     """Fee on payments and the time nodes have to settle after a client asks to close, seconds."""
 
     fee_bps: Bps
     grace: Seconds
 
 
-class Log(_Section):
+class LogSection(_Section):
     """How long a batch root stays contestable, seconds."""
 
     challenge_window: Seconds
 
 
-class Rewards(_Section):
+class RewardsSection(_Section):
     """Emission: the fields of RewardPool.Params. What servers and verifiers do not get goes to the treasury."""
 
     e0: Amount
@@ -117,7 +117,7 @@ class Rewards(_Section):
         return self
 
 
-class Disputes(_Section):
+class DisputesSection(_Section):
     """What a node loses that two of its own signatures convict, and how much of that goes to whoever shows them."""
 
     slash_bps: Annotated[int, Field(ge=1_000, le=10_000)]
@@ -129,15 +129,15 @@ class Profile(_Section):
 
     name: str
     chain_ids: list[int] = Field(default_factory=list)
-    clock: Clock
-    token: Token
-    vault: Vault
-    registry: Registry
-    committee: Committee
-    escrow: Escrow
-    log: Log
-    rewards: Rewards
-    disputes: Disputes
+    clock: ClockSection
+    token: TokenSection
+    vault: VaultSection
+    registry: RegistrySection
+    committee: CommitteeSection
+    escrow: EscrowSection
+    log: LogSection
+    rewards: RewardsSection
+    disputes: DisputesSection
 
     @model_validator(mode="after")
     def _supply(self) -> Self:

@@ -19,7 +19,7 @@ _NONE, _ACTIVE = 0, 1
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedModel:
     """A model on chain; `tx` is empty when it was there already."""
 
     model_id: bytes
@@ -40,7 +40,7 @@ def model_id(owner: str, salt: bytes) -> bytes:
     return keccak(abi_encode(["address", "bytes32"], [owner, salt]))
 
 
-async def publish(chain: Chain, directory: Path, uri: str = "") -> Published:
+async def publish(chain: Chain, directory: Path, uri: str = "") -> PublishedModel:
     """Register the model in `directory` for this account. `uri`: where nodes can fetch it, may be empty.
 
     Raises ModelError when the directory is not a published model, ChainError "model-deprecated".
@@ -64,7 +64,7 @@ async def publish(chain: Chain, directory: Path, uri: str = "") -> Published:
             certificate_hash=manifest.certificate_hash,
         )
         result = await chain.contracts.model_registry.register(salt, params, manifest.hash(), uri)
-        return Published(identity, manifest.root, manifest.hash(), uri, result.hash, result.gas_used)
+        return PublishedModel(identity, manifest.root, manifest.hash(), uri, result.hash, result.gas_used)
     if status != _ACTIVE:
         raise ChainError(
             "model-deprecated",
@@ -72,4 +72,4 @@ async def publish(chain: Chain, directory: Path, uri: str = "") -> Published:
             "Publish another version of it.",
         )
     known = await chain.model(identity)
-    return Published(identity, manifest.root, manifest.hash(), known.uri, "", 0)
+    return PublishedModel(identity, manifest.root, manifest.hash(), known.uri, "", 0)

@@ -10,9 +10,10 @@ from rich.table import Table
 
 from efedllm import logs
 from efedllm.chain.amounts import GWEI, format_amount
+from efedllm.cli import PasswordFile
 from efedllm.settings import Settings
 from efedllm_deploy.bundled import ModelChoice
-from efedllm_deploy.cli_common import console, entry, print_json, run
+from efedllm_deploy.cli_common import console, entry, need_engine, print_json, run
 from efedllm_deploy.layout import NetworkOptions
 from efedllm_deploy.network import LocalNetwork
 
@@ -37,11 +38,12 @@ def up(
     model_profile: Annotated[
         str, typer.Option(help="How the model is computed: exact, float, or auto: exact where it allows it.")
     ] = "auto",
-    keystore: Annotated[Path | None, typer.Option(help="Account that pays on a chain that is not local.")] = None,
-    password_file: Annotated[Path | None, typer.Option(help="File with its password.")] = None,
+    keystore: Annotated[Path | None, typer.Option(help="Wallet that pays on a chain that is not local.")] = None,
+    password_file: PasswordFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when ready.")] = False,
 ) -> None:
     """Run a whole network on this machine until Ctrl-C; starting again in the same home resumes it."""
+    need_engine()
     settings = Settings.load(network=False, home=home, keystore=keystore, password_file=password_file)
     logs.setup("warning" if settings.log_level == "info" else settings.log_level, settings.log_format)
     options = NetworkOptions(

@@ -7,8 +7,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from eth_account.signers.local import LocalAccount
-
 from efedllm.chain.artifacts import artifact
 from efedllm.chain.calls import BlockTag
 from efedllm.chain.connection import Rpc
@@ -21,6 +19,8 @@ from efedllm.errors import ChainError
 from efedllm.logs import get_logger
 
 if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
+
     from efedllm.commitments.messages import Domain
 
 

@@ -30,7 +30,6 @@ class RpcError(ChainError):
     def __init__(self, method: str, error: dict[str, Any]) -> None:
         text = str(error.get("message", "no message"))
         super().__init__("rpc-error", f"The chain refused {method}: {text}.", "")
-        self.rpc_code = int(error.get("code", 0) or 0)
         self.text = text
         self.data = _revert_data(error)
 

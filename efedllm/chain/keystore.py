@@ -6,12 +6,13 @@ import json
 import os
 from getpass import getpass
 from pathlib import Path
-
-from eth_account import Account
-from eth_account.signers.local import LocalAccount
+from typing import TYPE_CHECKING
 
 from efedllm.chain.deployment import write_json
 from efedllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
 
 PASSWORD_VARIABLE = "EFEDLLM_PASSWORD"
 
@@ -31,6 +32,9 @@ def create(path: Path, password: str, light: bool = False, private_key: bytes | 
         )
     if not password:
         raise ConfigError("empty-password", "The password is empty.", "Pass --password-file with a password in it.")
+    # Imported here: it takes most of a second, which commands without a key do not need.
+    from eth_account import Account
+
     account = Account.from_key(private_key) if private_key is not None else Account.create()
     encrypted = Account.encrypt(account.key, password, kdf="scrypt", iterations=LIGHT_N if light else STANDARD_N)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -40,6 +44,8 @@ def create(path: Path, password: str, light: bool = False, private_key: bytes | 
 
 def load(path: Path, password: str) -> LocalAccount:
     """Decrypt a keystore. Raises ConfigError "no-keystore", "bad-keystore" or "wrong-password"."""
+    from eth_account import Account
+
     try:
         encrypted = json.loads(path.read_text())
     except FileNotFoundError as error:

@@ -13,7 +13,7 @@ _NOBODY = "0x" + "00" * 20
 
 
 @dataclass(frozen=True)
-class Balances:
+class TokenBalances:
     """Sum of the Transfer events: what was made, what was destroyed, who holds the rest. Wei."""
 
     minted: int
@@ -21,7 +21,7 @@ class Balances:
     holders: dict[str, int]
 
 
-def replay(transfers: Iterable[ChainEvent]) -> Balances:
+def replay(transfers: Iterable[ChainEvent]) -> TokenBalances:
     """Balances after these Transfer events, which must start at the token's creation."""
     minted = burned = 0
     holders: dict[str, int] = {}
@@ -35,7 +35,7 @@ def replay(transfers: Iterable[ChainEvent]) -> Balances:
             burned += value
         else:
             holders[target] = holders.get(target, 0) + value
-    return Balances(minted, burned, {address: value for address, value in holders.items() if value})
+    return TokenBalances(minted, burned, {address: value for address, value in holders.items() if value})
 
 
 @dataclass(frozen=True)

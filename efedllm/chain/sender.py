@@ -6,9 +6,8 @@ import asyncio
 import secrets
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
@@ -17,6 +16,9 @@ from efedllm.chain.connection import LOCAL_CHAIN_IDS, Rpc, RpcError
 from efedllm.chain.journal import Journal, Pending
 from efedllm.chain.reverts import RevertError, decode_revert
 from efedllm.errors import ChainError
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
 
 Receipt = dict[str, Any]
 

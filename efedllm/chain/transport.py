@@ -81,14 +81,12 @@ class Transport:
         return self._sender
 
     def _result(self, receipt: Receipt) -> TxResult:
-        created = receipt.get("contractAddress")
         return TxResult(
             hash=receipt["transactionHash"],
             gas_used=int(receipt["gasUsed"], 16),
             block=int(receipt["blockNumber"], 16),
             status=int(receipt["status"], 16),
             events=self.decode_logs(receipt["logs"]),
-            contract_address=to_checksum_address(created) if created else None,
         )
 
     def decode_logs(self, logs: list[dict[str, Any]]) -> list[ChainEvent]:

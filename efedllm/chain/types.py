@@ -54,7 +54,6 @@ class TxResult:
     block: int
     status: int
     events: list[ChainEvent] = field(default_factory=list)
-    contract_address: str | None = None
 
     def event(self, name: str) -> ChainEvent:
         """The only or first event called `name`; KeyError when the transaction emitted none."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from efedllm.compression.encode import quantize_rows
-from efedllm.compression.gptq import Rows, gptq
+from efedllm.compression.gptq import WeightRows, gptq
 from efedllm.compression.input_moments import Inputs
 from efedllm.compression.lowbit import residual_factors
 from efedllm.compression.plan import DENSE, Choice
@@ -49,7 +49,7 @@ def losses(
         ]
         if not jobs:
             continue
-        parts = [Rows.of(samples[name].w, bits) for name, bits in jobs]
+        parts = [WeightRows.of(samples[name].w, bits) for name, bits in jobs]
         fitted = gptq(_stacked(parts), inputs, group)
         last = 0
         for (name, bits), part in zip(jobs, parts, strict=True):
@@ -92,6 +92,6 @@ def _pays(form: Choice, weight: Tensor, item: int) -> bool:
     return form.nbytes(shape, item) <= DENSE.nbytes(shape, item)
 
 
-def _stacked(parts: Sequence[Rows]) -> Rows:
+def _stacked(parts: Sequence[WeightRows]) -> WeightRows:
     w = torch.cat([part.w for part in parts], dim=1)
-    return Rows(w, torch.cat([part.lowest for part in parts]), torch.cat([part.highest for part in parts]))
+    return WeightRows(w, torch.cat([part.lowest for part in parts]), torch.cat([part.highest for part in parts]))

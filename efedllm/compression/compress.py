@@ -20,7 +20,7 @@ from efedllm.compression.original import Original
 from efedllm.compression.plan import Plan, plan_from_json, plan_to_json
 from efedllm.compression.planner import Planner
 from efedllm.compression.publish import embed_tensors, head_tensors, make_manifest
-from efedllm.compression.report import HealReport, Report, peak_memory
+from efedllm.compression.report import CompressionReport, HealReport, peak_memory
 from efedllm.compression.resume import WorkDirectory
 from efedllm.compression.runner import Runner, open_runner
 from efedllm.compression.sensitivity import Backward, Curvature
@@ -69,7 +69,7 @@ def compress(options: CompressOptions, progress: CompressProgress | None = None)
             manifest = job.run(runner, shown)
         finally:
             runner.close()
-    Report(
+    CompressionReport(
         weights_root=manifest.weights_root,
         seconds=round(time.monotonic() - started, 3),
         peak_memory=peak_memory(),

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -15,18 +14,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from efedllm.compression.encode import Encoded, encode_factors, encode_packed
 from efedllm.compression.lowbit import LowBit, int8_factors
+from efedllm.models.linear import PublishedMatrix, read_linear, read_vector
 from efedllm.models.manifest import Manifest, TensorInfo
-from efedllm.models.packing import PACKED_BITS, unpack
+from efedllm.models.packing import unpack
 from efedllm.models.skeleton import Skeleton, is_matrix
-from efedllm.models.tensorfile import Part, TensorFile, check_hash, check_layout
-
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "int8": torch.int8,
-    "uint8": torch.uint8,
-}
+from efedllm.models.tensorfile import Part, TensorFile, check_hash
 
 
 class Factored(nn.Module):
@@ -59,7 +51,7 @@ class Factored(nn.Module):
                 int8_factors(u, v),
             )
             return encode_packed(info.name, info.layer, info.file, low)
-        dtype = torch.float32 if info.dtype == "int8" else _DTYPES[info.dtype]
+        dtype = torch.float32 if info.dtype == "int8" else getattr(torch, info.dtype)
         return encode_factors(
             info.name, info.layer, info.file, u, v, dtype, int8=info.dtype == "int8", stack=info.stack
         )
@@ -99,7 +91,6 @@ class Student:
         for name, tensors in by_file.items():
             with TensorFile(directory / name) as file:
                 for tensor in tensors:
-                    check_layout(file, tensor)
                     check_hash(file, tensor)
                 # Matrices first: their modules take the biases.
                 for tensor in sorted(tensors, key=lambda t: t.cols == 1):
@@ -130,16 +121,19 @@ class Student:
         setattr(self.model.get_submodule(parent), name, made)
 
     def _factors(self, file: TensorFile, tensor: TensorInfo, shared: dict[str, nn.Parameter]) -> Factored:
-        if tensor.form == "packed":
-            base, u8, v8, s = _packed(file, tensor), *(_array(file, name) for name in tensor.parts[-3:])
-            root = s.double().sqrt()
-            u, v = nn.Parameter((u8.double() * root).float()), nn.Parameter((v8.double() * root.unsqueeze(1)).float())
-            return Factored(tensor, u, v, base)
-        values = [_array(file, name).float() for name in tensor.parts]
-        if tensor.dtype == "int8":
-            values = [values[0] * values[2].unsqueeze(1), values[1] * values[3].unsqueeze(1)]
+        published = read_linear(file, tensor)
+        u, v = published.u, published.v
+        assert u is not None
+        assert v is not None
         owner = tensor.stack or tensor.name
-        return Factored(tensor, nn.Parameter(values[0]), shared.setdefault(owner, nn.Parameter(values[1])), None)
+        if published.base is None:
+            pair = (torch.from_numpy(m.floats().copy()) for m in (u, v))
+            first, second = (nn.Parameter(values) for values in pair)
+            return Factored(tensor, first, shared.setdefault(owner, second), None)
+        root = torch.from_numpy(v.scales).double().sqrt()
+        first = nn.Parameter((torch.from_numpy(u.values).double() * root).float())
+        second = nn.Parameter((torch.from_numpy(v.values).double() * root.unsqueeze(1)).float())
+        return Factored(tensor, first, second, _low_bit(published.base))
 
 
 def encoded_file(directory: Path, tensors: list[TensorInfo], trained: dict[str, Factored]) -> Iterator[Encoded]:
@@ -154,21 +148,13 @@ def encoded_file(directory: Path, tensors: list[TensorInfo], trained: dict[str, 
 
 
 def _dense(file: TensorFile, tensor: TensorInfo) -> Tensor:
-    """float32 [rows, cols], or [rows] of a vector."""
-    if tensor.form == "packed":
-        return _packed(file, tensor).dense().float()
-    value = _array(file, tensor.parts[0]).float()
-    return value * _array(file, tensor.parts[1]).unsqueeze(1) if tensor.dtype == "int8" else value
+    """float32 [rows, cols], or [rows] of a vector; a copy."""
+    base = None if tensor.cols == 1 else read_linear(file, tensor).base
+    return torch.from_numpy((read_vector(file, tensor) if base is None else base.floats()).copy())
 
 
-def _packed(file: TensorFile, tensor: TensorInfo) -> LowBit:
-    bits = PACKED_BITS[tensor.dtype]
-    q = torch.from_numpy(unpack(_array(file, tensor.parts[0]).numpy(), tensor.cols, bits))
-    return LowBit(q, _array(file, tensor.parts[1]), _array(file, tensor.parts[2]), bits, tensor.group)
-
-
-def _array(file: TensorFile, name: str) -> Tensor:
+def _low_bit(base: PublishedMatrix) -> LowBit:
     """A copy."""
-    slot = file.slot(name)
-    data = torch.from_numpy(np.frombuffer(file.view(name), dtype=np.uint8).copy())
-    return data.view(_DTYPES[slot.dtype]).view(slot.shape)
+    q = torch.from_numpy(unpack(base.values, base.columns, base.bits))
+    mult, scale = (torch.tensor(array) for array in (base.multipliers, base.scales))
+    return LowBit(q, mult, scale, base.bits, base.group)

@@ -35,7 +35,7 @@ _FITTED = 1 << 25
 
 
 @dataclass(frozen=True)
-class Rows:
+class WeightRows:
     """`w` [cols, rows] float32; `lowest` and `highest` [rows] float32: the integers that each row may have."""
 
     w: Tensor
@@ -43,14 +43,14 @@ class Rows:
     highest: Tensor
 
     @classmethod
-    def of(cls, w: Tensor, bits: int) -> Rows:
+    def of(cls, w: Tensor, bits: int) -> WeightRows:
         """All rows in `bits` bits."""
         end = float(1 << (bits - 1))
         return cls(w, w.new_full((w.shape[1],), -end), w.new_full((w.shape[1],), end - 1))
 
-    def part(self, part: slice) -> Rows:
+    def part(self, part: slice) -> WeightRows:
         """Some of the rows, a copy."""
-        return Rows(self.w[:, part].contiguous(), self.lowest[part], self.highest[part])
+        return WeightRows(self.w[:, part].contiguous(), self.lowest[part], self.highest[part])
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,16 @@ class Fitted:
         return self.q * steps.repeat_interleave(group, dim=0)[: len(self.q)]
 
 
-def gptq(rows: Rows, inputs: Inputs, group: int) -> Fitted:
+def gptq(rows: WeightRows, inputs: Inputs, group: int) -> Fitted:
     return _joined([_gptq(rows.part(part), inputs, group) for part in _parts(rows)])
 
 
-def sweep(rows: Rows, fitted: Fitted, inputs: Inputs, group: int) -> Fitted:
+def sweep(rows: WeightRows, fitted: Fitted, inputs: Inputs, group: int) -> Fitted:
     """Every group's scale and integers once more, given all others; `rows` may be others than `fitted` was made for."""
     return _joined([_sweep(rows.part(part), fitted.part(part), inputs, group) for part in _parts(rows)])
 
 
-def _parts(rows: Rows) -> list[slice]:
+def _parts(rows: WeightRows) -> list[slice]:
     cols, count = rows.w.shape
     step = max(1, _FITTED // cols)
     return [slice(first, min(first + step, count)) for first in range(0, count, step)]
@@ -96,7 +96,7 @@ def _joined(parts: list[Fitted]) -> Fitted:
     return Fitted(q, mult, unit, lost)
 
 
-def _gptq(rows: Rows, inputs: Inputs, group: int) -> Fitted:
+def _gptq(rows: WeightRows, inputs: Inputs, group: int) -> Fitted:
     w, feedback = rows.w, inputs.feedback
     cols, count = w.shape
     unit = _units(rows, inputs, group)
@@ -123,7 +123,7 @@ def _gptq(rows: Rows, inputs: Inputs, group: int) -> Fitted:
     return Fitted(q, mult.to(torch.int8), unit, lost)
 
 
-def _sweep(rows: Rows, fitted: Fitted, inputs: Inputs, group: int) -> Fitted:
+def _sweep(rows: WeightRows, fitted: Fitted, inputs: Inputs, group: int) -> Fitted:
     w, h = rows.w, inputs.h
     unit, mult = _with_room(fitted)
     q = fitted.q.clone()
@@ -153,7 +153,7 @@ def _sweep(rows: Rows, fitted: Fitted, inputs: Inputs, group: int) -> Fitted:
     return Fitted(q, mult.to(torch.int8), unit, fitted.lost)
 
 
-def _units(rows: Rows, inputs: Inputs, group: int) -> Tensor:
+def _units(rows: WeightRows, inputs: Inputs, group: int) -> Tensor:
     """[rows], so that the multipliers of every group can be expected to fit."""
     largest = torch.zeros_like(rows.lowest)
     for start in range(0, len(rows.w), group):
@@ -169,19 +169,19 @@ def _with_room(fitted: Fitted) -> tuple[Tensor, Tensor]:
     return unit, _multiplier(fitted.mult * fitted.unit, unit)
 
 
-def _clip_search(block: Tensor, weights: Tensor, rows: Rows, unit: Tensor | None) -> Tensor:
+def _clip_search(block: Tensor, weights: Tensor, rows: WeightRows, unit: Tensor | None) -> Tensor:
     """The scale [rows] of one group [columns, rows]; with `unit`, among its multiples. Either sign: the integers reach
     one further below zero than above."""
     step = max(1, _SEARCHED // len(block))
     found = []
     for first in range(0, block.shape[1], step):
         part = slice(first, first + step)
-        few = Rows(block[:, part].contiguous(), rows.lowest[part], rows.highest[part])
+        few = WeightRows(block[:, part].contiguous(), rows.lowest[part], rows.highest[part])
         found.append(_search(few, weights, None if unit is None else unit[part]))
     return torch.cat(found)
 
 
-def _search(rows: Rows, weights: Tensor, unit: Tensor | None) -> Tensor:
+def _search(rows: WeightRows, weights: Tensor, unit: Tensor | None) -> Tensor:
     block = rows.w
     top = block.gather(0, block.abs().argmax(dim=0, keepdim=True)).squeeze(0)
     least = torch.full_like(top, torch.inf)
@@ -207,7 +207,7 @@ def _search(rows: Rows, weights: Tensor, unit: Tensor | None) -> Tensor:
     return chosen
 
 
-def _rounded(x: Tensor, rows: Rows) -> Tensor:
+def _rounded(x: Tensor, rows: WeightRows) -> Tensor:
     """In place, to the integers that the rows may have."""
     torch.maximum(x.round_(), rows.lowest, out=x)
     return torch.minimum(x, rows.highest, out=x)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from efedllm.compression.counter_random import signs
 from efedllm.compression.factor import balance
-from efedllm.compression.gptq import Fitted, Rows, gptq, sweep
+from efedllm.compression.gptq import Fitted, WeightRows, gptq, sweep
 from efedllm.compression.input_moments import Inputs
 
 GROUP = 64
@@ -67,17 +67,17 @@ def quantize(
     w = weight.T.float().contiguous()
     rank = min(rank, *w.shape)
     if rank == 0:
-        rows = Rows.of(w, bits)
+        rows = WeightRows.of(w, bits)
         fitted = gptq(rows, inputs, group)
         for _ in range(_SWEEPS if refine else 0):
             fitted = sweep(rows, fitted, inputs, group)
         return _low_bit(fitted, bits, group, None)
     factors = residual_factors(w, inputs, rank)
-    fitted = gptq(Rows.of(w - factors.transposed(), bits), inputs, group)
+    fitted = gptq(WeightRows.of(w - factors.transposed(), bits), inputs, group)
     factors = residual_factors(w - fitted.dense(group), inputs, rank)
-    fitted = gptq(Rows.of(w - factors.transposed(), bits), inputs, group)
+    fitted = gptq(WeightRows.of(w - factors.transposed(), bits), inputs, group)
     for _ in range(_SWEEPS):
-        fitted = sweep(Rows.of(w - factors.transposed(), bits), fitted, inputs, group)
+        fitted = sweep(WeightRows.of(w - factors.transposed(), bits), fitted, inputs, group)
         factors = residual_factors(w - fitted.dense(group), inputs, rank)
     return _low_bit(fitted, bits, group, factors)
 

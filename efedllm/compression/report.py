@@ -23,7 +23,7 @@ class HealReport(BaseModel):
     after: float
 
 
-class Report(BaseModel):
+class CompressionReport(BaseModel):
     """`weights_root`: which bytes it is about. `seconds` of wall time of the run that finished, `peak_memory` in bytes:
     the largest resident size of its process; `threads` of torch."""
 
@@ -38,10 +38,10 @@ class Report(BaseModel):
         (directory / REPORT_NAME).write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
 
 
-def load_report(directory: Path, weights_root: str) -> Report | None:
+def load_report(directory: Path, weights_root: str) -> CompressionReport | None:
     """The report of the model in `directory`; None when there is none, or it is about other weights."""
     try:
-        report = Report.model_validate_json((directory / REPORT_NAME).read_text())
+        report = CompressionReport.model_validate_json((directory / REPORT_NAME).read_text())
     except (OSError, ValidationError):
         # It says what making the model took; the model is whole without it.
         return None

@@ -36,9 +36,6 @@ class WorkDirectory:
     def has(self, name: str) -> bool:
         return self._entries(name) is not None
 
-    def has_all(self, names: Iterable[str]) -> bool:
-        return all(self.has(name) for name in names)
-
     def keep_or_write(self, name: str, make: Callable[[], Iterable[Encoded]]) -> list[TensorInfo]:
         """The entries of file `name`, made now unless an earlier run has."""
         found = self._entries(name)

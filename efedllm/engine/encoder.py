@@ -26,7 +26,7 @@ ATTENTION_NAME = "efedllm_encoder"
 
 
 @dataclass
-class Text:
+class TextSequence:
     """One text in one engine. Every position sees every other, so that nothing is kept but its length."""
 
     length: int = 0
@@ -82,13 +82,13 @@ class EncoderEngine(RangeEngine):
     def weight_bytes(self) -> int:
         return self._modules.nbytes
 
-    def new_sequence(self) -> Text:
-        return Text()
+    def new_sequence(self) -> TextSequence:
+        return TextSequence()
 
     def step(self, batch: SequenceOf[StepItem]) -> list[Float32]:
         if not batch:
             return []
-        texts = self._check(batch, Text)
+        texts = self._check(batch, TextSequence)
         if any(text.length for text in texts):
             raise bad_input("an encoder takes a text whole, in one step")
         counts = tuple(len(item.inputs) for item in batch)

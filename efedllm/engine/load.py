@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from efedllm.engine.linear import DenseLinear, LowRankLinear, NativeLinear, NativeTable, PackedLinear, Table
 from efedllm.engine.norm import RmsNorm
-from efedllm.engine.tensors import TensorReader, misfit, part
+from efedllm.engine.tiled import scales_of, tiled_linear, values_of
 from efedllm.kernels.matrix import Scratch, TiledLinear, TiledMatrix
-from efedllm.kernels.native import Library, library
+from efedllm.kernels.native import library
+from efedllm.models.architecture import LinearShape
+from efedllm.models.linear import PublishedMatrix, PublishedTensors, misfit
 from efedllm.models.manifest import EMBED_FILE, HEAD_FILE, Manifest, TensorInfo, layer_file
-from efedllm.models.packing import PACKED_BITS, unpack
-from efedllm.models.skeleton import Skeleton, is_matrix
-from efedllm.models.tensorfile import TensorFile, check_layout
+from efedllm.models.skeleton import Skeleton, is_matrix, linear_shape
+from efedllm.models.tensorfile import TensorFile
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class ShardFiles:
                 if family.positions is not None:
                     positions = reader.table(file, f"{family.positions}.weight")
                 if family.types is not None:
-                    segment = reader.matrix(file, f"{family.types}.weight")[0]
+                    segment = _floats(reader.matrix(file, f"{family.types}.weight"))[0]
                 if family.embed_norm is not None:
                     embed_norm = skeleton.model.get_submodule(family.embed_norm)
                     _fill(embed_norm, f"{family.embed_norm}.", reader, file)
@@ -143,7 +144,7 @@ class ShardFiles:
                 if skeleton.tied:
                     embed, head = reader.tied(table)
                 else:
-                    head = reader.linear(file, family.head, skeleton.model.get_submodule(family.head))
+                    head = reader.module(file, family.head, skeleton.model.get_submodule(family.head), _Shared())
         return ShardModules(
             layers,
             skeleton.rotary(),
@@ -156,23 +157,25 @@ class ShardFiles:
         )
 
 
-class _FloatReader(TensorReader):
+@dataclass(frozen=True, eq=False)
+class _Shared:
+    """Factors that several maps of one layer use, by the address of what is published."""
+
+    tiled: dict[int, TiledMatrix] = field(default_factory=dict)
+    floats: dict[int, Tensor] = field(default_factory=dict)
+
+
+class _FloatReader(PublishedTensors):
     def __init__(self, tensors: Iterable[TensorInfo], *, native: bool) -> None:
         super().__init__(tensors)
         self._library = library() if native else None
         self._scratch = Scratch()
-        # The v parts of the layer being read: followers of a stack take that of its first.
-        self._shared: dict[str, Tensor | TiledMatrix] = {}
-
-    def matrix(self, file: TensorFile, name: str) -> Tensor:
-        """A dense matrix, float32."""
-        return _expanded(file, self._dense(name))[0]
 
     def table(self, file: TensorFile, name: str) -> Table:
-        tensor = self._dense(name)
-        if tensor.dtype == "int8" and self._library is not None:
-            return Table(*self.parts(file, tensor))
-        return Table(_expanded(file, tensor)[0])
+        published = self.matrix(file, name)
+        if published.dtype == "int8" and self._library is not None:
+            return Table(values_of(published), scales_of(published))
+        return Table(_floats(published))
 
     def tied(self, table: Table) -> tuple[nn.Module, nn.Module]:
         """Embedding and head that share one matrix."""
@@ -181,71 +184,58 @@ class _FloatReader(TensorReader):
         matrix = TiledMatrix(self._library, table.values, table.values.shape[1], scale=table.scales)
         return NativeTable(matrix), NativeLinear(self._library, TiledLinear(matrix, None, None), self._scratch)
 
-    def _dense(self, name: str) -> TensorInfo:
-        tensor = self.entry(name)
-        if tensor.form != "dense":
-            raise misfit(f"{name} must be dense")
-        return tensor
-
-    def linear(self, file: TensorFile, path: str, module: nn.Module) -> nn.Module:
+    def module(self, file: TensorFile, path: str, module: nn.Module, shared: _Shared) -> nn.Module:
         """The published form of linear module `module`, whose dotted name is `path`."""
-        weight = module.get_parameter("weight")
-        # Published matrices are [out, in]; GPT-2 stores [in, out].
-        shape = (
-            (weight.shape[0], weight.shape[1]) if isinstance(module, nn.Linear) else (weight.shape[1], weight.shape[0])
-        )
-        tensor = self.entry(f"{path}.weight", shape)
-        has_bias = getattr(module, "bias", None) is not None
-        bias = self.vector(file, f"{path}.bias", tensor.rows) if has_bias else None
-        if self._library is not None and (tensor.form == "packed" or tensor.dtype == "int8"):
-            check_layout(file, tensor)
-            published = _tiled(self._library, self.parts(file, tensor), tensor, bias)
-            if tensor.stack and published.v is not None:
-                shared = self._shared.setdefault(tensor.parts[1], published.v)
-                assert isinstance(shared, TiledMatrix)
-                published = replace(published, v=shared)
-            return NativeLinear(self._library, published, self._scratch)
-        if tensor.form == "packed":
-            return _packed(file, tensor, bias)
-        if tensor.form == "lowrank":
-            u, v = _expanded(file, tensor)
-            if tensor.stack:
-                kept = self._shared.setdefault(tensor.parts[1], v)
-                assert isinstance(kept, Tensor)
-                v = kept
-            return LowRankLinear(u, v, bias)
-        return DenseLinear(_expanded(file, tensor)[0], bias)
+        shape = LinearShape(*linear_shape(module), getattr(module, "bias", None) is not None)
+        published = self.linear(file, path, shape)
+        if self._library is not None and all(matrix.is_integer for matrix in published.matrices):
+            tiled = tiled_linear(self._library, published, shared.tiled)
+            return NativeLinear(self._library, tiled, self._scratch)
+        base, u, v = published.base, published.u, published.v
+        bias = None if published.bias is None else torch.from_numpy(published.bias)
+        if u is None or v is None:
+            assert base is not None
+            return DenseLinear(_floats(base), bias)
+        if v.address not in shared.floats:
+            shared.floats[v.address] = _floats(v)
+        factors = _floats(u), shared.floats[v.address]
+        return LowRankLinear(*factors, bias) if base is None else PackedLinear(_floats(base), *factors, bias)
 
-    def join(self, block: nn.Module) -> None:
-        """Let modules of one input below `block`, all of which were read, compute what they share once."""
-        self._shared.clear()
-        for names in _SAME_INPUT:
-            found = [module for name in names if (module := getattr(block, name, None)) is not None]
-            native = [module for module in found if isinstance(module, NativeLinear)]
-            if len(native) > 1:
-                NativeLinear.join(native)
-            same: dict[int, list[LowRankLinear]] = {}
-            for module in found:
-                if isinstance(module, LowRankLinear):
-                    same.setdefault(module.v.data_ptr(), []).append(module)
-            for modules in same.values():
-                if len(modules) > 1:
-                    LowRankLinear.share(modules)
+
+def _floats(matrix: PublishedMatrix) -> Tensor:
+    return torch.from_numpy(matrix.floats())
+
+
+def _join(block: nn.Module) -> None:
+    """Let modules of one input below `block` compute what they share once."""
+    for names in _SAME_INPUT:
+        found = [module for name in names if (module := getattr(block, name, None)) is not None]
+        native = [module for module in found if isinstance(module, NativeLinear)]
+        if len(native) > 1:
+            NativeLinear.join(native)
+        same: dict[int, list[LowRankLinear]] = {}
+        for module in found:
+            if isinstance(module, LowRankLinear):
+                same.setdefault(module.v.data_ptr(), []).append(module)
+        for modules in same.values():
+            if len(modules) > 1:
+                LowRankLinear.share(modules)
 
 
 def _fill(root: nn.Module, prefix: str, reader: _FloatReader, file: TensorFile) -> None:
     """Give every parameter below `root` its published value, replacing linear modules by their published form."""
+    shared = _Shared()
     for path, module in list(root.named_modules()):
         if is_matrix(module):
             parent, _, leaf = path.rpartition(".")
-            setattr(root.get_submodule(parent), leaf, reader.linear(file, prefix + path, module))
+            setattr(root.get_submodule(parent), leaf, reader.module(file, prefix + path, module, shared))
             continue
         for name, parameter in list(module.named_parameters(recurse=False)):
             dotted = f"{path}.{name}" if path else name
-            value = reader.vector(file, prefix + dotted, parameter.numel())
+            value = torch.from_numpy(reader.vector(file, prefix + dotted, parameter.numel()))
             setattr(module, name, nn.Parameter(value, requires_grad=False))
     for block in list(root.modules()):
-        reader.join(block)
+        _join(block)
         for name, child in list(block.named_children()):
             fused = RmsNorm.of(child)
             if fused is not None:
@@ -253,44 +243,3 @@ def _fill(root: nn.Module, prefix: str, reader: _FloatReader, file: TensorFile) 
     for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
         if tensor.is_meta:
             raise misfit(f"{prefix}{name} is not published")
-
-
-def _expanded(file: TensorFile, tensor: TensorInfo) -> list[Tensor]:
-    """The matrices of `tensor` ([weight] or [u, v]) in float32, int8 rows multiplied by their scales."""
-    matrices = 2 if tensor.form == "lowrank" else 1
-    values = [part(file, name) for name in tensor.parts[:matrices]]
-    if tensor.dtype != "int8":
-        return [value.float() for value in values]
-    scales = [part(file, name) for name in tensor.parts[matrices:]]
-    return [value.float().mul_(scale.unsqueeze(1)) for value, scale in zip(values, scales, strict=True)]
-
-
-def _tiled(library: Library, parts: list[Tensor], tensor: TensorInfo, bias: Tensor | None) -> TiledLinear:
-    """`parts` in hashing order, see TensorInfo."""
-
-    def int8(values: Tensor, scale: Tensor | None) -> TiledMatrix:
-        return TiledMatrix(library, values, values.shape[1], scale=scale)
-
-    if tensor.form == "dense":
-        return TiledLinear(int8(parts[0], parts[1]), None, None, bias)
-    if tensor.form == "lowrank":
-        return TiledLinear(None, int8(parts[1], parts[3]), int8(parts[0], parts[2]), bias)
-    q, mult, scale, *factors = parts
-    bits = PACKED_BITS[tensor.dtype]
-    base = TiledMatrix(library, q, tensor.cols, bits=bits, group=tensor.group, mult=mult, scale=scale)
-    if not factors:
-        return TiledLinear(base, None, None, bias)
-    # The scale of u is in v's.
-    return TiledLinear(base, int8(factors[1], factors[2]), int8(factors[0], None), bias)
-
-
-def _packed(file: TensorFile, tensor: TensorInfo, bias: Tensor | None) -> nn.Module:
-    """Integers times multipliers are exact in float32, below 2^13; the row scale then rounds once."""
-    check_layout(file, tensor)
-    q = unpack(part(file, tensor.parts[0]).numpy(), tensor.cols, PACKED_BITS[tensor.dtype])
-    multiplier = part(file, tensor.parts[1]).float().repeat_interleave(tensor.group, dim=1)[:, : tensor.cols]
-    base = torch.from_numpy(q).float().mul_(multiplier).mul_(part(file, tensor.parts[2]).unsqueeze(1))
-    if tensor.rank == 0:
-        return DenseLinear(base, bias)
-    u, v, s = (part(file, name).float() for name in tensor.parts[3:])
-    return PackedLinear(base, u, v.mul_(s.unsqueeze(1)), bias)

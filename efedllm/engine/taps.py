@@ -52,3 +52,25 @@ def tap_coordinates(weights_root: bytes, layer: int, width: int) -> tuple[int, .
     hashes = [keccak(prefix + block.to_bytes(4, "big")) for block in range(TAP_WIDTH // _PER_HASH)]
     words = np.frombuffer(b"".join(hashes), dtype=">u8")
     return tuple(int(word) % width for word in words)
+
+
+class TapCollector:
+    """Collects the taps of the range's last layer while it computes one pass, block after block."""
+
+    def __init__(self, weights_root: bytes, layer: int) -> None:
+        self._root = weights_root
+        self._layer = layer
+        self._blocks: list[npt.NDArray[np.uint8]] = []
+
+    def coordinates(self, width: int) -> tuple[int, ...]:
+        """`tap_coordinates` of the layer, for hidden rows of `width` numbers."""
+        return tap_coordinates(self._root, self._layer, width)
+
+    def take(self, taps: npt.NDArray[np.uint8]) -> None:
+        """uint8 [n, TAP_BYTES]: those of the next rows of the pass."""
+        self._blocks.append(taps)
+
+    @property
+    def rows(self) -> npt.NDArray[np.uint8]:
+        """uint8 [n, TAP_BYTES] of the rows taken."""
+        return np.concatenate(self._blocks)

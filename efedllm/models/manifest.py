@@ -15,7 +15,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from efedllm.commitments.merkle import WeightsTree, verify_weights
+from efedllm.commitments.merkle import WeightsTree
 from efedllm.errors import ModelError
 from efedllm.models.certificate import Certificate
 from efedllm.models.tensors import (
@@ -254,9 +254,6 @@ class Manifest(Strict):
     def proof(self, tensor: TensorInfo) -> list[bytes]:
         """Merkle proof of one tensor's leaf, for `ModelRegistry.verifyTensor`."""
         return self.tree.proof(list(self._entries).index((tensor.layer, tensor.name)))
-
-    def verify_tensor(self, tensor: TensorInfo, proof: list[bytes]) -> bool:
-        return verify_weights(self.root, tensor.leaf, proof)
 
     def check_range(self, lo: int, hi: int) -> None:
         """Raises ModelError "bad-range" unless 0 <= lo < hi <= layers."""

@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from efedllm.chain import Chain, Deployment, format_amount, keystore, parse_amount
+from efedllm.cli import with_options
 from efedllm.errors import ConfigError, EfedError
 from efedllm.settings import Device, local_members
 from efedllm_node.config import Compute
 from efedllm_node.epoch.status import show_all, status_of
-from efedllm_node.options import AccountOptions, ChainOptions, NetworkHome, NodeOptions, with_options
+from efedllm_node.options import AccountOptions, ChainOptions, NetworkHome, NodeOptions
 
 app = typer.Typer(help="Serve layers of a model for pay.", no_args_is_help=True)
 

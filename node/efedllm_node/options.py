@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
 from efedllm import logs
 from efedllm.chain import Deployment, keystore, parse_amount
 from efedllm.chain.connection import LOCAL_CHAIN_IDS
+from efedllm.cli import DeploymentFile, Json, PasswordFile, RpcUrl
 from efedllm.commitments.eip712 import parse_hex
 from efedllm.errors import ConfigError, ProtocolError
 from efedllm.settings import Settings
@@ -27,10 +25,10 @@ NetworkHome = Annotated[Path | None, typer.Option("--home", help="Where `efedllm
 class ChainOptions:
     """Options of every command: the chain, and the account that the command is about."""
 
-    rpc: Annotated[str | None, typer.Option("--rpc", metavar="URL", help="RPC address of the chain.")] = None
-    deployment: Annotated[Path | None, typer.Option("--deployment", help="File that `efedllm deploy` wrote.")] = None
+    rpc: RpcUrl = None
+    deployment: DeploymentFile = None
     key: Annotated[Path | None, typer.Option("--keystore", help="Encrypted account of the node's operator.")] = None
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False
+    as_json: Json = False
 
     def settings(self, home: Path | None = None, **more: Any) -> Settings:
         """These options over the environment over files. `home`: of the network; `more`: further settings."""
@@ -43,9 +41,7 @@ class ChainOptions:
 class AccountOptions(ChainOptions):
     """Options of the commands that send transactions."""
 
-    password_file: Annotated[Path | None, typer.Option("--password-file", help="File with the account's password.")] = (
-        None
-    )
+    password_file: PasswordFile = None
 
     def settings(self, home: Path | None = None, **more: Any) -> Settings:
         return super().settings(home, password_file=self.password_file, **more)
@@ -100,45 +96,6 @@ class NodeOptions:
             light_keys=Deployment.load(path).chain_id in LOCAL_CHAIN_IDS,
             **more,
         )
-
-
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command for Typer: each parameter whose type is a dataclass is given as the options that its fields are."""
-    hints = get_type_hints(command, include_extras=True)
-    options: list[inspect.Parameter] = []
-    groups: dict[str, Any] = {}
-    for parameter in inspect.signature(command).parameters.values():
-        kind = hints[parameter.name]
-        if is_dataclass(kind):
-            groups[parameter.name] = kind
-            options += _options_of(kind)
-        else:
-            options.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
-
-    @functools.wraps(command)
-    def run(**values: Any) -> None:
-        made = {
-            name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
-            for name, kind in groups.items()
-        }
-        command(**values, **made)
-
-    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
-    run.__annotations__ = {option.name: option.annotation for option in options}
-    return run
-
-
-def _options_of(kind: Any) -> list[inspect.Parameter]:
-    types = get_type_hints(kind, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
-            annotation=types[field.name],
-        )
-        for field in fields(kind)
-    ]
 
 
 def parse_layers(text: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import torch
 
 from efedllm_bench.attacks.lab import Lab, prompts
 from efedllm_bench.cheats.catalog import NumericProfile
-from efedllm_deploy.profile import Clock
+from efedllm_deploy.profile import ClockSection
 from efedllm_deploy.profile import Profile as NetworkProfile
 from tests.attacks.measured import published, tolerance
 from tests.live_network import LiveNetwork
@@ -49,6 +49,6 @@ def lab(request: pytest.FixtureRequest) -> Lab:
 @pytest.fixture(scope="session")
 def unhurried(ganache: str, tmp_path_factory: pytest.TempPathFactory) -> LiveNetwork:
     """The local profile with epochs that no test outlives."""
-    profile = NetworkProfile.load("local").model_copy(update={"clock": Clock(epoch_length=1200)})
+    profile = NetworkProfile.load("local").model_copy(update={"clock": ClockSection(epoch_length=1200)})
     out = tmp_path_factory.mktemp("attacks")
     return LiveNetwork.deploy(ganache, profile, out)

@@ -12,9 +12,9 @@ import pytest
 from efedllm.errors import ConfigError
 from efedllm_client.cli.embed import collect
 from efedllm_client.jobs.blame import find_faults
+from efedllm_client.jobs.context import JobContext
 from efedllm_client.jobs.embedding import Embedding
 from efedllm_client.jobs.embedding_job import EmbeddingJob
-from efedllm_client.jobs.outcome import JobContext
 from efedllm_client.payments.store import ClientStore
 from tests.client.toy_node import (
     DOMAIN,

@@ -11,7 +11,7 @@ import pytest
 from efedllm.compression import CompressOptions, compress
 from efedllm_bench.compression import matrix as compression_matrix
 from efedllm_bench.compression.report import draw, load, save
-from efedllm_bench.compression.run import Case, cases, optimal, ratios
+from efedllm_bench.compression.run import CompressionCase, cases, optimal, ratios
 
 
 def test_ratios_of_factors_integers_and_rows(worded: Callable[[str], Path], tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_the_optimum_keeps_the_floor_on_both_texts() -> None:
 def test_every_case_is_asked_for_once() -> None:
     full, quick = cases(False), cases(True)
     assert len({json.dumps(vars(case)) for case in full}) == len(full)
-    assert set(quick) <= {*full, Case("int8", "int8", 0.49)}
+    assert set(quick) <= {*full, CompressionCase("int8", "int8", 0.49)}
 
 
 def test_a_power_law_is_found_again_and_summed_over_the_layers() -> None:

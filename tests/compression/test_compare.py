@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from efedllm.compression.compare import _SAMPLED, losses
-from efedllm.compression.gptq import Rows, gptq, sweep
+from efedllm.compression.gptq import WeightRows, gptq, sweep
 from efedllm.compression.input_moments import Inputs
 from efedllm.compression.lowbit import output_error, quantize, residual_factors
 from efedllm.compression.plan import DENSE, INT8, LADDER, Choice
@@ -35,10 +35,10 @@ def test_the_metric_is_the_moment_with_its_ridge_and_its_factors() -> None:
 
 def test_what_gptq_says_it_loses_is_lost() -> None:
     w, inputs = matrix(24, 96, 0), Inputs.of(moment(96, 1))
-    fitted = gptq(Rows.of(w.T.float().contiguous(), 3), inputs, 32)
+    fitted = gptq(WeightRows.of(w.T.float().contiguous(), 3), inputs, 32)
     errors = w.T.float() - fitted.dense(32)
     torch.testing.assert_close(inputs.power * fitted.lost, inputs.loss(errors), rtol=1e-3, atol=1e-9)
-    again = sweep(Rows.of(w.T.float().contiguous(), 3), fitted, inputs, 32)
+    again = sweep(WeightRows.of(w.T.float().contiguous(), 3), fitted, inputs, 32)
     assert float(inputs.loss(w.T.float() - again.dense(32)).sum()) < float(inputs.loss(errors).sum())
 
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from efedllm.compression import CompressOptions, compress, inspect
 from efedllm.compression.heal import sparkline
 from efedllm.compression.options import check
-from efedllm.compression.report import REPORT_NAME, Report
+from efedllm.compression.report import REPORT_NAME, CompressionReport
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.protocol import StepItem
 from efedllm.engine.shard import ShardEngine
@@ -164,7 +164,7 @@ def test_healing_lowers_the_loss_on_unseen_text_and_resumes(worded: Callable[[st
 
     whole = compress(healed("whole"))
     assert whole.heal == 28
-    report = Report.model_validate_json((tmp_path / "whole" / REPORT_NAME).read_text())
+    report = CompressionReport.model_validate_json((tmp_path / "whole" / REPORT_NAME).read_text())
     assert report.heal is not None
     assert len(report.heal.losses) == 28
     assert report.heal.after < 0.95 * report.heal.before

@@ -11,7 +11,7 @@ import pytest
 from efedllm.chain import Chain, Deployment, keystore
 from efedllm.chain.artifacts import CONTRACTS
 from efedllm.errors import ChainError, ConfigError
-from efedllm_deploy.deployer import Step, deploy_contracts
+from efedllm_deploy.deployer import DeployStep, deploy_contracts
 from efedllm_deploy.local import dev_account, free_port
 from efedllm_deploy.plan import ADMINISTERED
 from efedllm_deploy.profile import Profile
@@ -60,9 +60,9 @@ async def test_second_run_sends_nothing(anvil: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop_after", ["EfedToken", "VerifierCommittee", "RewardPool", "StakeVault: SLASHER"])
 async def test_resumes_where_it_failed(ganache: str, tmp_path: Path, stop_after: str) -> None:
-    seen: list[Step] = []
+    seen: list[DeployStep] = []
 
-    def fail(step: Step) -> None:
+    def fail(step: DeployStep) -> None:
         seen.append(step)
         if step.name == stop_after:
             raise _StopHereError
@@ -80,7 +80,7 @@ async def test_resumes_where_it_failed(ganache: str, tmp_path: Path, stop_after:
 async def test_resumes_with_its_own_genesis_and_treasury(ganache: str, tmp_path: Path) -> None:
     treasury = dev_account(9).address
 
-    def fail(step: Step) -> None:
+    def fail(step: DeployStep) -> None:
         if step.name == "NodeRegistry":
             raise _StopHereError
 
@@ -95,7 +95,7 @@ async def test_resumes_with_its_own_genesis_and_treasury(ganache: str, tmp_path:
 
 
 async def test_unfinished_deployment_of_another_account_is_not_touched(ganache: str, tmp_path: Path) -> None:
-    def fail(step: Step) -> None:
+    def fail(step: DeployStep) -> None:
         if step.name == "StakeVault":
             raise _StopHereError
 

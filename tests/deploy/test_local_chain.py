@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from efedllm.chain.connection import Rpc
+from efedllm.checkout import project_root
 from efedllm.errors import ChainError, ConfigError
+from efedllm_deploy.chain_programs import PACKAGES, Kind, ensure_program, program
 from efedllm_deploy.devclock import DevClock, tick
-from efedllm_deploy.local import Kind, LocalChain, free_port, node_modules
+from efedllm_deploy.local import LocalChain, free_port
 from efedllm_deploy.process import ProcessError, spawn
 from efedllm_deploy.supervisor import ProcessSpec, Supervisor
 from tests.live_network import eventually
@@ -202,12 +205,52 @@ async def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
 
 async def test_missing_programs_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("efedllm_deploy.local.find_project_root", lambda: None)
+    monkeypatch.setattr("efedllm_deploy.chain_programs.find_project_root", lambda: None)
+    monkeypatch.setenv("EFEDLLM_HOME", str(tmp_path / "home"))
     with pytest.raises(ConfigError) as caught:
-        node_modules()
+        program("ganache")
     assert caught.value.code == "no-node-modules"
     assert "npm install" in caught.value.hint
+    with monkeypatch.context() as changed:
+        changed.setenv("PATH", str(tmp_path))
+        with pytest.raises(ConfigError) as caught:
+            await ensure_program("ganache")
+    assert caught.value.code == "no-node-js"
+    assert "--chain" in caught.value.hint
     with pytest.raises(ConfigError) as caught:
         await spawn("x", [str(tmp_path / "nothing")], tmp_path / "log")
     assert caught.value.code == "no-program"
     assert free_port() > 1024
+
+
+def test_the_pinned_programs_are_those_of_the_checkout() -> None:
+    pinned = json.loads((project_root() / "package.json").read_text())["devDependencies"]
+    assert {name: pinned[name] for name in ("ganache", "@foundry-rs/anvil")} == dict(PACKAGES.values())
+
+
+async def test_a_program_that_is_missing_is_installed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A stand-in for npm: it makes the file that the package has. tests/packaging runs the real one."""
+    (tmp_path / "bin").mkdir()
+    npm = tmp_path / "bin" / "npm"
+    npm.write_text(
+        '#!/bin/sh\nmkdir -p "$3/node_modules/ganache/dist/node"\n'
+        'echo "$@" > "$3/node_modules/ganache/dist/node/cli.js"\n'
+    )
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr("efedllm_deploy.chain_programs.find_project_root", lambda: None)
+    monkeypatch.setenv("EFEDLLM_HOME", str(tmp_path / "home"))
+    await asyncio.gather(ensure_program("ganache"), ensure_program("ganache"))
+    programs = tmp_path / "home" / "chain-programs"
+    script = Path(program("ganache")[1])
+    assert script.is_relative_to(programs / "ganache-7.9.2")
+    assert "ganache@7.9.2" in await asyncio.to_thread(script.read_text)
+    assert "installing ganache 7.9.2 into" in capfd.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "home" / "chain-programs").iterdir()) == [
+        "ganache-7.9.2",
+        "npm.log",
+    ]
+    await ensure_program("ganache")
+    assert capfd.readouterr().err == ""

@@ -23,7 +23,7 @@ from efedllm_deploy.accounts import GAS_MONEY, Keys, fund, replace_slashed
 from efedllm_deploy.bundled import ModelChoice, cached
 from efedllm_deploy.demo_cli import wipe
 from efedllm_deploy.homefiles import lock_home
-from efedllm_deploy.layout import NetworkOptions, Place, places
+from efedllm_deploy.layout import NetworkOptions, NodePlacement, placements
 from efedllm_deploy.network import LocalNetwork
 from efedllm_deploy.process import ProcessError, spawn
 from efedllm_deploy.publish import model_id, publish
@@ -123,7 +123,7 @@ def test_options_that_do_not_fit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("layers", "nodes"), [(8, 4), (8, 3), (7, 2), (8, 1), (1, 3), (12, 0)])
 def test_places_cover_the_model(layers: int, nodes: int) -> None:
-    found = places(layers, nodes)
+    found = placements(layers, nodes)
     assert len(found) == nodes
     covered = {layer for place in found for layer in range(place.lo, place.hi)}
     assert covered == (set(range(layers)) if nodes else set())
@@ -131,11 +131,11 @@ def test_places_cover_the_model(layers: int, nodes: int) -> None:
 
 
 def test_places_of_four_nodes() -> None:
-    assert places(8, 4) == [
-        Place(0, 4, 10**9),
-        Place(4, 8, 10**9),
-        Place(0, 4, 12 * 10**8),
-        Place(4, 8, 12 * 10**8),
+    assert placements(8, 4) == [
+        NodePlacement(0, 4, 10**9),
+        NodePlacement(4, 8, 10**9),
+        NodePlacement(0, 4, 12 * 10**8),
+        NodePlacement(4, 8, 12 * 10**8),
     ]
 
 

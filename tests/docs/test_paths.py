@@ -13,7 +13,7 @@ from tests.docs.markdown_files import GENERATED, ROOT, WRITTEN, anchors, prose, 
 
 MAX_LINE = 120
 MAX_COLUMNS = 4
-SKIPPED = {".git", ".venv", "node_modules", "build", "out", "cache", "__pycache__"}
+SKIPPED = {"node_modules", "build", "out", "cache", "__pycache__"}
 # Names of files that programs write or users bring.
 NOT_OURS = {
     "compression.json",
@@ -39,7 +39,7 @@ def tree() -> set[str]:
     pending = [ROOT]
     while pending:
         for item in pending.pop().iterdir():
-            if item.name in SKIPPED or item.name.endswith(".egg-info"):
+            if item.name in SKIPPED or item.name.startswith(".") or item.name.endswith(".egg-info"):
                 continue
             name = item.relative_to(ROOT).as_posix()
             if item.is_dir():
@@ -108,6 +108,12 @@ def test_tables_have_few_columns(path: Path) -> None:
         if line.startswith("|") and len(re.sub(r"`[^`]*`|\\\|", "", line).strip("| ").split("|")) > MAX_COLUMNS:
             wide.append(f"{shown(path)}:{number}")
     assert wide == []
+
+
+@pytest.mark.parametrize("path", WRITTEN + GENERATED, ids=shown)
+def test_only_rows_of_tables_begin_with_a_bar(path: Path) -> None:
+    begun = [(number, line.strip()) for number, line in prose(path) if line.lstrip().startswith("|")]
+    assert [f"{shown(path)}:{number}" for number, line in begun if not line.endswith("|")] == []
 
 
 @pytest.mark.parametrize("path", WRITTEN + GENERATED, ids=shown)

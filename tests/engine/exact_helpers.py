@@ -20,7 +20,7 @@ from efedllm.engine.exact.products import Kernel
 from efedllm.engine.exact.shard import ExactShardEngine
 from efedllm.engine.protocol import Float32, Int32, StepItem
 from efedllm.engine.protocol import Sequence as TokenSequence
-from efedllm.engine.tensors import TensorReader
+from efedllm.models.linear import read_linear, read_vector
 from efedllm.models.manifest import FileInfo, Manifest, Quant, TensorInfo, part_names, weights_root
 from efedllm.models.packing import group_count
 from efedllm.models.skeleton import build_skeleton, is_matrix, linear_shape
@@ -146,12 +146,14 @@ def publish_repacked(source: Path, directory: Path) -> Manifest:
         if not tensor.file.startswith("layer"):
             continue
         with TensorFile(source / tensor.file) as file:
-            reader = TensorReader([tensor])
-            parts = reader.parts(file, tensor)
             if tensor.cols == 1:
-                entries.append(encode_dense(tensor.name, tensor.layer, tensor.file, parts[0].clone()))
+                values = torch.from_numpy(read_vector(file, tensor).copy())
+                entries.append(encode_dense(tensor.name, tensor.layer, tensor.file, values))
             else:
-                low = _rounded(parts[0].double() * parts[1].double().unsqueeze(1))
+                base = read_linear(file, tensor).base
+                assert base is not None
+                assert base.scales is not None
+                low = _rounded(torch.from_numpy(base.values * base.scales.astype(np.float64)[:, None]))
                 entries.append(encode_packed(tensor.name, tensor.layer, tensor.file, low))
     files: dict[str, dict[str, Part]] = {}
     for entry in entries:

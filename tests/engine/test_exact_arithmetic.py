@@ -28,11 +28,12 @@ from efedllm.engine.exact.arithmetic import (
     rms_norm,
     silu,
 )
-from efedllm.engine.exact.packed import PackedIntMatrix, PackedRows
+from efedllm.engine.exact.packed import PackedIntMatrix
 from efedllm.engine.exact.products import Q_MAX, IntMatrix, exact_kernels
 from efedllm.engine.exact.rope import Rotation, frequencies, make_tables, rotate
 from efedllm.errors import ModelError
-from efedllm.models.packing import group_count, pack, row_bytes
+from efedllm.models.linear import PublishedMatrix
+from efedllm.models.packing import Int8, UInt8, group_count, pack, row_bytes
 
 KERNELS = exact_kernels()
 
@@ -79,24 +80,28 @@ def test_every_kernel_gives_the_sums_of_packed_rows(
         if extreme
         else rng.integers(-Q_MAX, Q_MAX + 1, (tokens, columns))
     )
-    matrices: list[PackedRows] = []
+    matrices: list[PublishedMatrix] = []
     want: list[np.ndarray[Any, np.dtype[np.int64]]] = []
     for rows, bits, group in shapes:
         half, groups = 1 << (bits - 1), group_count(columns, group)
         w = rng.choice([-half, half - 1], (rows, columns)) if extreme else rng.integers(-half, half, (rows, columns))
         m = rng.choice([-128, 127], (rows, groups)) if extreme else rng.integers(-128, 128, (rows, groups))
-        data, mult = torch.from_numpy(pack(w.astype(np.int8), bits)), torch.from_numpy(m.astype(np.int8))
-        matrices.append(PackedRows(data, mult, torch.ones(rows), columns, bits, group))
+        matrices.append(packed_matrix(pack(w.astype(np.int8), bits), m.astype(np.int8), columns, bits, group))
         want.append(q @ (w * m[:, np.arange(columns) // group]).T)
     for kernel in KERNELS:
         got = PackedIntMatrix(matrices, kernel).times(torch.from_numpy(q).double())
         assert torch.equal(got, torch.from_numpy(np.concatenate(want, axis=1)).double()), kernel
 
 
+def packed_matrix(data: UInt8, mult: Int8, columns: int, bits: int, group: int) -> PublishedMatrix:
+    """Packed integers with scales of 1."""
+    dtype: Any = f"int{bits}"
+    return PublishedMatrix(data, dtype, columns, np.ones(len(data), np.float32), mult, group)
+
+
 def test_a_row_too_long_for_its_sums_is_refused() -> None:
     long = (1 << 16) + 1
-    data = torch.zeros(1, row_bytes(long, 2), dtype=torch.uint8)
-    packed = PackedRows(data, torch.ones(1, 1, dtype=torch.int8), torch.ones(1), long, 2, long)
+    packed = packed_matrix(np.zeros((1, row_bytes(long, 2)), np.uint8), np.ones((1, 1), np.int8), long, 2, long)
     for kernel in KERNELS:
         with pytest.raises(ModelError) as caught:
             IntMatrix(torch.zeros(1, long, dtype=torch.int8), kernel)

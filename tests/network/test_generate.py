@@ -20,10 +20,10 @@ from efedllm.chain.amounts import WEI, cost_of_tokens
 from efedllm.errors import ConfigError, EfedError
 from efedllm_client.api import Client
 from efedllm_client.config import ClientConfig
+from efedllm_client.jobs.context import JobContext
 from efedllm_client.jobs.failover import RouteSwitched
 from efedllm_client.jobs.generation import Generation, GenerationFinished, Piece, RouteStarted
 from efedllm_client.jobs.options import GenerateOptions, RouteOptions
-from efedllm_client.jobs.outcome import JobContext
 from efedllm_client.jobs.report import report_of
 from efedllm_client.payments.session import Sessions
 from efedllm_client.routes.choose import Candidate

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from efedllm_deploy.profile import Clock, Profile
+from efedllm_deploy.profile import ClockSection, Profile
 from tests.live_network import LiveNetwork
 from tests.model_fixtures import bundled_model, checkpoint, published
 from tests.node.node_kit import Lab, open_lab
@@ -17,7 +17,7 @@ __all__ = ["bundled_model", "checkpoint", "published"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Long enough that no test falls out of the part of an epoch it went to, however slow the machine.
-EPOCH = Clock(epoch_length=1200)
+EPOCH = ClockSection(epoch_length=1200)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from efedllm.errors import EfedError
 from efedllm.logs import get_logger
 from efedllm.settings import Settings
 from efedllm_client.api import Client
+from efedllm_client.jobs.options import RouteOptions
 from efedllm_verifier.app import Verifier, open_verifier
 from efedllm_verifier.config import VerifierConfig
 from efedllm_verifier.metrics import Health, Metrics
@@ -152,7 +153,7 @@ async def test_two_commitments_are_found_proven_and_paid_and_the_honest_keep_all
 
 
 async def buy(client: Client) -> None:
-    async for _ in client.generate("def add(a, b):", max_tokens=4, explore=0.0):
+    async for _ in client.generate("def add(a, b):", max_tokens=4, route=RouteOptions(explore=0.0)):
         pass
 
 

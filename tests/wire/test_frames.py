@@ -78,7 +78,6 @@ def open_jobs(draw: st.DrawFn) -> OpenJobMsg:
         hop,
         tuple(route),
         None if prompt is None else tuple(prompt),
-        draw(st.none() | sig65),
     )
 
 

@@ -31,7 +31,7 @@ from efedllm_bench.network.wire_bytes import scrape
 from efedllm_bench.processor import processor_name
 from efedllm_client.api import Client
 from efedllm_client.jobs.options import GenerateOptions, RouteOptions
-from efedllm_deploy.layout import GWEI_PER_EFED, NetworkOptions, Place
+from efedllm_deploy.layout import GWEI_PER_EFED, NetworkOptions, NodePlacement
 from efedllm_deploy.network import LocalNetwork
 
 Say = Callable[[str], None]
@@ -80,10 +80,10 @@ async def run(options: DemoBench, say: Say) -> dict[str, Any]:
 # --- speed ---
 
 
-def layout(layers: int) -> tuple[Place, ...]:
+def layout(layers: int) -> tuple[NodePlacement, ...]:
     """Nodes for routes of 1, 2 and 4 hops, in this order."""
     return tuple(
-        Place(layers * hop // hops, layers * (hop + 1) // hops, GWEI_PER_EFED // hops)
+        NodePlacement(layers * hop // hops, layers * (hop + 1) // hops, GWEI_PER_EFED // hops)
         for hops in HOPS
         for hop in range(hops)
     )

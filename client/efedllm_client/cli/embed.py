@@ -1,4 +1,4 @@
-"""`efedllm embed`: texts to vectors, through an encoder on the network."""
+"""`efedllm embed`: texts to vectors, with an encoder on the network."""
 
 from __future__ import annotations
 

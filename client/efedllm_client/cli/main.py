@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -19,6 +19,7 @@ import efedllm_client.cli.embed
 import efedllm_client.cli.generate
 import efedllm_client.cli.network
 import efedllm_client.cli.wallet
+from efedllm import __version__
 from efedllm.errors import ConfigError, EfedError, file_error
 
 GROUP = "efedllm.commands"
@@ -36,6 +37,11 @@ def build(argv: Sequence[str]) -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
+
+    @app.callback()
+    def options(version: Version = False) -> None:
+        """Inference bought from staked nodes, audited by staked verifiers."""
+
     app.command("generate", help=efedllm_client.cli.generate.HELP)(efedllm_client.cli.generate.generate)
     app.command("chat", help=efedllm_client.cli.chat.HELP)(efedllm_client.cli.chat.chat)
     app.command("embed", help=efedllm_client.cli.embed.HELP)(efedllm_client.cli.embed.embed)
@@ -49,6 +55,17 @@ def build(argv: Sequence[str]) -> typer.Typer:
         else:
             app.command(entry.name, help=summary(entry))(_not_loaded)
     return app
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"efedllm {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+]
 
 
 def _not_loaded() -> None:

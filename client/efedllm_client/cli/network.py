@@ -99,7 +99,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def quality_line(model: dict[str, Any]) -> str:
-    """What a person chooses by: profile, method, and what compression cost."""
+    """Profile, method and certified quality of a model on one line."""
     head = f"{model['profile']} profile, {model['method'] or 'unknown method'}"
     certificate = model["certificate"]
     if certificate is None:
@@ -113,7 +113,7 @@ def quality_line(model: dict[str, Any]) -> str:
 
 
 def show(view: dict[str, Any]) -> None:
-    """Tables for a person."""
+    """Print the network as tables."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table

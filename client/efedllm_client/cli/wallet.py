@@ -122,7 +122,7 @@ def withdraw(
 @expand_options
 def sessions(
     account: AccountOptions,
-    all_: Annotated[bool, typer.Option("--all", help="Closed ones too.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Show closed sessions too.")] = False,
     json_: Json = False,
 ) -> None:
     """Sessions opened from this wallet."""

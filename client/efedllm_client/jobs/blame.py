@@ -71,7 +71,7 @@ async def find_faults(
 
 
 def contradictions(record: PaidJobRecord, domain: Domain) -> list[Finding]:
-    """Hops that sent the client two commitments."""
+    """A finding for each hop that sent the client two different commitments."""
     found = []
     for hop, other in record.others:
         first, here = record.commits[hop], record.route[hop]
@@ -95,7 +95,7 @@ def evidence_needed(faults: list[Fault], hops: int) -> set[tuple[int, int]]:
 def blame(
     record: PaidJobRecord, faults: list[Fault], evidence: Evidence, previous: Previous, domain: Domain
 ) -> list[Fault]:
-    """`faults` with the open ones decided by what the hops show. Pure."""
+    """`faults` with the open ones decided by the evidence of the hops. Pure function."""
     return [_decide(record, fault, evidence, previous, domain) for fault in faults]
 
 
@@ -157,7 +157,10 @@ def _finding(record: PaidJobRecord, fault: Fault, previous: Previous, domain: Do
 
 
 async def fetch_previous(record: PaidJobRecord, hops: set[int], seconds: float) -> dict[int, SignedCommit]:
-    """Ask hops for the commitment that theirs names. Hops without a usable answer are left out."""
+    """Ask hops for the commitment of the hop before, which their own commitment names.
+
+    Hops without a usable answer are left out.
+    """
     asked = sorted(hops)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=seconds)) as http:
         answers = await asyncio.gather(*(_ask_previous(http, record, hop) for hop in asked))

@@ -12,11 +12,12 @@ from efedllm.commitments.hashing import ZERO32
 from efedllm.commitments.messages import NO_EOS, PPM
 from efedllm.errors import ConfigError, EfedError
 from efedllm_client.jobs.blame import Finding
+from efedllm_client.jobs.context import JobContext
 from efedllm_client.jobs.embedding_job import EmbeddingJob, mean_pooled
 from efedllm_client.jobs.failover import RouteSwitched, run_with_failover
 from efedllm_client.jobs.job import RouteFailure
 from efedllm_client.jobs.options import RouteOptions, Sampling
-from efedllm_client.jobs.outcome import JobContext, JobOutcome, finish_job
+from efedllm_client.jobs.outcome import JobOutcome, finish_job
 from efedllm_client.jobs.route_chooser import RouteChooser
 from efedllm_client.payments.session import PaidSession
 from efedllm_client.routes.choose import Candidate, Route

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from efedllm.errors import ChainError, ConfigError, EfedError
+from efedllm_client.jobs.context import JobContext
 from efedllm_client.jobs.job import RouteFailure
-from efedllm_client.jobs.outcome import JobContext
 from efedllm_client.jobs.retry import is_route_error, needs_fresh_session, nodes_to_avoid
 from efedllm_client.jobs.route_chooser import RouteChooser
 from efedllm_client.routes.choose import Route

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from efedllm.commitments.messages import EXACT_PROFILE
 from efedllm.errors import EfedError
+from efedllm_client.jobs.context import JobContext
 from efedllm_client.jobs.failover import RouteSwitched, run_with_failover
 from efedllm_client.jobs.generation_job import GenerationJob
 from efedllm_client.jobs.job import RouteFailure
 from efedllm_client.jobs.options import GenerateOptions, sampling_of
-from efedllm_client.jobs.outcome import JobContext, JobOutcome, finish_job
+from efedllm_client.jobs.outcome import JobOutcome, finish_job
 from efedllm_client.jobs.route_chooser import RouteChooser
 from efedllm_client.routes.choose import Candidate, Route
 from efedllm_client.text.decoder import IncrementalDecoder

@@ -16,7 +16,7 @@ from efedllm.wire.messages import AnyMessage, Message
 
 @dataclass(frozen=True)
 class Arrival:
-    """Something that came from hop `index`: a message, or the end of its connection."""
+    """A message from hop `index`, or the end of its connection."""
 
     index: int
     message: AnyMessage | None
@@ -25,7 +25,7 @@ class Arrival:
 
 
 class HopLink:
-    """One node: proven to be the registered one when `open` returns. Messages go to the shared queue."""
+    """The connection to one node, whose identity is proven when `open` returns. Messages go to the shared queue."""
 
     def __init__(self, index: int, hop: RouteHop, peer: Peer, connect_ms: float) -> None:
         self.index = index
@@ -50,7 +50,7 @@ class HopLink:
         return cls(index, hop, peer, (time.perf_counter() - started) * 1000)
 
     def deliver_to(self, inbox: asyncio.Queue[Arrival]) -> None:
-        """Pump everything that arrives, and finally the end, into `inbox`."""
+        """Put everything that arrives, and finally the end of the connection, into `inbox`."""
         self._task = asyncio.create_task(self._pump(inbox), name=f"messages of {self.hop.node}")
 
     async def _pump(self, inbox: asyncio.Queue[Arrival]) -> None:
@@ -67,7 +67,7 @@ class HopLink:
         await self._peer.send(message.to_frame())
 
     async def farewell(self, message: Message) -> None:
-        """Send if the connection still stands: nobody depends on it."""
+        """Send if the connection is still open; ignore a failure."""
         with suppress(ProtocolError):
             await self.send(message)
 

@@ -154,7 +154,7 @@ class PaidJob(ABC):
             await self._leave(cancel=not finished)
 
     def stop(self) -> None:
-        """End the job after the token just yielded. The nodes still commit to what they did, so receipts come."""
+        """End the job after the token just yielded. The nodes still commit to what they did, and send receipts."""
         self._stopping = not self._complete()
 
     # --- opening ---
@@ -210,7 +210,7 @@ class PaidJob(ABC):
     # --- running ---
 
     async def _next(self, seconds: float, stage: str = "token", waiting: Collection[int] = ()) -> Arrival:
-        """The next message; the end of a connection, an ERROR and silence are a RouteFailure."""
+        """The next message. Raises RouteFailure for the end of a connection, an ERROR and silence."""
         try:
             async with asyncio.timeout(seconds):
                 arrival = await self._inbox.get()
@@ -227,7 +227,7 @@ class PaidJob(ABC):
         return arrival
 
     async def _who_died(self) -> list[str]:
-        """Nodes whose connection ends in the next moment: a neighbour may complain before we notice ourselves."""
+        """Nodes whose connection ends in the next moment: a neighbour may complain before the client notices."""
         dead = self._dead()
         try:
             async with asyncio.timeout(self._config.notice_seconds):
@@ -333,7 +333,7 @@ class PaidJob(ABC):
         return RouteFailure(error, accused=[self._node(len(self._links) - 1)])
 
     async def _collect_receipts(self) -> None:
-        """Wait for every hop's commitment. A missing one is no failure of the job: the link check reports it."""
+        """Wait for every hop's commitment. A missing one does not fail the job: `find_faults` reports it."""
         record = self.record
         deadline = time.perf_counter() + self._config.receipts_seconds
         while any(commit is None for commit in record.commits):
@@ -342,7 +342,7 @@ class PaidJob(ABC):
                 arrival = await self._next(max(deadline - time.perf_counter(), 0.001), "receipts", missing)
                 await self._handle(arrival)
             except RouteFailure:
-                # All tokens are here already; whoever is still there may yet send a receipt.
+                # All tokens are here already, and the hops still connected may send a receipt.
                 if time.perf_counter() >= deadline or not any(not self._links[i].closed for i in missing):
                     return
 

@@ -1,4 +1,4 @@
-"""Receipts on disk: what a client needs to show later what each node signed."""
+"""Receipts on disk: proof of what each node signed."""
 
 from __future__ import annotations
 

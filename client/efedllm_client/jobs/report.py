@@ -56,7 +56,7 @@ class GenerationReport:
 
 
 def report_of(finished: GenerationFinished, prompt: str, model_id: bytes) -> GenerationReport:
-    """The report of a generation; route, session and job are those of its last job, sums are over all."""
+    """The report of a generation. Route, session and job are those of its last job, sums are over all jobs."""
     jobs = finished.jobs
     last = jobs[-1]
     faults = [finding.to_json() for job in jobs for finding in job.findings]

@@ -9,7 +9,7 @@ from efedllm.errors import ChainError
 
 
 def nodes_to_avoid(route: Iterable[str], dead: Collection[str], accused: Collection[str]) -> frozenset[str]:
-    """Which nodes of a failed route the next one leaves out: the dead ones, else the accused ones, else all of them."""
+    """Nodes of a failed route that the next one leaves out: the dead ones, else the accused ones, else all."""
     nodes = list(route)
     for group in (dead, accused):
         chosen = frozenset(node for node in nodes if node in group)
@@ -19,7 +19,7 @@ def nodes_to_avoid(route: Iterable[str], dead: Collection[str], accused: Collect
 
 
 def accused_by(message: str, reporter: str, route: Iterable[str]) -> frozenset[str]:
-    """Whom a node's complaint is about: the other nodes of the route that it names, else the node itself."""
+    """The nodes that a complaint accuses: the other nodes of the route that it names, else the reporter."""
     named = frozenset(node for node in route if node != reporter and node.lower() in message.lower())
     return named or frozenset({reporter})
 

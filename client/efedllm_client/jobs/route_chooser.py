@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from efedllm_client.jobs.context import JobContext
 from efedllm_client.jobs.options import RouteOptions
-from efedllm_client.jobs.outcome import JobContext
 from efedllm_client.routes.choose import Candidate, Route, check_price, choose_known_route, named_route, resolve_names
 from efedllm_client.routes.discovery import find_candidates
 from efedllm_client.routes.newcomers import check_share, draw_lot, explored_route, tries_newcomer

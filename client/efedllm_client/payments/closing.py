@@ -1,4 +1,4 @@
-"""Getting deposits back: close sessions, wait out the grace period, withdraw."""
+"""Getting deposits back: close sessions, wait for the end of the grace period, withdraw."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Closed:
 
 
 async def close_sessions(chain: Chain, store: ClientStore, directory: Path, close_open: bool = True) -> list[Closed]:
-    """Take every session of this wallet one step further towards closed; sessions in use are left alone."""
+    """Take every session of this wallet one step closer to closed. Skips sessions in use."""
     grace = await chain.contracts.session_escrow.grace()
     done = []
     for view in await session_views(chain, store):
@@ -119,7 +119,7 @@ async def withdraw(chain: Chain, store: ClientStore, directory: Path, amount: in
 
 
 def not_yet(wanted: int, free: int, waiting: list[Closed], now: int) -> ConfigError:
-    """The error for money that is not free: what is, what comes back, and when."""
+    """The error for money that cannot be withdrawn now: how much can, how much follows, and when."""
     if not waiting:
         return ConfigError(
             "insufficient-balance",

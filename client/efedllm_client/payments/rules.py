@@ -48,7 +48,7 @@ def due_tokens(terms: PaymentTerms, delivered: int) -> int:
 
 
 def payable(terms: PaymentTerms, delivered: int) -> Amount:
-    """The most the client promises at this moment: what is due and the advance, never above the job or the deposit.
+    """The most that the client promises now: what is due and the advance, at most the job and the deposit.
 
     Raises ConfigError "deposit-exhausted" when the deposit does not cover even what is due.
     """
@@ -67,7 +67,7 @@ def payable(terms: PaymentTerms, delivered: int) -> Amount:
 
 
 def next_voucher(terms: PaymentTerms, signed: Amount, delivered: int) -> Amount | None:
-    """The voucher to sign now, or None while the last one still pays far enough ahead. Never lower than `signed`."""
+    """The voucher to sign now, never lower than `signed`. None while the last one pays far enough ahead."""
     target = payable(terms, delivered)
     if target.tokens <= signed.tokens or target.cumulative < signed.cumulative:
         return None
@@ -76,7 +76,7 @@ def next_voucher(terms: PaymentTerms, signed: Amount, delivered: int) -> Amount 
 
 
 def answer_demand(terms: PaymentTerms, signed: Amount, delivered: int, due: int) -> Amount | None:
-    """Answer to a node that stopped until it is paid `due` wei (cumulative over the session).
+    """The answer to a node that waits for `due` wei (cumulative over the session).
 
     Returns what to sign, or None when the last voucher already says as much as the client owes: tokens may be on
     their way, so a demand somewhat ahead of them is met only as far as they arrive.
@@ -96,7 +96,7 @@ def answer_demand(terms: PaymentTerms, signed: Amount, delivered: int, due: int)
 def session_deposit(
     job_cost: int, wanted: int | None, cap: int | None, jobs_ahead: int = ClientConfig.jobs_ahead
 ) -> int:
-    """Deposit for a new session: what was asked for, else enough for several such jobs; at most `cap` (probation).
+    """Deposit of a new session, wei: `wanted`, else the cost of several such jobs; at most `cap` (probation).
 
     Raises ConfigError when the job alone does not fit.
     """

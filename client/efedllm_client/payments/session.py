@@ -1,4 +1,4 @@
-"""Paid sessions: opening one on chain for a route, using one again, signing its vouchers."""
+"""Paid sessions: open one on chain for a route, reuse an open one, sign its vouchers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-from eth_account.signers.local import LocalAccount
+from typing import TYPE_CHECKING
 
 from efedllm.chain import Chain
 from efedllm.chain.amounts import GWEI, cost_of_tokens, format_amount
@@ -26,6 +25,9 @@ from efedllm_client.payments.rules import Amount, PaymentTerms, payable, session
 from efedllm_client.payments.session_keys import create_signer, load_signer
 from efedllm_client.payments.store import CLOSED, OPEN, OPENING, ClientStore, StoredSession, session_lock
 from efedllm_client.payments.wallet import OPEN_ON_CHAIN, fund_escrow
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class PaidSession:
 
 
 class Sessions:
-    """Opens sessions from one wallet and finds those that can be used again."""
+    """Opens sessions of one wallet and finds open ones to reuse."""
 
     def __init__(
         self,

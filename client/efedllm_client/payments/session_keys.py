@@ -1,4 +1,4 @@
-"""Hot keys: one per session, encrypted under the wallet's key, so that only the wallet's owner can use them."""
+"""Session keys: one per session, encrypted under the wallet's key, so that only the wallet's owner can use them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import hmac
 import json
 import secrets
 from pathlib import Path
-from typing import Any, cast
-
-from eth_account.signers.local import LocalAccount
-from eth_keyfile.keyfile import create_keyfile_json, decode_keyfile_json
+from typing import TYPE_CHECKING, Any, cast
 
 from efedllm.chain.deployment import write_json
 from efedllm.commitments.signing import Signer
 from efedllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
 
 _PURPOSE = b"EFL.session-signers.1"
 # The password below has 256 bits of entropy, so stretching it would only cost time.
@@ -23,6 +23,8 @@ _ITERATIONS = 1
 
 def create_signer(directory: Path, wallet: LocalAccount) -> Signer:
     """A fresh key, written (mode 0600) before it is returned."""
+    from eth_keyfile.keyfile import create_keyfile_json
+
     key = secrets.token_bytes(32)
     signer = Signer(key)
     document = create_keyfile_json(key, _password(wallet), kdf="pbkdf2", iterations=_ITERATIONS)
@@ -33,6 +35,8 @@ def create_signer(directory: Path, wallet: LocalAccount) -> Signer:
 
 def load_signer(directory: Path, wallet: LocalAccount, address: str) -> Signer:
     """The key made earlier. Raises ConfigError "no-signer" when it is missing or belongs to another wallet."""
+    from eth_keyfile.keyfile import decode_keyfile_json
+
     path = _path(directory, address)
     try:
         document = cast(Any, json.loads(path.read_text()))

@@ -1,4 +1,4 @@
-"""The client's database: its sessions, their vouchers, and the job numbers used up. SQLite by default."""
+"""The client's SQLite database: its sessions, their vouchers, and the job numbers used up."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sqlalchemy.types import TypeDecorator
 
 from efedllm.commitments.session import Voucher
 from efedllm.errors import ConfigError
-from efedllm.storage import open_sqlite
+from efedllm.storage import for_reading, open_sqlite
 from efedllm.wire.messages import VoucherMsg
 
 OPENING, OPEN, CLOSED = "opening", "open", "closed"
@@ -138,13 +138,13 @@ class ClientStore:
             .where(columns.client == client, columns.escrow == escrow, columns.chain_id == chain_id)
             .order_by(columns.created.desc())
         )
-        async with self._engine.begin() as db:
+        async with for_reading(self._engine).begin() as db:
             return [_session(row) for row in (await db.execute(query)).mappings()]
 
     async def session(self, session_id: bytes) -> StoredSession:
         """One session. Raises ConfigError "unknown-session"."""
         query = select(_SESSIONS).where(_SESSIONS.c.session_id == session_id.hex())
-        async with self._engine.begin() as db:
+        async with for_reading(self._engine).begin() as db:
             row = (await db.execute(query)).mappings().one_or_none()
         if row is None:
             raise _unknown(session_id)
@@ -173,7 +173,7 @@ class ClientStore:
 
     async def last_voucher(self, session_id: bytes) -> VoucherMsg | None:
         """The voucher worth most. Nodes hold at most this one."""
-        async with self._engine.begin() as db:
+        async with for_reading(self._engine).begin() as db:
             return await _last_voucher(db, session_id)
 
     async def save_voucher(self, signed: VoucherMsg) -> None:

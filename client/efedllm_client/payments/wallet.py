@@ -17,7 +17,7 @@ PERMIT_SECONDS = 3600  # validity of the signature that lets the escrow take the
 
 @dataclass(frozen=True)
 class WalletBalances:
-    """All in wei."""
+    """Amounts in wei."""
 
     address: str
     eth: int
@@ -42,7 +42,7 @@ async def balances(chain: Chain, store: ClientStore) -> WalletBalances:
 
 @dataclass(frozen=True)
 class SessionView:
-    """A session as the chain and this client's store see it together."""
+    """A session: its state on chain joined with the client's record. Amounts in wei, times in chain seconds."""
 
     session_id: bytes
     status: str  # opening, open, closing, closed

@@ -16,7 +16,7 @@ STATUS_ACTIVE = 1
 
 @dataclass(frozen=True)
 class Candidate:
-    """One node as the chain registered it, with what a probe measured."""
+    """One node as registered on chain, with the result of a probe."""
 
     address: str  # EIP-55
     signer: str  # EIP-55, hot key of the node
@@ -39,7 +39,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class CostWeights:
-    """What each term is worth in milliseconds a token. The cost of a node in a route is our choice:
+    """Weights of the cost terms, in milliseconds per token. The cost of a node in a route is:
 
     latency + hop + price_per_layer * (price / cheapest price per layer) + distrust * (1 - trust) + queue * jobs
     Latencies count in whole steps: measurements on one machine or in one building differ by noise only.
@@ -98,7 +98,7 @@ def choose_route(
     """Dijkstra over layer boundaries: edges are nodes from `lo` to `hi`, the goal is `layers`.
 
     Ties go to fewer hops, then to the lower addresses, so that equal inputs give equal routes.
-    Raises ConfigError "layers-not-covered" naming the layers that nobody usable serves.
+    Raises ConfigError "layers-not-covered" naming the layers that no usable node serves.
     """
     weights = weights or CostWeights()
     usable = usable_nodes(candidates, layers, avoid)

@@ -85,7 +85,7 @@ async def fetch_card(model: ModelInfo, endpoints: Sequence[str]) -> ModelCard:
 
 
 async def find_offers(chain: Chain, models: Sequence[ModelInfo], seconds: float) -> list[ModelOffer]:
-    """The active ones of `models` for which there is a route, with their cards."""
+    """Offers for those of `models` that are active and served by a route. `seconds`: for the probes."""
     active = [model for model in models if model.status == MODEL_ACTIVE]
     candidates = await asyncio.gather(*(find_candidates(chain, model, seconds) for model in active))
     priced: dict[bytes, int] = {}
@@ -111,7 +111,7 @@ def _price(candidates: Sequence[Candidate], model: ModelInfo) -> int | None:
 
 
 def choose_by_quality(offers: Sequence[ModelOffer], least: float) -> ModelInfo:
-    """The cheapest offer of at least this quality; of equally cheap ones the best. Pure.
+    """The cheapest offer of at least this quality, at equal prices the best. Pure function.
 
     Raises ConfigError "bad-option", "quality-too-low" when there is none, "choose-model" when those that are good
     enough were made from different originals.

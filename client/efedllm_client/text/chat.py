@@ -16,7 +16,7 @@ class Conversation:
         self._turns.clear()
 
     def add(self, said: str, answer: str) -> None:
-        """Keep a turn; what a model invents for the user after its answer is dropped."""
+        """Keep a turn. Drops text after the answer that the model generated for the user."""
         self._turns.append((said, first_answer(answer)))
 
     def prompt(self, said: str, new_tokens: int) -> list[int]:

@@ -29,7 +29,6 @@ class ModelTokenizer:
     eos: tuple[int, ...]  # ids that end a text; the first is sent to the nodes
     bos: int | None
     context: int | None  # most positions, None when the config does not say
-    chat_template: str | None
     is_encoder: bool = False
 
     def encode(self, text: str) -> list[int]:
@@ -93,13 +92,11 @@ def read_tokenizer(directory: Path) -> ModelTokenizer:
             "bad-tokenizer", f"{TOKENIZER_FILE} cannot be read: {error}.", "Ask the model's publisher for another."
         ) from error
     config, settings, generation = (_json(directory / name) for name in OPTIONAL_FILES)
-    template = settings.get("chat_template")
     return ModelTokenizer(
         tokenizer=tokenizer,
         eos=eos_ids(config, settings, generation, tokenizer),
         bos=bos if isinstance(bos := config.get("bos_token_id"), int) else None,
         context=context_length(config),
-        chat_template=template if isinstance(template, str) else None,
         is_encoder=config.get("model_type") in ENCODERS,
     )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from efedllm.engine.exact.cache import ExactCache
 from efedllm.engine.exact.linear import Linears
 from efedllm.engine.exact.steps import Angles, Heads, Norm, Steps
-from efedllm.engine.exact.tap import Tap
+from efedllm.engine.taps import TapCollector
 
 Member = tuple[ExactCache, int, int]
 """A sequence's cache, how many of the tokens are its own, and where they go after the committed positions."""
@@ -77,7 +77,7 @@ class ExactLayer:
     steps: Steps
 
     def __call__(
-        self, x: Tensor, angles: Angles | None, slot: int, batch: list[Member], tap: Tap | None = None
+        self, x: Tensor, angles: Angles | None, slot: int, batch: list[Member], tap: TapCollector | None = None
     ) -> Tensor:
         """x float32 [total, hidden], the new tokens of all sequences in a row; returns the same shape.
 
@@ -87,7 +87,7 @@ class ExactLayer:
         x = steps.add(x, self.attention(steps, steps.norm(self.attention_norm, x), angles, slot, batch))
         hidden = self.mlp.hidden(steps, steps.norm(self.mlp_norm, x))
         if tap is not None:
-            tap.take(steps, hidden)
+            tap.take(steps.tap(hidden, tap.coordinates(hidden.shape[1])))
         return steps.add(x, self.mlp.down(hidden))
 
     @property

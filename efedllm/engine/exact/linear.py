@@ -12,21 +12,24 @@ import torch
 from torch import Tensor
 
 from efedllm.engine.exact.arithmetic import quantize
-from efedllm.engine.exact.native_linears import held, native_linears
-from efedllm.engine.exact.packed import PackedIntMatrix, PackedRows
-from efedllm.engine.exact.products import IntMatrix, Kernel
-from efedllm.engine.exact.records import Factors, Int8Rows, Published
-from efedllm.kernels.matrix import Scratch
-
-__all__ = ["Factors", "Int8Rows", "Linears", "Published"]
+from efedllm.engine.exact.packed import PackedIntMatrix
+from efedllm.engine.exact.products import IntMatrix, Kernel, check_columns, native_library
+from efedllm.engine.tiled import scales_of, tiled_linear, values_of
+from efedllm.kernels.matrix import Scratch, TiledLinears, TiledMatrix
+from efedllm.models.linear import PublishedLinear, PublishedMatrix
 
 
 class _Rows:
     """y = (integer sum * token scale) * row scale in float64, for matrices of one kind below each other."""
 
-    def __init__(self, matrix: IntMatrix | PackedIntMatrix, scales: Sequence[Tensor], device: str) -> None:
-        self._matrix = matrix
-        self._scales = torch.cat(list(scales)).to(device).double()
+    def __init__(self, matrices: Sequence[PublishedMatrix], kernel: Kernel, device: str) -> None:
+        if matrices[0].multipliers is not None:
+            self._matrix: IntMatrix | PackedIntMatrix = PackedIntMatrix(matrices, kernel, device)
+        else:
+            values = [values_of(m) for m in matrices]
+            self._matrix = IntMatrix(values[0] if len(values) == 1 else torch.cat(values), kernel, device)
+        scales = [torch.ones(m.rows) if (own := scales_of(m)) is None else own for m in matrices]
+        self._scales = torch.cat(scales).to(device).double()
 
     def __call__(self, q: Tensor, scale: Tensor) -> Tensor:
         return self._matrix.times(q).mul_(scale).mul_(self._scales)
@@ -34,20 +37,6 @@ class _Rows:
     @property
     def held(self) -> list[Tensor]:
         return [self._matrix.held, self._scales]
-
-
-def _int8_rows(matrices: Sequence[Int8Rows], kernel: Kernel, device: str) -> _Rows | None:
-    if not matrices:
-        return None
-    values = [m.values for m in matrices]
-    matrix = IntMatrix(values[0] if len(values) == 1 else torch.cat(values), kernel, device)
-    return _Rows(matrix, [m.scales for m in matrices], device)
-
-
-def _packed_rows(matrices: Sequence[PackedRows], kernel: Kernel, device: str) -> _Rows | None:
-    if not matrices:
-        return None
-    return _Rows(PackedIntMatrix(matrices, kernel, device), [m.scales for m in matrices], device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +53,11 @@ class Linears:
     """Linear maps of one input; their outputs lie side by side."""
 
     def __init__(
-        self, published: Sequence[Published], kernel: Kernel, scratch: Scratch | None = None, device: str = "cpu"
+        self, published: Sequence[PublishedLinear], kernel: Kernel, scratch: Scratch | None = None, device: str = "cpu"
     ) -> None:
         """`scratch`: memory to share with the other maps of an engine. `device`: where what is held lies, the CPU for
         the native kernel."""
-        self._native = native_linears(published, scratch) if kernel is Kernel.NATIVE else None
+        self._native = _native_linears(published, scratch) if kernel is Kernel.NATIVE else None
         self._torch = _TorchLinears(published, kernel, device) if self._native is None else None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -82,40 +71,43 @@ class Linears:
     def held(self) -> list[Tensor]:
         """Every tensor kept in memory."""
         if self._native is not None:
-            return held(self._native)
+            return [t for one in self._native.maps for t in one.held]
         assert self._torch is not None
         return self._torch.held
 
 
+def _native_linears(published: Sequence[PublishedLinear], scratch: Scratch | None) -> TiledLinears:
+    """One native call for all maps, with as many threads as torch has in this thread."""
+    for linear in published:
+        for matrix in linear.matrices:
+            check_columns(matrix.columns)
+    native, shared = native_library(), dict[int, TiledMatrix]()
+    maps = [tiled_linear(native, linear, shared) for linear in published]
+    return TiledLinears(native, maps, scratch=scratch, threads=torch.get_num_threads())
+
+
 class _TorchLinears:
-    def __init__(self, published: Sequence[Published], kernel: Kernel, device: str) -> None:
-        int8: list[Int8Rows] = []
-        packed: list[PackedRows] = []
+    def __init__(self, published: Sequence[PublishedLinear], kernel: Kernel, device: str) -> None:
+        int8: list[PublishedMatrix] = []
+        packed: list[PublishedMatrix] = []
         places: dict[int, slice] = {}
 
-        def place(matrix: Int8Rows) -> slice:
+        def place(matrix: PublishedMatrix) -> slice:
             # A v that several maps share is multiplied once.
-            key = matrix.values.data_ptr()
-            if key not in places:
-                start = sum(m.rows for m in int8)
-                int8.append(matrix)
-                places[key] = slice(start, start + matrix.rows)
-            return places[key]
+            if matrix.address not in places:
+                same = int8 if matrix.multipliers is None else packed
+                start = sum(m.rows for m in same)
+                same.append(matrix)
+                places[matrix.address] = slice(start, start + matrix.rows)
+            return places[matrix.address]
 
         maps: list[_Map] = []
         for p in published:
-            base = v = u = None
-            if isinstance(p.base, PackedRows):
-                start = sum(m.rows for m in packed)
-                packed.append(p.base)
-                base = slice(start, start + p.base.rows)
-            elif p.base is not None:
-                base = place(p.base)
-            if p.factors is not None:
-                v, u = place(p.factors.v), _int8_rows([p.factors.u], kernel, device)
-            maps.append(_Map(isinstance(p.base, PackedRows), base, v, u))
-        self._int8 = _int8_rows(int8, kernel, device)
-        self._packed = _packed_rows(packed, kernel, device)
+            base, v = (None if m is None else place(m) for m in (p.base, p.v))
+            u = None if p.u is None else _Rows([p.u], kernel, device)
+            maps.append(_Map(p.base is not None and p.base.multipliers is not None, base, v, u))
+        self._int8 = _Rows(int8, kernel, device) if int8 else None
+        self._packed = _Rows(packed, kernel, device) if packed else None
         # Only one product, whose rows are the outputs in their order.
         self._direct = all(m.u is None for m in maps) and (self._int8 is None or self._packed is None)
         self._maps = maps
@@ -155,9 +147,9 @@ class _TorchLinears:
         return held if self._bias is None else [*held, self._bias]
 
 
-def _side_by_side(published: Sequence[Published]) -> Tensor | None:
+def _side_by_side(published: Sequence[PublishedLinear]) -> Tensor | None:
     """Biases float64 [sum of outs], zeros where a map has none; None without any."""
     if all(p.bias is None for p in published):
         return None
-    parts = [torch.zeros(p.rows) if p.bias is None else p.bias for p in published]
+    parts = [torch.zeros(p.rows) if p.bias is None else torch.from_numpy(p.bias) for p in published]
     return torch.cat(parts).double()

@@ -11,39 +11,18 @@ from torch import Tensor
 
 from efedllm.engine.base import EngineShape
 from efedllm.engine.exact.layer import Attention, ExactLayer, Mlp
-from efedllm.engine.exact.linear import Factors, Int8Rows, Linears, Published
-from efedllm.engine.exact.packed import PackedRows
+from efedllm.engine.exact.linear import Linears
 from efedllm.engine.exact.products import Kernel
 from efedllm.engine.exact.steps import Heads, Norm, steps_for
-from efedllm.engine.tensors import TensorReader
+from efedllm.engine.linear import Table
+from efedllm.engine.tiled import scales_of, values_of
 from efedllm.kernels.matrix import Scratch
 from efedllm.models.architecture import LinearShape, has_head_norms, layer_linears, sliding_window
 from efedllm.models.exact_config import ExactConfig, GatedConfig, Gpt2Config
 from efedllm.models.families import FAMILIES, is_tied
-from efedllm.models.manifest import EMBED_FILE, HEAD_FILE, Manifest, TensorInfo, layer_file
-from efedllm.models.packing import PACKED_BITS
-from efedllm.models.tensorfile import TensorFile, check_layout
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """Embeddings by id or position: `values` of any dtype [rows, hidden], `scales` float32 [rows] when they are
-    int8."""
-
-    values: Tensor
-    scales: Tensor | None
-
-    def rows(self, where: Tensor) -> Tensor:
-        """float32 [n, hidden] of int64 [n]; a new tensor."""
-        picked = self.values[where].to(torch.float32, copy=True)
-        return picked if self.scales is None else picked.mul_(self.scales[where].unsqueeze(1))
-
-    @property
-    def held(self) -> list[Tensor]:
-        return [self.values] if self.scales is None else [self.values, self.scales]
-
-    def to(self, device: str) -> Table:
-        return Table(self.values.to(device), None if self.scales is None else self.scales.to(device))
+from efedllm.models.linear import PublishedLinear, PublishedMatrix, PublishedTensors
+from efedllm.models.manifest import EMBED_FILE, HEAD_FILE, Manifest, layer_file
+from efedllm.models.tensorfile import TensorFile
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +38,9 @@ class ExactModules:
     @property
     def nbytes(self) -> int:
         """Bytes of weights in memory; a tied embedding and head count once."""
-        parts = [*self.layers, self.embed, self.positions, self.norm, self.head]
+        parts = [*self.layers, self.norm, self.head]
         held = [t for part in parts if part is not None for t in part.held]
+        held += [t for table in (self.embed, self.positions) if table is not None for t in table.buffers()]
         return sum({t.data_ptr(): t.nbytes for t in held}.values())
 
 
@@ -93,7 +73,8 @@ class ExactFiles:
         """`device`: where everything read is put, the CPU for the native kernel."""
         self._dir = model_dir
         self._config = config
-        self._loader = _Loader(TensorReader(manifest.tensors_for(shape.lo, shape.hi)), config, shape, kernel, device)
+        tensors = PublishedTensors(manifest.tensors_for(shape.lo, shape.hi))
+        self._loader = _Loader(tensors, config, shape, kernel, device)
         self.shape = shape
 
     def path(self, index: int) -> Path:
@@ -112,6 +93,7 @@ class ExactFiles:
         """What an engine runs beside `layers`, embeddings at the start and norm and head at the end of the model, and
         those."""
         shape, loader, tied = self.shape, self._loader, is_tied(self._config)
+        table: PublishedMatrix | None = None
         embed: Table | None = None
         positions: Table | None = None
         norm: Norm | None = None
@@ -121,25 +103,24 @@ class ExactFiles:
         starts = shape.lo == 0
         if starts or (last and tied):
             with TensorFile(self._dir / EMBED_FILE) as file:
-                embed = loader.table(file, family.embed, shape.vocab)
+                table = loader.table(file, family.embed, shape.vocab)
+                embed = loader.embedding(table)
                 if family.positions is not None:
-                    positions = loader.table(file, family.positions, shape.max_positions)
+                    positions = loader.embedding(loader.table(file, family.positions, shape.max_positions))
         if last:
             with TensorFile(self._dir / HEAD_FILE) as file:
                 norm = loader.norm(file, family.norm, shape.hidden)
                 if tied:
-                    assert embed is not None
-                    assert embed.scales is not None
-                    head = loader.linears([Published(Int8Rows(embed.values, embed.scales), None, None)])
+                    head = loader.linears([PublishedLinear(table)])
                 else:
                     linear = LinearShape(shape.vocab, shape.hidden, False)
-                    head = loader.linears([loader.published(file, family.head, linear)])
+                    head = loader.linears([loader.reader.linear(file, family.head, linear)])
         return ExactModules(layers, embed if starts else None, positions if starts else None, norm, head)
 
 
 @dataclass(frozen=True)
 class _Loader:
-    reader: TensorReader
+    reader: PublishedTensors
     config: ExactConfig
     shape: EngineShape
     kernel: Kernel
@@ -212,48 +193,26 @@ class _Loader:
 
     def _linears(self, file: TensorFile, index: int, *paths: str) -> Linears:
         shapes, prefix = layer_linears(self.config), self._prefix(index)
-        return self.linears([self.published(file, prefix + path, shapes[path]) for path in paths])
+        return self.linears([self.reader.linear(file, prefix + path, shapes[path]) for path in paths])
 
     def _prefix(self, index: int) -> str:
         return FAMILIES[self.config.model_type].layer_prefix(index)
 
-    def linears(self, published: list[Published]) -> Linears:
+    def linears(self, published: list[PublishedLinear]) -> Linears:
         return Linears(published, self.kernel, self.scratch, self.device)
 
     def norm(self, file: TensorFile, path: str, size: int) -> Norm:
-        weight = self.reader.vector(file, f"{path}.weight", size).to(self.device).double()
+        weight = self._vector(file, f"{path}.weight", size)
         if isinstance(self.config, GatedConfig):
             return Norm(weight, float(self.config.rms_norm_eps))
-        bias = self.reader.vector(file, f"{path}.bias", size).to(self.device).double()
+        bias = self._vector(file, f"{path}.bias", size)
         return Norm(weight, float(self.config.layer_norm_epsilon), bias)
 
-    def table(self, file: TensorFile, path: str, rows: int) -> Table:
-        tensor = self.reader.entry(f"{path}.weight", (rows, self.shape.hidden))
-        check_layout(file, tensor)
-        parts = self.reader.parts(file, tensor)
-        return Table(parts[0], parts[1] if tensor.dtype == "int8" else None).to(self.device)
+    def _vector(self, file: TensorFile, name: str, size: int) -> Tensor:
+        return torch.from_numpy(self.reader.vector(file, name, size)).to(self.device).double()
 
-    def published(self, file: TensorFile, path: str, shape: LinearShape) -> Published:
-        """The published form of the linear module named `path`."""
-        tensor = self.reader.entry(f"{path}.weight", (shape.rows, shape.columns))
-        check_layout(file, tensor)
-        bias = self.reader.vector(file, f"{path}.bias", shape.rows) if shape.bias else None
-        return _published(tensor, self.reader.parts(file, tensor), bias)
+    def table(self, file: TensorFile, path: str, rows: int) -> PublishedMatrix:
+        return self.reader.matrix(file, f"{path}.weight", (rows, self.shape.hidden))
 
-
-def _published(tensor: TensorInfo, parts: list[Tensor], bias: Tensor | None) -> Published:
-    """`parts` in hashing order, see TensorInfo."""
-    if tensor.form == "dense":
-        values, scales = parts
-        return Published(Int8Rows(values, scales), None, bias)
-    if tensor.form == "lowrank":
-        u, v, u_scales, v_scales = parts
-        return Published(None, Factors(Int8Rows(u, u_scales), Int8Rows(v, v_scales)), bias)
-    data, multipliers, scales, *factors = parts
-    bits = PACKED_BITS[tensor.dtype]
-    base = PackedRows(data, multipliers, scales, tensor.cols, bits, tensor.group)
-    if not factors:
-        return Published(base, None, bias)
-    u, v, v_scales = factors
-    # Its scale is in v's.
-    return Published(base, Factors(Int8Rows(u, torch.ones(len(u))), Int8Rows(v, v_scales)), bias)
+    def embedding(self, table: PublishedMatrix) -> Table:
+        return Table(values_of(table), scales_of(table)).to(self.device)

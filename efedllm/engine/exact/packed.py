@@ -6,43 +6,20 @@ a = sum_k q_k * (w_k * m_k) is one sum of integers of at most 2^12 * 2^15 * 2^16
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from efedllm.engine.exact.products import IntMatrix, Kernel, check_columns
-from efedllm.models.packing import unpack
-
-
-@dataclass(frozen=True, eq=False)
-class PackedRows:
-    """A packed matrix as published: `data` uint8 [rows, bytes per row] of integers of `bits` bits, `multipliers` int8
-    [rows, ceil(columns / group)], `scales` float32 [rows]."""
-
-    data: Tensor
-    multipliers: Tensor
-    scales: Tensor
-    columns: int
-    bits: int
-    group: int
-
-    @property
-    def rows(self) -> int:
-        return self.data.shape[0]
-
-    def integers(self) -> Tensor:
-        """w_k * m_k, int16 [rows, columns], at most 2^12 in magnitude."""
-        w = torch.from_numpy(unpack(self.data.numpy(), self.columns, self.bits)).to(torch.int16)
-        return w.mul_(self.multipliers.repeat_interleave(self.group, dim=1)[:, : self.columns])
+from efedllm.models.linear import PublishedMatrix
 
 
 class PackedIntMatrix:
     """Packed matrices of one input, one below the other, held the way their kernel wants it."""
 
-    def __init__(self, matrices: Sequence[PackedRows], kernel: Kernel, device: str = "cpu") -> None:
+    def __init__(self, matrices: Sequence[PublishedMatrix], kernel: Kernel, device: str = "cpu") -> None:
         check_columns(matrices[0].columns)
-        integers = torch.cat([matrix.integers() for matrix in matrices])
+        integers = torch.cat([torch.from_numpy(matrix.integers()) for matrix in matrices])
         self._split = kernel not in (Kernel.FLOAT32, Kernel.FLOAT64)
         if self._split:
             # 256 * high + low, high in -16..16: two int8 rows for each.

@@ -23,12 +23,11 @@ from efedllm.engine.exact.load import ExactFiles, ExactModules, load_exact
 from efedllm.engine.exact.products import Kernel, fastest_kernel
 from efedllm.engine.exact.rope import RopeTables, Rotation, make_tables
 from efedllm.engine.exact.steps import Angles, steps_for
-from efedllm.engine.exact.tap import Tap
 from efedllm.engine.memory.budgeted_layers import Room
 from efedllm.engine.memory.layer_streaming import TierReport, check_device, open_tiers, slowdown
 from efedllm.engine.memory.step_memory import Working, widest
 from efedllm.engine.protocol import Float32, Int32, StepItem
-from efedllm.engine.taps import Tapped
+from efedllm.engine.taps import TapCollector, Tapped
 from efedllm.errors import ModelError
 from efedllm.models.exact import check_supported
 from efedllm.models.exact_config import GatedConfig, read_exact_config
@@ -162,12 +161,12 @@ class ExactShardEngine(RangeEngine):
         """As `step`, with the taps of the range's last layer."""
         if not batch:
             return []
-        tap = Tap(self._root, self.hi - 1)
+        tap = TapCollector(self._root, self.hi - 1)
         states = self._step(batch, tap)
         ends = np.cumsum([len(part) for part in states])
         return [Tapped(part, rows) for part, rows in zip(states, np.split(tap.rows, ends[:-1]), strict=True)]
 
-    def _step(self, batch: SequenceOf[StepItem], tap: Tap | None) -> list[Float32]:
+    def _step(self, batch: SequenceOf[StepItem], tap: TapCollector | None) -> list[Float32]:
         if not batch:
             return []
         caches = self._check(batch, ExactCache)
@@ -188,7 +187,9 @@ class ExactShardEngine(RangeEngine):
                 cache.commit(count)
             return [part.numpy() for part in torch.split(states.cpu(), counts)]
 
-    def _run(self, states: Tensor, angles: Angles | None, blocks: list[Block[ExactCache]], tap: Tap | None) -> Tensor:
+    def _run(
+        self, states: Tensor, angles: Angles | None, blocks: list[Block[ExactCache]], tap: TapCollector | None
+    ) -> Tensor:
         """The layers, block by block within each, so that a layer's weights are fetched once for all tokens."""
         last = self.hi - self.lo - 1
 
@@ -230,8 +231,8 @@ class ExactShardEngine(RangeEngine):
     def _embedded(self, ids: npt.NDArray[np.generic], positions: Tensor) -> Tensor:
         table, learned = self._modules.embed, self._modules.positions
         assert table is not None
-        rows = table.rows(torch.from_numpy(ids.astype(np.int64)).to(self._device))
-        return canonical(rows if learned is None else rows.add_(learned.rows(positions)))
+        rows = table(torch.from_numpy(ids.astype(np.int64)).to(self._device))
+        return canonical(rows if learned is None else rows.add_(learned(positions)))
 
     def _states(self, states: npt.NDArray[np.generic]) -> Tensor:
         """Raises ModelError "bad-input" for NaN and infinity, whose conversion to integers differs between machines."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -96,8 +97,8 @@ class Steps(Protocol):
     def canonical(self, y: Tensor) -> tuple[Tensor, bool]:
         """canonical(y), float32, and whether all of it is finite."""
 
-    def tap(self, hidden: Tensor, where: Tensor) -> npt.NDArray[np.uint8]:
-        """hidden [n, width], places int64 [t] -> uint8 [n, 8 + 2 t]: of each row the scale, little-endian float64, and
+    def tap(self, hidden: Tensor, places: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """hidden [n, width], places [t] -> uint8 [n, 8 + 2 t]: of each row the scale, little-endian float64, and
         the integers at those places, little-endian int16."""
 
 
@@ -133,9 +134,9 @@ class TorchSteps:
         out = canonical(y)
         return out, bool(torch.isfinite(out).all())
 
-    def tap(self, hidden: Tensor, where: Tensor) -> npt.NDArray[np.uint8]:
+    def tap(self, hidden: Tensor, places: Sequence[int]) -> npt.NDArray[np.uint8]:
         scale = quantization_scale(hidden)
-        integers = (hidden[:, where.to(hidden.device)] / scale).round_().to(torch.int16)
+        integers = (hidden[:, torch.tensor(places, device=hidden.device)] / scale).round_().to(torch.int16)
         parts = [scale.cpu().numpy().astype("<f8").view(np.uint8), integers.cpu().numpy().astype("<i2").view(np.uint8)]
         return np.concatenate(parts, axis=1)
 
@@ -238,8 +239,8 @@ class NativeSteps:
         out = torch.empty(y.shape)
         return out, bool(self._c.canonical(y.data_ptr(), y.numel(), out.data_ptr()))
 
-    def tap(self, hidden: Tensor, where: Tensor) -> npt.NDArray[np.uint8]:
-        hidden = hidden.contiguous()
+    def tap(self, hidden: Tensor, places: Sequence[int]) -> npt.NDArray[np.uint8]:
+        hidden, where = hidden.contiguous(), torch.tensor(places)
         out = torch.empty((len(hidden), 8 + 2 * len(where)), dtype=torch.uint8)
         self._c.tap(hidden.data_ptr(), *hidden.shape, where.data_ptr(), len(where), out.data_ptr())
         return out.numpy()

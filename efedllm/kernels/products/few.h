@@ -1,6 +1,11 @@
 /* Few tokens: one pass over the weights as they lie in memory. Needs `sum`, for STEP or fewer tokens:
  * sums[t][row] = sum over the tiles of value * activation.
  */
+#ifndef EFL_FEW_H
+#define EFL_FEW_H
+
+#include "layout.h"
+#include "unpack.h"
 
 /* Rows of panels [first, last) for all tokens of `a`: (integer sum * token scale) * row scale. */
 static void few(const matrix *m, const activations *a, const target *to, int64_t first, int64_t last) {
@@ -62,3 +67,5 @@ static void arrange_few(const matrix *m, const int16_t *q, activations *a, char 
             to += wide;
         }
 }
+
+#endif

@@ -1,4 +1,9 @@
 /* ---- float32: sums[t][row * 4 + column % 4] ---- */
+#ifndef EFL_FLOATS_H
+#define EFL_FLOATS_H
+
+#include "layout.h"
+#include "unpack.h"
 
 #if defined(USE_VNNI)
 static inline __attribute__((always_inline)) void fsum(const uint8_t *w, int64_t tiles, const float *x,
@@ -229,3 +234,4 @@ static void expand(const matrix *m, int64_t first, int64_t last, float *out) {
     }
 }
 
+#endif

@@ -5,6 +5,12 @@
  * A sum of products stays below 2^31 while the magnitudes of a row's weights sum to less than 2^31 / Q_MAX. Where the
  * worst weights could exceed that, their magnitudes are summed as they are unpacked, and the columns cut where they must be.
  */
+#ifndef EFL_MANY_H
+#define EFL_MANY_H
+
+#include "layout.h"
+#include "unpack.h"
+
 enum { CUT = 16, MOST_CUTS = BLOCK / CUT, MOST_WEIGHT = INT32_MAX / Q_MAX };
 
 /* Bytes of tiles -> pairs of columns (0, 2), (1, 3) of each four, as int16 [pairs][step], (v - bias) * mult. */
@@ -209,3 +215,5 @@ static void arrange_many(const matrix *m, const int16_t *q, activations *a, char
         }
     }
 }
+
+#endif

@@ -2,8 +2,8 @@
  * in float32. Called through ctypes (native.py), which checks every shape first. No Python, no allocation, no state.
  *
  * This file chooses the instruction set, shares out rows to threads and puts whole linear maps together; the loops are in
- * plain.c, avx2.c, vnni.c and neon.c, which include few.h, many.h, floats.h and tokens.h; tiles.c has the layout in
- * memory, peak.c a yardstick.
+ * plain.c, avx2.c, vnni.c and neon.c, which include few.h, many.h, floats.h and tokens.h; layout.h has their types, tiles.c
+ * writes the layout in memory, peak.c measures the highest speed of the instructions.
  *
  * Built with -ffp-contract=off: the exact products must not fuse a multiplication with an addition.
  */

@@ -1,4 +1,11 @@
 /* Activations -> int16. */
+#ifndef EFL_TOKENS_H
+#define EFL_TOKENS_H
+
+#include <float.h>
+#include <math.h>
+
+#include "layout.h"
 
 /* q = rint(x / s) with s = max(max|x| / Q_MAX, 2^-400). A token with NaN or infinity gets the scale NaN. */
 static void quantize(const double *x, int64_t n, int16_t *q, double *scale) {
@@ -47,3 +54,5 @@ static void quantize(const double *x, int64_t n, int16_t *q, double *scale) {
     }
     for (; i < n; i++) q[i] = (int16_t)(int32_t)rint(x[i] / s);
 }
+
+#endif

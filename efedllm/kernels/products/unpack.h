@@ -1,4 +1,8 @@
 /* Bit planes of packed integers -> bytes. See tiles.c for the layout. */
+#ifndef EFL_UNPACK_H
+#define EFL_UNPACK_H
+
+#include "layout.h"
 
 INLINE void plane4(const words *p, words *t) {
     for (int j = 0; j < 4; j++) {
@@ -38,3 +42,5 @@ static inline void unpack(const uint8_t *from, int64_t bits, int64_t units, uint
         for (int k = 0; k < 8; k++) ((bytes *)to)[k] = (bytes)t[k] - (uint8_t)(1 << (bits - 1));
     }
 }
+
+#endif
