@@ -1,8 +1,9 @@
-"""What an audit costs beside the decoding that it checks, on one thread, in that thread's processor time.
+"""The processor time of an audit, relative to the decoding that it checks, on one thread.
 
-Two ratios. Compute alone: one prefill with the comparison (on the last hop with every token), against the layers
-decoding (on the last hop with sampling). Whole: all that a verifier does with a leaf once it is fetched, against all
-that the hop does for it, trees, signatures and acknowledgements included. Sockets, disk and the chain are in neither.
+There are two ratios. "compute": one prefill with its comparison (on the last hop also of every token), over the
+decoding of the layers (on the last hop with sampling). "whole": everything that a verifier does with a fetched leaf,
+over everything that the hop does for it, with trees, signatures and acknowledgements. Neither counts sockets, disk or
+chain.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ FORMS: tuple[tuple[str, Form], ...] = (("int8", "int8"), ("int4 with factors of 
 
 @dataclass(frozen=True)
 class Race:
-    """Seconds of two pieces of work, the fastest of the turns; `ratio`: the median over the turns, which alternate."""
+    """Two pieces of work in alternating turns: the fastest seconds of each, and the median ratio of the turns."""
 
     decode_seconds: float
     audit_seconds: float

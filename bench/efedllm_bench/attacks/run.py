@@ -27,7 +27,7 @@ from efedllm_bench.attacks.search.strained_exact import search_exact
 from efedllm_bench.attacks.statistics import Scores, auc, beyond_honest, expected_jobs, wilson
 from efedllm_bench.cheats.catalog import ATTACKS, Attack, ExpectedVerdict, NumericProfile
 from efedllm_bench.fleet.machines import machines
-from efedllm_bench.network.demo import _cpu
+from efedllm_bench.processor import processor_name
 from efedllm_deploy.profile import Profile as NetworkProfile
 
 PROFILES: tuple[NumericProfile, ...] = ("exact", "float")
@@ -104,7 +104,7 @@ def run(options: AttackBench, say: Progress) -> tuple[dict[str, Any], Curves | N
     torch.set_num_threads(1)
     result: dict[str, Any] = {
         "machine": {
-            "cpu": _cpu(),
+            "cpu": processor_name(),
             "cores": os.cpu_count(),
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -14,6 +14,7 @@ import torch
 
 from efedllm.errors import EfedError
 from efedllm_bench.memory import nodes, plots, speed, tables, tiers
+from efedllm_bench.processor import processor_name
 
 PARTS = ("traffic", "speed", "nodes", "tiers", "blocks")
 
@@ -59,16 +60,8 @@ def _text(value: dict[str, Any]) -> str:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
     return {
-        "cpu": model,
+        "cpu": processor_name(),
         "cores": os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 1),
         "last_level_cache_bytes": speed.last_level(),

@@ -28,6 +28,7 @@ from efedllm.settings import Settings
 from efedllm_bench.network.baseline import Baseline
 from efedllm_bench.network.unit_costs import UnitCosts, authentication_us_per_token, measure
 from efedllm_bench.network.wire_bytes import scrape
+from efedllm_bench.processor import processor_name
 from efedllm_client.api import Client
 from efedllm_client.jobs.options import GenerateOptions, RouteOptions
 from efedllm_deploy.layout import GWEI_PER_EFED, NetworkOptions, NodePlacement
@@ -69,7 +70,7 @@ async def run(options: DemoBench, say: Say) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="efedllm-bench-") as folder:
         speed = await _speed(options, Path(folder), say)
     return {
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": {"cpu": processor_name(), "cores": os.cpu_count(), "python": platform.python_version()},
         "options": asdict(options),
         **speed,
         "demo": demo,
@@ -231,13 +232,3 @@ def per_inference(gas: dict[str, int], jobs: int) -> int:
     once, and each of the two nodes posts one batch with all its receipts. Audits cost the same however many there are.
     """
     return round((gas["open session"] + gas["settle"] + 2 * gas["post batch"]) / jobs)
-
-
-def _cpu() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        return platform.processor()
-    return platform.processor()

@@ -15,7 +15,7 @@ from eth_utils.address import to_checksum_address
 from efedllm.chain.artifacts import CONTRACTS, artifact
 from efedllm.chain.codec import Codec
 from efedllm.commitments.hashing import keccak
-from efedllm.commitments.messages import Domain
+from efedllm.commitments.messages import Domain, SignedCommit
 from efedllm.errors import ChainError
 from efedllm_bench.trust.committee import Said
 from efedllm_bench.trust.rule import Rule
@@ -108,6 +108,20 @@ class Network:
             keccak(b"shard"),
             "https://node.example",
         )
+
+    def set_signer(self, node: str, signer: str) -> None:
+        """Let `signer` sign for a registered node; its price becomes 1 wei."""
+        self.send(node, "NodeRegistry", "update", 1, signer)
+
+    def prove_equivocation(self, accuser: str, node: str, first: SignedCommit, second: SignedCommit) -> tuple[int, int]:
+        """(slashed, reward of the accuser), wei. Raises ChainError where the contract refuses the proof."""
+        shown = [part for signed in (first, second) for part in (signed.commit, signed.signature)]
+        slashed, reward = self.send(accuser, "DisputeGame", "proveEquivocation", node, *shown)
+        return int(slashed), int(reward)
+
+    def balance_of(self, who: str) -> int:
+        """Tokens, wei."""
+        return int(self.call("EfedToken", "balanceOf", who))
 
     def take_seat(self, verifier: str) -> None:
         self.send(verifier, self.home_of("takeSeat"), "takeSeat")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from efedllm_bench.processor import processor_name
 from efedllm_bench.trust import capture, experiments, games
 from efedllm_bench.trust.experiments import Say
 from efedllm_bench.trust.history import Comparison
@@ -108,7 +107,4 @@ def captures(count: int, say: Say) -> list[dict[str, Any]]:
 
 def machine() -> dict[str, Any]:
     """Facts of this machine that a reader needs; no names."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": sys.version.split()[0], "numpy": np.__version__}
+    return {"cpu": processor_name(), "cores": os.cpu_count(), "python": sys.version.split()[0], "numpy": np.__version__}

@@ -1,7 +1,7 @@
-"""Two commitments of one node for one job and hop (15), told to the next hop and to the batch.
+"""A node signs two commitments for one job and hop (15): one for its batch, another for the next hop.
 
-A verifier's own search finds them, with a neighbour that answers as a node does but in this process; the compiled
-DisputeGame judges them in an in-process EVM, in which the node is staked and registered.
+The search of a verifier finds both; its neighbour answers in this process. The compiled DisputeGame judges them in an
+EVM in this process, where the node is staked and registered.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ class NextHop:
 
 
 def played(lab: Lab, job: LabJob) -> str:
-    """What becomes of a liar, of an honest node and of a neighbour that makes something up: "slashed" when the first
-    alone loses half its stake, the accuser gets its share, and the liar is excluded.
+    """Accuse a node that signed two commitments, an honest node, and a node about which its neighbour lies.
+
+    Returns "slashed" where the first alone loses its share of the stake and is excluded, and the accuser is paid; else
+    what is wrong.
     """
     profile = Profile.load("local")
     net = Network(profile, LAYERS)
@@ -55,7 +57,7 @@ def played(lab: Lab, job: LabJob) -> str:
     for node, key in ((LIAR, SIGNERS[HOP]), (NEIGHBOUR, SIGNERS[HOP + 1])):
         net.stake(node, stake)
         net.register(node, LAYERS)
-        net.send(node, "NodeRegistry", "update", 1, key.address)
+        net.set_signer(node, key.address)
     net.move_to(2, COMMIT)
     domain = net.efl_domain
     batched = _signed(domain, lab.commit(job, HOP), SIGNERS[HOP])
@@ -72,7 +74,7 @@ def played(lab: Lab, job: LabJob) -> str:
         return "a wrong proof is taken"
     slashed, reward = _prove(net, proof)
     cost, share = profile.disputes.slash_bps, profile.disputes.reward_bps
-    paid = int(net.call("EfedToken", "balanceOf", ACCUSER))
+    paid = net.balance_of(ACCUSER)
     right = (slashed, reward, paid) == (stake * cost // 10_000, slashed * share // 10_000, reward)
     kept = (net.stake_of(LIAR)[0], net.stake_of(NEIGHBOUR)[0]) == (stake - slashed, stake)
     standing = net.standing(LIAR) == EXCLUDED != net.standing(NEIGHBOUR)
@@ -97,9 +99,7 @@ def _signed(domain: Domain, commit: HopCommit, key: Signer) -> SignedCommit:
 
 def _prove(net: Network, proof: Equivocation) -> tuple[int, int]:
     """(slashed, reward), wei. Raises ChainError where the contract refuses."""
-    shown = [part for signed in (proof.first, proof.second) for part in (signed.commit, signed.signature)]
-    slashed, reward = net.send(ACCUSER, "DisputeGame", "proveEquivocation", proof.node, *shown)
-    return int(slashed), int(reward)
+    return net.prove_equivocation(ACCUSER, proof.node, proof.first, proof.second)
 
 
 def _refused(net: Network, proof: Equivocation) -> bool:
@@ -111,5 +111,5 @@ def _refused(net: Network, proof: Equivocation) -> bool:
 
 
 def _crossed(proof: Equivocation) -> Equivocation:
-    """One of the commitments under the other's signature."""
+    """The second commitment with the signature of the first."""
     return replace(proof, second=SignedCommit(proof.second.commit, proof.first.signature))

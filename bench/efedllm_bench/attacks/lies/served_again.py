@@ -1,5 +1,7 @@
-"""One hop of a finished job served again as a node serves it, and audited again as a verifier audits it: what either
-computes, hashes, signs and checks, without sockets and disk."""
+"""One hop of a finished job, served again by the code of a node and audited again by the code of a verifier.
+
+Both compute, hash, sign and check as in production, without sockets and disk, so that their time can be measured.
+"""
 
 from __future__ import annotations
 

@@ -1,13 +1,15 @@
 """Perturbations inside the tolerance, aimed at tokens by projected gradient ascent (9).
 
-A hop may move each of its rows by as much as the statistic passes. The last hop's rows decide one token each, so that
-every row is searched by itself. All hops together move every row up to the position in question, each within its own
-limit, on top of what the moved rows before it give; that is searched position by position, beginning with those where
-another token is nearly as likely, until the lead of the likeliest is BEYOND times what any search gained. One step
-tells how far a token is: more are made where it gains the lead over BEYOND.
+The statistic lets a hop move each of its rows by a limited length. Two searches use that length:
 
-Gradients flow through the published weights (`differentiable`). What a search found is then computed by the engines of
-nodes, committed, and judged by the verifier's own code like any other hop.
+- The last hop alone. One of its rows decides one token, so each row is searched by itself.
+- All hops together. Every hop moves all rows up to the position searched, each within its own limit. Positions are
+  searched one by one, in ascending order of the lead of the likeliest token over another. The search ends where that
+  lead is BEYOND times the largest gain so far. The first gradient step estimates the gain; more steps follow only
+  where the lead is below BEYOND times that estimate.
+
+Gradients flow through the published weights (`differentiable`). The engines of nodes then compute the rows that a
+search found, and the verifier's code judges them like any other hop.
 """
 
 from __future__ import annotations
@@ -51,9 +53,11 @@ FEWEST = 8
 
 @dataclass(frozen=True)
 class Reach:
-    """One search for one token at one position. lead: of the likeliest token over it, in logits, which are nats between
-    two tokens; first: what one step gained on the lead; gain: what the best step did; flipped: whether the audit
-    passes with the other token."""
+    """One search for one token at one position.
+
+    lead: of the likeliest token over this one, in logits (differences of logits are nats); first: reduction of the lead
+    by the first step; gain: reduction by the best step; flipped: whether the audit passes with this token.
+    """
 
     lead: float
     first: float
@@ -63,8 +67,11 @@ class Reach:
 
 @dataclass(frozen=True)
 class Descent:
-    """What the searches came to. `positions`: all that were looked at; `flips`: those whose token could be replaced;
-    `by_tokens_alone`: of them those where an audit lets the other token pass with no row moved."""
+    """The results of all searches.
+
+    positions: searched; flips: positions whose token could be replaced; by_tokens_alone: those of them where an audit
+    passes with the other token although no row was moved; accused: failed audits of `audits`.
+    """
 
     positions: int
     reached: tuple[Reach, ...]

@@ -1,10 +1,10 @@
-"""Inputs on which honest machines stray most (24), found by search, and what a verifier makes of the honest there.
+"""A search for inputs on which honest machines differ most (24), and the verifier's judgement of honest nodes there.
 
-Rows of a later hop are whatever the node before it sends. Two searches make them: descent towards rows that a layer
-nearly cancels, through the hop's own weights, and evolution over mixtures, scales, outliers, sparse and equal rows, in
-which descent is one of the mutations. Token ids are searched by exchanging a few at a time. All of it is drawn from
-hashes. An input is as strained as the largest statistic between ways of computing that are all honest: at once, in
-pieces, one position at a time, with the textbook's attention.
+A later hop reads the rows that the node before it sends. Two searches make such rows: gradient descent, through the
+weights of the hop, towards rows that a layer nearly cancels; and evolution over mixtures, scales, outliers, sparse and
+equal rows, with descent as one of the mutations. A third search exchanges a few token ids at a time. All random choices
+come from hashes. The strain of an input is the largest statistic between honest ways to compute it: at once, in pieces,
+one position at a time, with the textbook's attention.
 """
 
 from __future__ import annotations
