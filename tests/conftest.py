@@ -18,7 +18,7 @@ from efedllm.chain import Chain
 from efedllm_deploy.chain_programs import Kind
 from efedllm_deploy.local import chain_command, free_port
 from efedllm_deploy.process import tie_to_parent
-from efedllm_deploy.profile import Profile
+from efedllm_deploy.profile import ClockSection, Profile
 from tests.live_network import LiveNetwork
 
 _START_SECONDS = 60.0
@@ -77,6 +77,13 @@ def anvil(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def _deployment(ganache: str, tmp_path_factory: pytest.TempPathFactory) -> LiveNetwork:
     out = tmp_path_factory.mktemp("deployments")
     return LiveNetwork.deploy(ganache, Profile.load("local"), out)
+
+
+@pytest.fixture(scope="session")
+def unhurried(ganache: str, tmp_path_factory: pytest.TempPathFactory) -> LiveNetwork:
+    """The local profile on Ganache. Epochs are so long that no test leaves its part of one, however slow it runs."""
+    profile = Profile.load("local").model_copy(update={"clock": ClockSection(epoch_length=1200)})
+    return LiveNetwork.deploy(ganache, profile, tmp_path_factory.mktemp("unhurried"))
 
 
 @pytest_asyncio.fixture

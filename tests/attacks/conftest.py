@@ -10,10 +10,7 @@ import torch
 
 from efedllm_bench.attacks.lab import Lab, prompts
 from efedllm_bench.cheats.catalog import NumericProfile
-from efedllm_deploy.profile import ClockSection
-from efedllm_deploy.profile import Profile as NetworkProfile
 from tests.attacks.measured import published, tolerance
-from tests.live_network import LiveNetwork
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -44,11 +41,3 @@ def lab(request: pytest.FixtureRequest) -> Lab:
     found = request.getfixturevalue(f"{request.param}_lab")
     assert isinstance(found, Lab)
     return found
-
-
-@pytest.fixture(scope="session")
-def unhurried(ganache: str, tmp_path_factory: pytest.TempPathFactory) -> LiveNetwork:
-    """The local profile with epochs that no test outlives."""
-    profile = NetworkProfile.load("local").model_copy(update={"clock": ClockSection(epoch_length=1200)})
-    out = tmp_path_factory.mktemp("attacks")
-    return LiveNetwork.deploy(ganache, profile, out)

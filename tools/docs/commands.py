@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any
 
 import typer
 
-from efedllm_client.cli.main import GROUP, build
+from efedllm_client.cli.main import build
 from tools.docs.markdown import cell, code
 
 # The end of an option's help: what Typer adds about its default, whether it is required, and its bounds.
@@ -45,15 +44,12 @@ class Command:
 
 def commands() -> Iterator[Command]:
     """All commands of `efedllm`, sorted by their first word, then as the command lists them."""
-    offered = {entry.name for entry in entry_points(group=GROUP)}
-    first_words = sorted(_root("").commands)
-    for word in first_words:
-        root = _root(word if word in offered else "")
-        yield from _below(("efedllm", word), root.commands[word], None)
+    for word in sorted(_root("").commands):
+        yield from _below(("efedllm", word), _root(word).commands[word], None)
 
 
 def _root(called: str) -> Any:
-    """The Click group for a command line that begins with `called`: of the other roles it holds that one alone."""
+    """The Click group for a command line that begins with `called`, the only command that is loaded."""
     return typer.main.get_command(build([called] if called else []))
 
 

@@ -15,7 +15,7 @@ from efedllm.commitments.messages import Envelope
 from efedllm.commitments.signing import Signer
 from efedllm_bench.attacks.lab import DOMAIN, SIGNERS, Lab, LabJob, rewritten
 from efedllm_bench.attacks.lies.judges import commit_fault, refusal
-from efedllm_verifier.audit import hashes_to
+from efedllm_verifier.leaf_audit import hashes_to
 from efedllm_verifier.neighbour_checks import unsigned_positions
 
 STRANGER = Signer(keccak(b"stranger"))
