@@ -13,6 +13,7 @@ from rich.table import Table
 
 from efedllm import logs
 from efedllm.chain.amounts import format_amount, parse_amount
+from efedllm.cli import DeploymentFile, Json, Keystore, PasswordFile, RpcUrl
 from efedllm.settings import Device, LocalMember, Settings, local_members
 from efedllm.sizes import parse_size
 
@@ -26,12 +27,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 # Without --home, below the programs' common home.
 SUBDIRECTORY = "verifier"
 
-RpcUrl = Annotated[str | None, typer.Option("--rpc", help="RPC address of the chain.", metavar="URL")]
-DeploymentFile = Annotated[Path | None, typer.Option("--deployment", help="File that `efedllm deploy` wrote.")]
-Keystore = Annotated[Path | None, typer.Option("--keystore", help="Encrypted wallet file.")]
-PasswordFile = Annotated[Path | None, typer.Option("--password-file", help="File with the wallet's password.")]
 Home = Annotated[Path | None, typer.Option("--home", help="Directory for records, reports and weights.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def _settings(
