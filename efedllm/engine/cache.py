@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from efedllm.errors import ModelError
-
-_BLOCK = 64
+from efedllm.engine.positions import CachedPositions
 
 
-class KVCache:
+class KVCache(CachedPositions):
     """Keys and values, float32 [layers, kv heads, capacity, head dim] each; grows by doubling, in blocks of 64
     positions.
 
@@ -19,14 +17,9 @@ class KVCache:
     """
 
     def __init__(self, layers: int, kv_heads: int, head_dim: int, device: str = "cpu") -> None:
+        super().__init__()
         self._keys = torch.empty(layers, kv_heads, 0, head_dim, dtype=torch.float32, device=device)
         self._values = torch.empty_like(self._keys)
-        self._length = 0
-
-    @property
-    def length(self) -> int:
-        """Committed positions."""
-        return self._length
 
     @property
     def nbytes(self) -> int:
@@ -49,8 +42,7 @@ class KVCache:
 
     def _capacity(self, count: int) -> int:
         """Positions there is room for after `reserve(count)`."""
-        needed, capacity = self._length + count, self._keys.shape[2]
-        return capacity if needed <= capacity else -(-max(needed, 2 * capacity) // _BLOCK) * _BLOCK
+        return self._grown_capacity(count, self._keys.shape[2])
 
     def _grown(self, old: Tensor, capacity: int) -> Tensor:
         layers, heads, _, dim = old.shape
@@ -69,17 +61,3 @@ class KVCache:
         self._keys[slot, :, start:end] = key
         self._values[slot, :, start:end] = value
         return self._keys[slot, :, :end], self._values[slot, :, :end]
-
-    def commit(self, count: int) -> None:
-        """Count the `count` positions every layer has appended."""
-        self._length += count
-
-    def truncate(self, length: int) -> None:
-        """Keep the first `length` positions. Raises ModelError "bad-position" unless 0 <= length <= self.length."""
-        if not 0 <= length <= self._length:
-            raise ModelError(
-                "bad-position",
-                f"Cannot go back to position {length} of a sequence of {self._length}.",
-                "Replay the sequence from its beginning.",
-            )
-        self._length = length

@@ -7,9 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from efedllm.errors import ModelError
-
-_BLOCK = 64
+from efedllm.engine.positions import CachedPositions
 
 
 class CachedLayer(NamedTuple):
@@ -22,13 +20,13 @@ class CachedLayer(NamedTuple):
     value_scales: Tensor
 
 
-class ExactCache:
+class ExactCache(CachedPositions):
     """Half the memory of the float cache. Layers write during a step; positions count only after `commit`, so a step
     that fails half-way leaves the sequence as it was.
     """
 
     def __init__(self, layers: int, kv_heads: int, head_dim: int, device: str = "cpu") -> None:
-        self._length = 0
+        super().__init__()
         numbers = (layers, kv_heads, 0, head_dim)
         self._arrays = (
             torch.empty(numbers, dtype=torch.int16, device=device),
@@ -36,11 +34,6 @@ class ExactCache:
             torch.empty(numbers[:3], dtype=torch.float64, device=device),
             torch.empty(numbers[:3], dtype=torch.float64, device=device),
         )
-
-    @property
-    def length(self) -> int:
-        """Committed positions."""
-        return self._length
 
     @property
     def nbytes(self) -> int:
@@ -64,8 +57,7 @@ class ExactCache:
 
     def _capacity(self, count: int) -> int:
         """Positions there is room for after `reserve(count)`."""
-        needed, capacity = self._length + count, self._arrays[0].shape[2]
-        return capacity if needed <= capacity else -(-max(needed, 2 * capacity) // _BLOCK) * _BLOCK
+        return self._grown_capacity(count, self._arrays[0].shape[2])
 
     def _grown(self, old: Tensor, capacity: int) -> Tensor:
         new = torch.empty((*old.shape[:2], capacity, *old.shape[3:]), dtype=old.dtype, device=old.device)
@@ -86,17 +78,3 @@ class ExactCache:
         for array, part in zip(self._arrays, (keys, values, key_scales, value_scales), strict=True):
             array[slot, :, start:end] = part
         return CachedLayer(*(array[slot, :, :end] for array in self._arrays))
-
-    def commit(self, count: int) -> None:
-        """Count the `count` positions every layer has written."""
-        self._length += count
-
-    def truncate(self, length: int) -> None:
-        """Keep the first `length` positions. Raises ModelError "bad-position" unless 0 <= length <= self.length."""
-        if not 0 <= length <= self._length:
-            raise ModelError(
-                "bad-position",
-                f"Cannot go back to position {length} of a sequence of {self._length}.",
-                "Replay the sequence from its beginning.",
-            )
-        self._length = length
