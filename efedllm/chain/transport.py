@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 
 from efedllm.chain.artifacts import artifact
@@ -17,6 +16,9 @@ from efedllm.chain.reverts import decode_revert
 from efedllm.chain.sender import Receipt, Sender
 from efedllm.chain.types import ChainEvent, ChainTime, TxResult, chain_time
 from efedllm.errors import ChainError
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
 
 # eth_getLogs is refused by many servers beyond some ten thousand blocks.
 LOG_CHUNK = 5000

@@ -320,9 +320,10 @@ async def test_an_invented_token_of_a_route_that_breaks_off_is_noticed_on_the_ne
 
 
 async def doubted(client: Client, newcomer: str) -> tuple[JobContext, ModelTokenizer, list[Candidate]]:
-    """As `bought_at`, with candidates of whom everybody but `newcomer` is trusted."""
+    """As `bought_at`, with candidates that are alike, but everybody except `newcomer` is trusted."""
     context, tokenizer, candidates = await bought_at(client, retries=0)
-    return context, tokenizer, [replace(c, trust_ppm=0 if c.address == newcomer else 900_000) for c in candidates]
+    alike = [replace(c, latency_ms=1.0, queue=0, trust_ppm=900_000) for c in candidates]
+    return context, tokenizer, [replace(c, trust_ppm=0) if c.address == newcomer else c for c in alike]
 
 
 async def test_a_newcomer_is_tried_and_one_that_fails_costs_no_attempt(network: LocalNetwork, client: Client) -> None:

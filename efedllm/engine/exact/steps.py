@@ -136,7 +136,7 @@ class TorchSteps:
 
     def tap(self, hidden: Tensor, places: Sequence[int]) -> npt.NDArray[np.uint8]:
         scale = quantization_scale(hidden)
-        integers = (hidden[:, torch.tensor(places, device=hidden.device)] / scale).round_().to(torch.int16)
+        integers = (hidden[:, torch.tensor(places).to(hidden.device)] / scale).round_().to(torch.int16)
         parts = [scale.cpu().numpy().astype("<f8").view(np.uint8), integers.cpu().numpy().astype("<i2").view(np.uint8)]
         return np.concatenate(parts, axis=1)
 
