@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from eth_utils.address import to_checksum_address
 
@@ -193,10 +193,6 @@ class Readers:
             if error.code == "rpc-down":
                 raise
             return await read("latest")
-
-    async def call_at(self, contract: str, fn: str, *args: Any, block: int) -> Any:
-        """`read_at` for an untyped call."""
-        return await self.read_at(block, lambda tag: self.transport.call(contract, fn, *args, block=tag))
 
     async def audit_rate(self, epoch: int, node: str) -> int:
         """Share of the node's leaves to audit, ppm, as of the block that fixed the epoch's seed.

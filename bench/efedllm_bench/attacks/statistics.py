@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,8 +104,3 @@ def roc(honest: Scores, attack: Scores) -> tuple[list[float], list[float]]:
 def beyond_honest(honest: Scores, attack: Scores) -> float:
     """Share of the attack's samples above every honest one."""
     return float(np.mean(attack > honest.max()))
-
-
-def audited_shares(rate_ppm: int, leaves: Sequence[bytes], seed: bytes) -> float:
-    """Share of `leaves` that the epoch's lot takes."""
-    return sum(is_sampled(seed, leaf, rate_ppm) for leaf in leaves) / len(leaves)
